@@ -1,0 +1,413 @@
+"""The schema of a config: every key, its default and its checks.
+
+`configs/*.py` edit a locked `ml_collections.ConfigDict` made from `Config()`; `resolve` turns the
+result into these frozen dataclasses, and everything below `main.py` reads only those. Zero means
+"off" or "no limit" where a key says so, so that every key has one type on the command line.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from owl_det.errors import ConfigError
+
+# --- model ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTowerConfig:
+    """A CLIP vision transformer: pre-norm, class token, quick-GELU."""
+
+    patch_size: int = 32
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_width: int = 3072
+    droplayer_rate: float = 0.2  # of the last layer; ramps linearly from 0 (first layer)
+    dropout_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTowerConfig:
+    """A CLIP text transformer: causal, pooled at the end token."""
+
+    vocabulary_size: int = 49408
+    num_positions: int = 16
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    mlp_width: int = 2048
+    droplayer_rate: float = 0.1
+    dropout_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The detector: two towers and per-token heads."""
+
+    image_size: int = 768  # side of the padded square, pixels
+    embedding_dim: int = 512  # of class embeddings and query embeddings
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
+    head_activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "gelu_tanh"
+    norm_epsilon: float = 1e-5
+    merge_norm_epsilon: float = 1e-6  # of the norm after the class token is merged in
+    box_bias: Literal["both", "location", "none"] = "both"
+    class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
+    attention: Literal["xla", "cudnn"] = "xla"
+    remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
+    scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How pixels become the model's input. Travels with every checkpoint."""
+
+    resize: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's kernels, antialiased
+    pad_value: float = 0.5  # of the [0, 1] image, at the bottom and right
+    mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """OWLv2's training efficiency. Off at inference."""
+
+    token_drop_rate: float = 0.0  # share of patches dropped, least pixel variance first
+    token_drop_noise: float = 0.01  # uniform noise added to the [0, 1] image before the variance
+    instance_top_k: int = 0  # tokens kept by objectness for heads and losses; 0 = all
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    focal_alpha: float = 0.3
+    focal_gamma: float = 2.0
+    class_weight: float = 1.0  # weights of the loss and of the matching cost
+    l1_weight: float = 1.0
+    giou_weight: float = 1.0
+    objectness_weight: float = 1.0
+
+
+# --- data ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesWorldSource:
+    """Images drawn from a seed: the embedded data set."""
+
+    kind: Literal["shapes_world"] = "shapes_world"
+    weight: float = 1.0
+    split: Literal["train", "test"] = "train"
+    image_size: int = 64
+    num_images: int = 8192
+    annotated_fraction: float = 1.0  # federated: share of base names annotated in each image
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoSource:
+    """COCO JSON (and LVIS JSON, whose federated fields are honoured)."""
+
+    kind: Literal["coco"] = "coco"
+    weight: float = 1.0
+    path: str = ""  # root folder; empty = data.path
+    annotations: str = "annotations.json"  # relative to the root
+    images: str = "images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocSource:
+    """A folder of Pascal VOC XML files beside a folder of images."""
+
+    kind: Literal["voc"] = "voc"
+    weight: float = 1.0
+    path: str = ""
+    annotations: str = "Annotations"
+    images: str = "JPEGImages"
+    split_list: str = ""  # text file of stems, relative to the root; empty = every XML file
+    names: tuple[str, ...] = ()  # class names; empty = those that occur in any XML file
+    queries: tuple[str, ...] = ()  # what to ask for each name; empty = the names themselves
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloSource:
+    """YOLO txt labels: one `class cx cy w h` line a box, relative to the image."""
+
+    kind: Literal["yolo"] = "yolo"
+    weight: float = 1.0
+    path: str = ""
+    labels: str = "labels"
+    images: str = "images"
+    names: tuple[str, ...] = ()  # class names by index; empty = read from data.yaml or classes.txt
+
+
+@dataclass(frozen=True, kw_only=True)
+class TfdsSource:
+    """A TensorFlow Datasets detection builder, prepared as array_record (random access)."""
+
+    kind: Literal["tfds"] = "tfds"
+    weight: float = 1.0
+    path: str = ""  # TFDS data directory; empty = data.path
+    builder: str = "coco/2017"
+    split: str = "train"
+
+
+Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Training augmentation, in this order: merge, crop, flip, mosaic."""
+
+    merge_iou: float = 0.0  # merge instances that overlap at least so much; 0 = off
+    crop_probability: float = 0.0
+    crop_min_area: float = 0.33  # of the image
+    crop_keep: float = 0.6  # a box stays if so much of its area stays
+    flip: bool = False
+    mosaic_sizes: tuple[int, ...] = (1,)  # grid sides
+    mosaic_probabilities: tuple[float, ...] = (1.0,)
+    tile_scale_min: float = 1.0  # a tile's image is resized to U(min, 1) of the tile
+    photometric: float = 0.0  # largest relative change of brightness and contrast; 0 = off
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    path: str = ""  # root of the data set, for every source that names none of its own
+    train: dict[str, Source] = field(default_factory=dict)
+    eval: dict[str, Source] = field(default_factory=dict)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    max_instances: int = 100
+    max_queries: int = 100  # of one image or mosaic
+    max_distinct_queries: int = 0  # of one data shard's batch; 0 = no limit
+    min_queries: int = 50  # pseudo-negatives are added up to here
+    train_prompts: Literal["none", "clip"] = "clip"
+    eval_prompts: Literal["none", "clip_best7"] = "clip_best7"
+    shuffle_labels: bool = False  # control: labels point at random queries
+    num_workers: int = 0  # threads that make examples; 0 = one per core
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """Gradient clipping. Per-example scopes clip each example's gradient before the mean."""
+
+    scope: Literal["none", "global", "shared_text", "exact"] = "shared_text"
+    norm: float = 1.0
+    microbatch: int = 1  # examples per data shard whose gradients are held at once (per example)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    kind: Literal["adam", "adafactor", "sgd"] = "adam"
+    learning_rate: float = 5e-5  # image tower and heads
+    text_learning_rate: float = 2e-6
+    frozen: tuple[str, ...] = ()  # path patterns (regex) of parameters that do not move
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    clip: ClipConfig = field(default_factory=ClipConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    kind: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
+    warmup_steps: int = 1000
+    timescale: int = 10_000  # of inverse_sqrt
+    cooldown_steps: int = 0  # linear to 0 over the last steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Device mesh; one of the three may be -1 (all remaining devices)."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep: int = 2
+    init_from: str = ""  # workdir or checkpoint whose parameters start the training
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    every_steps: int = 0  # 0 = only after the last step
+    batch_size: int = 0  # 0 = batch_size of training
+    top_k: int = 300  # query-box pairs kept per image
+    max_images: int = 0  # per data set; 0 = all
+    num_pictures: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    every_steps: int = 50
+    profile_start: int = 0  # step at which a profile starts
+    profile_steps: int = 0  # 0 = no profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    name: str = "unnamed"
+    seed: int = 0
+    batch_size: int = 256  # images (or mosaics) per step, over all devices
+    num_steps: int = 1000
+    model: ModelConfig = field(default_factory=ModelConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+
+# --- resolving -----------------------------------------------------------------------------------
+
+
+def resolve(tree: Mapping[str, Any]) -> Config:
+    """Builds a checked `Config` from a nested mapping.
+
+    Missing keys take their defaults. Raises `ConfigError`, naming the key, on an unknown key, a
+    wrong type, a value out of range, or values that contradict each other.
+    """
+    config = _build(Config, tree, "config")
+    _check(config)
+    return config
+
+
+def from_json(text: str) -> Config:
+    """Reads what `to_json` wrote."""
+    return resolve(json.loads(text))
+
+
+def to_json(config: Any) -> str:
+    return json.dumps(dataclasses.asdict(config), indent=2)
+
+
+def digest(value: Any) -> str:
+    """Twelve hex digits that change with any field of a dataclass (or JSON value)."""
+    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _build(schema: Any, value: Any, path: str) -> Any:
+    """Converts `value` to `schema`, a type annotation of this file."""
+    origin, args = typing.get_origin(schema), typing.get_args(schema)
+    if dataclasses.is_dataclass(schema):
+        return _build_dataclass(schema, value, path)
+    if origin in (typing.Union, types.UnionType):
+        return _build_by_kind(args, value, path)
+    if origin is Literal:
+        if value not in args:
+            raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{path}: expected a list, got {_describe(value)}")
+        return tuple(_build(args[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{path}: expected a mapping, got {_describe(value)}")
+        return {key: _build(args[1], item, f"{path}.{key}") for key, item in value.items()}
+    if schema is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not schema:
+        raise ConfigError(f"{path}: expected {schema.__name__}, got {_describe(value)}")
+    if schema is float and not math.isfinite(value):
+        raise ConfigError(f"{path}: expected a finite number, got {value}")
+    return value
+
+
+def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: expected a group of keys, got {_describe(value)}")
+    hints = typing.get_type_hints(schema)
+    for key in value:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"; did you mean {path}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            raise ConfigError(f"{path}.{key}: no such key{hint}")
+    return schema(**{key: _build(hints[key], item, f"{path}.{key}") for key, item in value.items()})
+
+
+def _build_by_kind(schemas: tuple[Any, ...], value: Any, path: str) -> Any:
+    by_kind = {schema.kind: schema for schema in schemas}
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if kind not in by_kind:
+        raise ConfigError(f"{path}.kind: {kind!r} is not one of {', '.join(by_kind)}")
+    return _build_dataclass(by_kind[kind], value, path)
+
+
+def _describe(value: Any) -> str:
+    return f"{type(value).__name__} {value!r}"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check(config: Config) -> None:
+    """Checks across fields; each message names the key to change."""
+    model, data, augment = config.model, config.data, config.data.augment
+    for key in ("batch_size", "num_steps"):
+        _require(getattr(config, key) > 0, f"config.{key}: must be positive")
+    for name, tower in (("image", model.image), ("text", model.text)):
+        _require(
+            tower.width % tower.num_heads == 0,
+            f"config.model.{name}.num_heads: {tower.num_heads} does not divide width {tower.width}",
+        )
+    _require(
+        model.image_size >= model.image.patch_size,
+        "config.model.image_size: smaller than one patch",
+    )
+    for key in ("token_drop_rate", "token_drop_noise"):
+        value = getattr(config.selection, key)
+        _require(0 <= value < 1, f"config.selection.{key}: must be in [0, 1), got {value}")
+    for key in ("data", "fsdp", "tensor"):
+        value = getattr(config.mesh, key)
+        _require(value == -1 or value > 0, f"config.mesh.{key}: must be positive or -1")
+    _require(
+        [config.mesh.data, config.mesh.fsdp, config.mesh.tensor].count(-1) <= 1,
+        "config.mesh: only one axis may be -1",
+    )
+    _require(
+        len(augment.mosaic_sizes) == len(augment.mosaic_probabilities) > 0,
+        "config.data.augment.mosaic_probabilities: one number for each of mosaic_sizes",
+    )
+    _require(
+        all(1 <= size <= 6 for size in augment.mosaic_sizes),
+        "config.data.augment.mosaic_sizes: grid sides go from 1 to 6",
+    )
+    _require(
+        all(p >= 0 for p in augment.mosaic_probabilities) and sum(augment.mosaic_probabilities) > 0,
+        "config.data.augment.mosaic_probabilities: must be non-negative and not all zero",
+    )
+    _require(0 < augment.tile_scale_min <= 1, "config.data.augment.tile_scale_min: in (0, 1]")
+    _require(0 < augment.crop_min_area <= 1, "config.data.augment.crop_min_area: in (0, 1]")
+    _require(bool(data.train), "config.data.train: name at least one source")
+    _require(
+        all(s.weight > 0 for s in data.train.values()), "config.data.train: weights are positive"
+    )
+    _require(
+        data.max_queries >= data.min_queries,
+        f"config.data.max_queries: {data.max_queries} is below min_queries {data.min_queries}",
+    )
+    for key in ("max_instances", "max_queries"):
+        _require(getattr(data, key) > 0, f"config.data.{key}: must be positive")

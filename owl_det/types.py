@@ -1,0 +1,92 @@
+"""The containers that travel between modules, and the letters their axes go by.
+
+    b  images (or mosaics) of a batch      n  tokens of an image, or predictions made from them
+    m  instances of an image (padded)      k  tokens kept for heads and losses (k = n when all are)
+    q  queries of one image (padded)       d  features
+    u  distinct queries of a batch         h w  patch grid, rows and columns
+    t  tiles of a mosaic                   l  text tokens
+
+Boxes are `boxes_cxcywh` (centre, size) or `boxes_xyxy` (corners), relative to the padded square
+unless a name says pixels. Masks are `is_*`, True = real.
+"""
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import jax
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree, UInt8
+
+Params: TypeAlias = dict[str, Any]  # nested: parameter trees as Flax makes them
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One batch; the keys of `data_pipelines.features`, with static shapes."""
+
+    image: UInt8[Array, "b H W 3"]  # padded bottom/right to a square
+    is_example: Bool[Array, " b"]  # False = filler of a last, incomplete batch
+    image_id: Int32[Array, " b"]
+    original_size: Int32[Array, "b 2"]  # height, width of the (single) source image
+    boxes: Float[Array, "b m 4"]  # cxcywh
+    is_instance: Bool[Array, "b m"]
+    is_crowd: Bool[Array, "b m"]
+    instance_labels: Bool[Array, "b m q"]  # multi-hot over this image's queries
+    instance_scores: Float[Array, "b m"]  # 1 for human boxes
+    query_table: Int32[Array, "u l"]  # each distinct query once per data shard
+    query_index: Int32[Array, "b q"]  # into the rows of the image's own data shard
+    is_query: Bool[Array, "b q"]
+    tile_boxes: Float[Array, "b t 4"]  # cxcywh
+    tile_of_instance: Int32[Array, "b m"]
+    tile_image_id: Int32[Array, "b t"]  # -1 = no tile
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Targets:
+    """What one image should be predicted as (the part of `Batch` that losses read)."""
+
+    boxes: Float[Array, "*b m 4"]  # cxcywh
+    is_instance: Bool[Array, "*b m"]  # crowd regions are no instances
+    is_crowd: Bool[Array, "*b m"]
+    labels: Bool[Array, "*b m q"]
+    is_query: Bool[Array, "*b q"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageFeatures:
+    """Per-token features after the class token is merged in, in grid order of the kept tokens."""
+
+    tokens: Float[Array, "*b n d"]
+    token_index: Int[Array, "*b n"]  # position in the full grid, row by row
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """Per-token predictions; `token_index` says which token of the full grid made each."""
+
+    boxes: Float[Array, "*b k 4"]  # cxcywh, in (0, 1)
+    class_logits: Float[Array, "*b k q"]
+    class_embeddings: Float[Array, "*b k d"]  # unit length
+    objectness_logits: Float[Array, "*b k"]
+    token_index: Int[Array, "*b k"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One-to-one matching of predictions and instances, seen from the instances."""
+
+    prediction: Int[Array, "*b m"]  # index of the matched prediction; 0 where there is none
+    is_matched: Bool[Array, "*b m"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    step: Int[Array, ""]
+    params: PyTree
+    opt_state: PyTree
+    key: Key[Array, ""]  # of the run; each step folds its number in
