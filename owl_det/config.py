@@ -62,6 +62,7 @@ class ModelConfig:
     merge_norm_epsilon: float = 1e-6  # of the norm after the class token is merged in
     box_bias: Literal["both", "location", "none"] = "both"
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
+    class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
     attention: Literal["xla", "cudnn"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer

@@ -14,7 +14,7 @@ import dataclasses
 from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, UInt8
 
 Params: TypeAlias = dict[str, Any]  # nested: parameter trees as Flax makes them
 
@@ -89,4 +89,3 @@ class TrainState:
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
-    key: Key[Array, ""]  # of the run; each step folds its number in

@@ -1,0 +1,46 @@
+"""Shapes world on a laptop."""
+
+from configs import base
+from ml_collections import ConfigDict
+
+from owl_det.config import ShapesWorldSource
+
+
+def get_config() -> ConfigDict:
+    config = base.default()
+    config.name = "quickstart"
+    config.batch_size = 32
+    config.num_steps = 3000
+    model = config.model
+    model.image_size = 64
+    model.embedding_dim = 64
+    model.image.patch_size = 8
+    model.image.width = 128
+    model.image.num_layers = 4
+    model.image.num_heads = 4
+    model.image.mlp_width = 512
+    model.image.droplayer_rate = 0.0
+    model.text.width = 64
+    model.text.num_layers = 2
+    model.text.num_heads = 2
+    model.text.mlp_width = 256
+    model.text.droplayer_rate = 0.0
+    model.text.num_positions = 8
+    model.scan_unroll = 4
+    config.loss.l1_weight = 5.0
+    config.loss.giou_weight = 2.0
+    data = config.data
+    base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=100_000))
+    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
+    data.augment.flip = False
+    data.max_instances = 6
+    data.max_queries = 47
+    data.max_distinct_queries = 48
+    data.min_queries = 0
+    data.train_prompts = "none"
+    data.eval_prompts = "none"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.clip.scope = "global"
+    config.schedule.warmup_steps = 100
+    return config

@@ -1,0 +1,148 @@
+"""Packs examples into the fixed shapes of a batch (`owl_det.types.Batch`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from data_pipelines import prompts, query_sets
+from data_pipelines.features import Example
+from data_pipelines.tokenizer import ClipTokenizer
+
+Arrays = dict[str, np.ndarray]
+
+# What was left out of an example, in the order of the `counts` array of a packed example.
+COUNTS = (
+    "unreadable_images",
+    "degenerate_boxes",
+    "tiny_boxes",
+    "dropped_queries",
+    "dropped_instances",
+    "cut_texts",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Static sizes of a batch."""
+
+    max_instances: int
+    max_queries: int
+    min_queries: int
+    max_tiles: int
+    num_positions: int  # of query texts
+
+
+def pack(
+    example: Example,
+    pool: query_sets.Pool,
+    tokenizer: ClipTokenizer,
+    shapes: Shapes,
+    *,
+    prompt_mode: str,
+    shuffle_labels: bool,
+    rng: np.random.Generator,
+) -> Arrays:
+    """One training example as arrays of fixed shape; `query_tokens` are not yet deduplicated.
+
+    With `shuffle_labels` the labels point at random queries of the image: a control that must
+    learn nothing about names.
+    """
+    queries = query_sets.make(
+        example.names,
+        example.negatives,
+        pool,
+        max_queries=shapes.max_queries,
+        min_queries=shapes.min_queries,
+        rng=rng,
+    )
+    labels = queries.labels
+    if shuffle_labels:
+        labels = labels[:, rng.permutation(labels.shape[1])]
+    texts = [prompts.train_prompt(name, prompt_mode, rng) for name in queries.names]
+    arrays = _pack_instances(example, labels, shapes, rng)
+    q = shapes.max_queries
+    arrays["image"] = example.image
+    arrays["is_example"] = np.array(True)
+    arrays["image_id"] = np.array(example.image_id, np.int32)
+    arrays["original_size"] = np.array(example.original_size, np.int32)
+    arrays["query_tokens"] = _padded(tokenizer.encode_all(texts), (q, shapes.num_positions))
+    arrays["is_query"] = _padded(np.ones(len(texts), bool), (q,))
+    t = shapes.max_tiles
+    arrays["tile_boxes"] = _padded(example.tile_boxes_cxcywh, (t, 4))
+    arrays["tile_image_id"] = _padded(example.tile_image_id, (t,), fill=-1)
+    counts = dict(example.counts)
+    counts["dropped_queries"] = queries.num_dropped
+    counts["dropped_instances"] = int(len(example.names) - arrays["instance_scores"].astype(bool).sum())
+    counts["cut_texts"] = sum(not tokenizer.fits(text) for text in texts)
+    arrays["counts"] = np.array([counts.get(name, 0) for name in COUNTS], np.int32)
+    return arrays
+
+
+def _pack_instances(
+    example: Example, labels: np.ndarray, shapes: Shapes, rng: np.random.Generator
+) -> Arrays:
+    """Instances (and crowd regions) that have a label among the queries; a random subset fits."""
+    rows = np.flatnonzero(labels.any(axis=1))
+    if len(rows) > shapes.max_instances:
+        # A random choice, so that no tile of a mosaic loses its labels for coming last.
+        rows = np.sort(rng.permutation(rows)[: shapes.max_instances])
+    m, q = shapes.max_instances, shapes.max_queries
+    is_crowd = example.is_crowd[rows]
+    return {
+        "boxes": _padded(example.boxes_cxcywh[rows], (m, 4)),
+        "is_instance": _padded(~is_crowd, (m,)),
+        "is_crowd": _padded(is_crowd, (m,)),
+        "instance_labels": _padded(labels[rows], (m, q)),
+        "instance_scores": _padded(example.scores[rows], (m,)),
+        "tile_of_instance": _padded(example.tile_of_instance[rows], (m,)),
+    }
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...], fill: int = 0) -> np.ndarray:
+    out = np.full(shape, fill, array.dtype)
+    out[tuple(slice(0, n) for n in array.shape)] = array
+    return out
+
+
+def stack(examples: Sequence[Arrays]) -> Arrays:
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Arrays:
+    """Replaces `query_tokens` by one table of distinct queries for each data shard.
+
+    The table has `max_distinct` rows a shard, or as many as could ever be needed if that is 0.
+    Queries beyond it are masked out of their images and counted as `dropped_queries`; those used
+    as positives come first and are the last to go.
+    """
+    tokens, is_query = batch["query_tokens"], batch["is_query"].copy()
+    b, q, length = tokens.shape
+    per_shard = b // num_shards
+    rows = max_distinct or per_shard * q
+    is_positive = batch["instance_labels"].any(axis=1)
+    table = np.zeros((num_shards, rows, length), np.int32)
+    index = np.zeros((b, q), np.int32)
+    counts = batch["counts"].copy()
+    for shard in range(num_shards):
+        known: dict[bytes, int] = {}
+        images = range(shard * per_shard, (shard + 1) * per_shard)
+        for wanted in (is_positive, ~is_positive):
+            for image in images:
+                for query in np.flatnonzero(is_query[image] & wanted[image]):
+                    key = tokens[image, query].tobytes()
+                    row = known.setdefault(key, len(known))
+                    if row < rows:
+                        table[shard, row] = tokens[image, query]
+                        index[image, query] = row
+                        continue
+                    del known[key]
+                    is_query[image, query] = False
+                    counts[image, COUNTS.index("dropped_queries")] += 1
+    out = {key: value for key, value in batch.items() if key != "query_tokens"}
+    out["query_table"] = table.reshape(num_shards * rows, length)
+    out["query_index"], out["is_query"], out["counts"] = index, is_query, counts
+    # An instance whose every label was masked out is no longer asked for.
+    has_label = (out["instance_labels"] & is_query[:, None, :]).any(axis=-1)
+    out["is_instance"] = out["is_instance"] & has_label
+    return out

@@ -1,0 +1,218 @@
+"""From encoded images to the padded square, and boxes between the two. NumPy and Pillow only.
+
+Training, evaluation and prediction all go through this file, so there is one place where pixels
+and boxes can disagree. An image of height h and width w is resized so that its longer side is the
+side of the square and lies in the square's top left corner; a box in pixels is divided by
+max(h, w) on both axes to become relative to the square.
+"""
+
+import io
+import math
+import struct
+import zlib
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+MAX_PIXELS = 200_000_000  # Pillow itself refuses a little earlier, at 179 million by default
+
+_KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+_TRANSPOSE = {  # EXIF orientation → what undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = (5, 6, 7, 8)
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    EOFError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+class UnreadableImage(ValueError):
+    """An image that is missing, damaged, absurdly large or of a kind that has no 8-bit meaning."""
+
+
+def image_size(image: bytes | UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+    """Height and width in pixels, EXIF orientation applied; of a file only the header is read.
+
+    Raises `UnreadableImage`.
+    """
+    if isinstance(image, np.ndarray):
+        _check_pixels(image)
+        return image.shape[0], image.shape[1]
+    opened = _open(image)
+    width, height = opened.size
+    return (width, height) if _orientation(opened) in _SWAPS_SIDES else (height, width)
+
+
+def decode_image(
+    image: bytes | UInt8[np.ndarray, "h w 3"], draft_size: tuple[int, int] | None = None
+) -> Image.Image:
+    """An upright RGB image.
+
+    EXIF orientation is applied. Transparent pixels are laid over white; 16-bit grey is scaled to
+    8 bits; of an animation the first frame is taken. `draft_size` (width, height of the upright
+    image) lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size, never below `draft_size`;
+    `draft_scale` tells which it was.
+
+    Raises `UnreadableImage` if the file is damaged or truncated, has more than `MAX_PIXELS`
+    pixels (found out before they are decoded), or has floating-point pixels; or if an array is
+    not uint8 [h, w, 3].
+    """
+    if isinstance(image, np.ndarray):
+        _check_pixels(image)
+        return Image.fromarray(image)
+    opened = _open(image)
+    orientation = _orientation(opened)
+    try:
+        if draft_size is not None:
+            width, height = draft_size
+            is_sideways = orientation in _SWAPS_SIDES
+            opened.draft(None, (height, width) if is_sideways else (width, height))
+        decoded = _to_rgb(opened)
+    except _DAMAGED as error:
+        raise UnreadableImage(f"damaged image: {error}") from error
+    if orientation in _TRANSPOSE:
+        decoded = decoded.transpose(_TRANSPOSE[orientation])
+    return decoded
+
+
+def draft_scale(full_size: tuple[int, int], decoded: Image.Image) -> int:
+    """By how much `decode_image` shrank an image of `full_size` (height, width): 1, 2, 4 or 8.
+
+    A pixel of the decoded image spans exactly so many pixels of the file; its size is rounded up.
+    Raises `ValueError` if `decoded` cannot come from an image of that size.
+    """
+    for scale in (1, 2, 4, 8):
+        if decoded.size == (math.ceil(full_size[1] / scale), math.ceil(full_size[0] / scale)):
+            return scale
+    raise ValueError(f"{decoded.size} is no draft of an image of (height, width) {full_size}")
+
+
+def fit_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width after the longer side is resized to `side`; each at least 1 pixel."""
+    scale = side / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    *,
+    resize: Literal["bilinear", "bicubic"],
+    crop: tuple[float, float, float, float] | None = None,
+    flip: bool = False,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Resizes `crop` (xyxy in pixels, fractions allowed; None = all) to `size` (height, width).
+
+    Crop and resize are one antialiased resampling. `flip` mirrors the result left to right.
+    """
+    height, width = size
+    resized = np.asarray(image.resize((width, height), _KERNELS[resize], box=crop))
+    return resized[:, ::-1] if flip else resized
+
+
+def resize_and_pad(
+    image: Image.Image,
+    side: int,
+    *,
+    resize: Literal["bilinear", "bicubic"],
+    pad_value: float,
+    crop: tuple[float, float, float, float] | None = None,
+    flip: bool = False,
+) -> UInt8[np.ndarray, "side side 3"]:
+    """Fits an image, or a crop of it, into the top left corner of a square of `side` pixels.
+
+    The rest is padding: `pad_value` of the [0, 1] image. `crop` and `flip` as in `resize_crop`.
+    """
+    x0, y0, x1, y1 = crop if crop is not None else (0, 0, *image.size)
+    longer = max(x1 - x0, y1 - y0)
+    size = (
+        max(1, round((y1 - y0) * side / longer)),
+        max(1, round((x1 - x0) * side / longer)),
+    )
+    square = padding(side, pad_value)
+    square[: size[0], : size[1]] = resize_crop(image, size, resize=resize, crop=crop, flip=flip)
+    return square
+
+
+def padding(side: int, pad_value: float) -> UInt8[np.ndarray, "side side 3"]:
+    """A square of padding only; `pad_value` is of the [0, 1] image."""
+    return np.full((side, side, 3), round(pad_value * 255), np.uint8)
+
+
+def boxes_to_padded(
+    boxes_xyxy: Float[np.ndarray, "*b 4"], height: int, width: int
+) -> Float32[np.ndarray, "*b 4"]:
+    """Pixel corners in an image of `height` and `width` → cxcywh relative to its padded square."""
+    corners = np.asarray(boxes_xyxy, np.float64) / max(height, width)
+    low, high = corners[..., :2], corners[..., 2:]
+    return np.concatenate([(low + high) / 2, high - low], axis=-1).astype(np.float32)
+
+
+def boxes_from_padded(
+    boxes_cxcywh: Float[np.ndarray, "*b 4"], height: int, width: int
+) -> Float32[np.ndarray, "*b 4"]:
+    """Inverse of `boxes_to_padded`: pixel corners, clipped to the image."""
+    boxes = np.asarray(boxes_cxcywh, np.float64) * max(height, width)
+    centre, half = boxes[..., :2], boxes[..., 2:] / 2
+    corners = np.concatenate([centre - half, centre + half], axis=-1)
+    return np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
+
+
+def _check_pixels(image: np.ndarray) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise UnreadableImage(
+            f"image array: expected uint8 [h, w, 3], got {image.dtype} {list(image.shape)}"
+        )
+
+
+def _open(image: bytes) -> Image.Image:
+    try:
+        opened = Image.open(io.BytesIO(image))
+    except UnidentifiedImageError as error:  # its text names a memory address
+        raise UnreadableImage("not an image of a known format") from error
+    except _DAMAGED as error:
+        raise UnreadableImage(f"damaged image: {error}") from error
+    width, height = opened.size
+    if width * height > MAX_PIXELS or width * height == 0:
+        raise UnreadableImage(f"image of {width} x {height} pixels; the limit is {MAX_PIXELS}")
+    return opened
+
+
+def _orientation(opened: Image.Image) -> int:
+    try:
+        return opened.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DAMAGED:
+        # A broken EXIF block is common on the web and says nothing about the pixels; viewers
+        # show such images as they are stored.
+        return 1
+
+
+def _to_rgb(opened: Image.Image) -> Image.Image:
+    if opened.mode == "F":
+        raise UnreadableImage("floating-point pixels have no defined range; store 8 or 16 bits")
+    if opened.mode.startswith("I"):  # 16-bit grey, which older files and TIFF widen to 32
+        grey = np.clip(np.asarray(opened, np.float64), 0, 65535) / 257
+        return Image.fromarray(np.round(grey).astype(np.uint8)).convert("RGB")
+    if opened.has_transparency_data:
+        over = opened.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return opened.convert("RGB")

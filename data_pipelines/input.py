@@ -1,0 +1,210 @@
+"""Batches for training: a pure function of (seed, number of the example).
+
+`TrainInput.example(i)` makes example `i` from nothing but the config, so its only state is the
+number of the next one: a resumed run, or one on another number of processes, sees the same
+stream. tf.data runs that function in parallel; where TensorFlow is not installed a thread pool
+does, with the same result.
+"""
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines import batching, query_sets, sampling, source, transforms
+from data_pipelines.batching import Arrays
+from data_pipelines.features import Record
+from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.tokenizer import ClipTokenizer
+from owl_det.config import Config
+from owl_det.errors import DataError
+
+MAX_STAND_INS = 16  # tries to replace one unreadable image
+UNREADABLE_SHARE = 0.01  # of a source; more is an error
+
+
+class TrainInput:
+    """The training examples of one config."""
+
+    def __init__(self, config: Config):
+        """Opens all sources. Raises `DataError` if one is missing, malformed or empty."""
+        data = config.data
+        self.config = config
+        self.sources = [source.build(entry, data.path) for entry in data.train.values()]
+        self.mixture = sampling.Mixture(
+            [len(s) for s in self.sources], [s.weight for s in data.train.values()], config.seed
+        )
+        self.pool = query_sets.Pool.of([c for s in self.sources for c in s.categories])
+        self.tokenizer = ClipTokenizer(config.model.text.num_positions)
+        augment = data.augment
+        self.grid_probabilities = np.array(augment.mosaic_probabilities)
+        self.grid_probabilities = self.grid_probabilities / self.grid_probabilities.sum()
+        self.max_tiles = max(augment.mosaic_sizes) ** 2
+        self.shapes = batching.Shapes(
+            max_instances=data.max_instances,
+            max_queries=data.max_queries,
+            min_queries=data.min_queries,
+            max_tiles=self.max_tiles,
+            num_positions=config.model.text.num_positions,
+        )
+        self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
+        self._lock = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        """Of the mixture: resuming on other data is refused by comparing this."""
+        return "+".join(s.version for s in self.sources)
+
+    def example(self, number: int) -> Arrays:
+        """Example `number` of the endless stream, packed.
+
+        An unreadable image is replaced by a stand-in that depends only on its place in the stream.
+        """
+        augment = self.config.data.augment
+        stand_ins: dict[int, int] = {}
+        while True:
+            rng = sampling.example_rng(self.config.seed, number)
+            grid = int(rng.choice(augment.mosaic_sizes, p=self.grid_probabilities))
+            places = [self._locate(number, tile, stand_ins) for tile in range(grid * grid)]
+            records = [self._read(place) for place in places]
+            example = transforms.train_example(
+                records,
+                grid=grid,
+                augment=augment,
+                image_size=self.config.model.image_size,
+                preprocess=self.config.preprocess,
+                rng=rng,
+            )
+            bad = np.flatnonzero(example.tile_image_id < 0)
+            if not len(bad):
+                break
+            for tile in bad:
+                self._report_unreadable(places[tile])
+                stand_ins[int(tile)] = stand_ins.get(int(tile), 0) + 1
+        example.counts["unreadable_images"] = sum(stand_ins.values())
+        return batching.pack(
+            example,
+            self.pool,
+            self.tokenizer,
+            self.shapes,
+            prompt_mode=self.config.data.train_prompts,
+            shuffle_labels=self.config.data.shuffle_labels,
+            rng=rng,
+        )
+
+    def batches(
+        self, first_step: int, *, num_shards: int, process: int = 0, num_processes: int = 1
+    ) -> Iterator[Arrays]:
+        """This process's part of the batches from `first_step` on, without end.
+
+        `num_shards` is the number of data shards over all processes. Part p holds the examples
+        p·b/P … (p + 1)·b/P − 1 of each batch of b.
+        """
+        if self.config.batch_size % num_shards or num_shards % num_processes:
+            raise DataError(
+                f"config.batch_size: {self.config.batch_size} does not divide over {num_shards} "
+                f"data shards of {num_processes} processes"
+            )
+        local = self.config.batch_size // num_processes
+
+        def make(position: int) -> Arrays:
+            step, i = divmod(position, local)
+            return self.example(step * self.config.batch_size + process * local + i)
+
+        run = _tf_data_batches if find_spec("tensorflow") else _thread_pool_batches
+        logging.info("Input: %d sources through %s", len(self.sources), run.__name__)
+        workers = self.config.data.num_workers or os.cpu_count() or 1
+        for batch in run(make, first_step * local, local, workers):
+            yield batching.with_query_table(
+                batch, num_shards // num_processes, self.config.data.max_distinct_queries
+            )
+
+    def _locate(self, number: int, tile: int, stand_ins: dict[int, int]) -> tuple[int, int]:
+        """The first readable image for a tile; skips those known to be unreadable."""
+        slot = number * self.max_tiles + tile
+        for attempt in range(stand_ins.get(tile, 0), MAX_STAND_INS):
+            place = self.mixture.locate(slot, attempt)
+            if place not in self.unreadable:
+                stand_ins[tile] = attempt
+                return place
+        raise DataError(f"no readable image found for example {number} after {MAX_STAND_INS} tries")
+
+    def _read(self, place: tuple[int, int]) -> Record | None:
+        try:
+            return self.sources[place[0]][place[1]]
+        except UnreadableImage as error:
+            logging.warning("Skipped an image: %s", error)
+            return None
+
+    def _report_unreadable(self, place: tuple[int, int]) -> None:
+        """Remembers the image. Raises `DataError` when too many of a source are unreadable."""
+        number, index = place
+        current = self.sources[number]
+        with self._lock:
+            self.unreadable[place] = f"{current.name}[{index}]"
+            count = sum(place[0] == number for place in self.unreadable)
+        if count > max(1, UNREADABLE_SHARE * len(current)):
+            raise DataError(
+                f"{current.name}: {count} of {len(current)} images cannot be read, more than "
+                f"{UNREADABLE_SHARE:.0%}; the log above names them. Mend or remove them"
+            )
+
+
+def _thread_pool_batches(
+    make: Callable[[int], Arrays], first: int, batch_size: int, workers: int
+) -> Iterator[Arrays]:
+    """Batches of `make(first)`, `make(first + 1)` …; threads run up to two batches ahead."""
+    pending: deque[Future[Arrays]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for position in itertools.count(first):
+            pending.append(pool.submit(make, position))
+            if len(pending) == 3 * batch_size:
+                yield batching.stack([pending.popleft().result() for _ in range(batch_size)])
+
+
+def _tf_data_batches(
+    make: Callable[[int], Arrays], first: int, batch_size: int, workers: int
+) -> Iterator[Arrays]:
+    """The same batches, made by tf.data's parallel map."""
+    import tensorflow as tf
+
+    errors: list[Exception] = []
+
+    def make_values(position: np.ndarray) -> list[np.ndarray]:
+        try:
+            return list(make(int(position)).values())
+        except Exception as error:  # TensorFlow would keep only its text
+            errors.append(error)
+            raise
+
+    template = make(first)
+    dtypes = [value.dtype for value in template.values()]
+
+    def load(position: Any) -> Any:
+        values = tf.numpy_function(make_values, [position], dtypes, stateful=False)
+        for value, example in zip(values, template.values(), strict=True):
+            value.set_shape(example.shape)
+        return dict(zip(template, values, strict=True))
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = workers
+    dataset = (
+        tf.data.Dataset.range(first, np.iinfo(np.int64).max)
+        .map(load, num_parallel_calls=workers, deterministic=True)
+        .batch(batch_size, drop_remainder=True)
+        .prefetch(2)
+        .with_options(options)
+    )
+    try:
+        yield from dataset.as_numpy_iterator()
+    except tf.errors.OpError:
+        if errors:
+            raise errors[0] from None
+        raise

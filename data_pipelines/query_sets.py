@@ -1,0 +1,76 @@
+"""The queries of one image, and what its instances are labelled as among them.
+
+What is not asked is not supervised: positives first, then names known to be absent, then
+pseudo-negatives, drawn in proportion to their frequency until there are `min_queries` (as the
+authors do; arXiv 2205.06230, section 3.2). What does not fit is counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float64
+
+from data_pipelines.features import Category, Names
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Names that pseudo-negatives are drawn from, with their probabilities."""
+
+    names: Names
+    probabilities: Float64[np.ndarray, " p"]
+
+    @classmethod
+    def of(cls, categories: Sequence[Category]) -> "Pool":
+        """All names of some sources; a name that several share adds up its frequencies."""
+        frequency: dict[str, float] = {}
+        for category in categories:
+            frequency[category.name] = frequency.get(category.name, 0.0) + category.frequency
+        weights = np.maximum(np.array(list(frequency.values()), np.float64), 1e-12)
+        return cls(tuple(frequency), weights / weights.sum() if len(weights) else weights)
+
+    def draw(self, count: int, exclude: set[str], rng: np.random.Generator) -> list[str]:
+        """Up to `count` distinct names that are not in `exclude`."""
+        is_free = np.array([name not in exclude for name in self.names], bool)
+        count = min(count, int(is_free.sum()))
+        if count <= 0:
+            return []
+        weights = np.where(is_free, self.probabilities, 0.0)
+        chosen = rng.choice(len(self.names), count, replace=False, p=weights / weights.sum())
+        return [self.names[i] for i in chosen]
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    names: Names  # of the queries asked
+    labels: Bool[np.ndarray, "m q"]  # multi-hot; an instance without one is not supervised
+    num_dropped: int  # positives that did not fit
+
+
+def make(
+    instance_names: Sequence[Names],
+    negatives: Names,
+    pool: Pool,
+    *,
+    max_queries: int,
+    min_queries: int,
+    rng: np.random.Generator,
+) -> QuerySet:
+    """Chooses up to `max_queries` names to ask and labels the instances with them."""
+    positives = list(dict.fromkeys(name for names in instance_names for name in names))
+    asked = positives[:max_queries]
+    known = [name for name in dict.fromkeys(negatives) if name not in set(positives)]
+    if len(known) > max_queries - len(asked):
+        keep = np.sort(rng.permutation(len(known))[: max_queries - len(asked)])
+        known = [known[i] for i in keep]
+    asked += known
+    if len(asked) < min_queries:
+        asked += pool.draw(min_queries - len(asked), {*asked, *positives}, rng)
+    column = {name: i for i, name in enumerate(asked)}
+    labels = np.zeros((len(instance_names), len(asked)), bool)
+    for row, names in enumerate(instance_names):
+        for name in names:
+            if name in column:
+                labels[row, column[name]] = True
+    return QuerySet(tuple(asked), labels, max(0, len(positives) - max_queries))

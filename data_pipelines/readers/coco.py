@@ -1,0 +1,216 @@
+"""COCO JSON, and LVIS JSON whose federated fields are honoured."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.features import Category, Names
+from data_pipelines.readers import folder
+from data_pipelines.readers.folder import LabelledImage
+from owl_det.errors import DataError
+
+_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+_MAX_ID = 2**31 - 1  # image ids travel as int32
+
+
+class CocoReader(folder.FolderReader):
+    """Images and boxes of a COCO or LVIS annotation file.
+
+    Where images have `neg_category_ids` (LVIS) only those names are negatives; otherwise the
+    annotation is taken to be exhaustive and every name without a box is a negative. LVIS names get
+    spaces for underscores, and its categories the group rare, common or frequent. Boxes `[x, y,
+    width, height]` become corners, clipped to the image. A category's `frequency` is the number of
+    images it is boxed in.
+    """
+
+    def __init__(self, annotations: Path, images: Path):
+        """`annotations` is the JSON file, `images` the folder that its file names refer to.
+
+        Raises `DataError` if either is missing, the file is malformed (field named), or an
+        annotation refers to an unknown image or category.
+        """
+        content = _load(annotations)
+        entries = {
+            _integer(entry, "id", f"{annotations}: images[{i}]"): entry
+            for i, entry in enumerate(_list(content, "images", annotations))
+        }
+        if len(entries) != len(content["images"]):
+            raise DataError(f"{annotations}: images: two have the same id; ids must be unique")
+        is_federated = any("neg_category_ids" in entry for entry in entries.values())
+        names = _names(content, annotations, is_federated)
+        boxed = _by_image(content, annotations, entries, names)
+
+        labelled, num_degenerate = [], 0
+        for image_id, entry in entries.items():
+            image, dropped = _labelled(
+                entry, boxed.get(image_id, ()), names, is_federated, annotations
+            )
+            labelled.append(image)
+            num_degenerate += dropped
+        categories = _categories(content, annotations, names, labelled)
+        super().__init__(
+            "lvis" if is_federated else "coco",
+            annotations.stem,
+            images,
+            labelled,
+            categories,
+            num_degenerate,
+        )
+
+
+def _load(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(folder.read_file(file, "annotations"))
+    except ValueError as error:  # malformed JSON, or not UTF-8
+        raise DataError(f"{file}: is not valid JSON: {error}; download it again") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: expected a JSON object with images, annotations, categories")
+    return content
+
+
+def _names(content: Mapping[str, Any], file: Path, is_federated: bool) -> dict[int, str]:
+    """Category id → name, in the order of the file."""
+    names: dict[int, str] = {}
+    for i, entry in enumerate(_list(content, "categories", file)):
+        where = f"{file}: categories[{i}]"
+        category_id, name = _integer(entry, "id", where), _field(entry, "name", where)
+        if not isinstance(name, str):
+            raise DataError(f"{where}.name: expected text, got {name!r}")
+        if category_id in names:
+            raise DataError(f"{where}.id: {category_id} is taken already; ids must be unique")
+        names[category_id] = name.replace("_", " ") if is_federated else name
+    folder.require_distinct(names.values(), str(file))
+    return names
+
+
+def _categories(
+    content: Mapping[str, Any],
+    file: Path,
+    names: Mapping[int, str],
+    labelled: Sequence[LabelledImage],
+) -> list[Category]:
+    counts = folder.image_counts(labelled, names.values())
+    categories = []
+    for i, entry in enumerate(content["categories"]):
+        groups = ()
+        if "frequency" in entry:
+            letter = entry["frequency"]
+            if letter not in _GROUPS:
+                raise DataError(f"{file}: categories[{i}].frequency: {letter!r} is not r, c or f")
+            groups = (_GROUPS[letter],)
+        name = names[entry["id"]]
+        categories.append(
+            Category(id=entry["id"], name=name, groups=groups, frequency=float(counts[name]))
+        )
+    return categories
+
+
+def _by_image(
+    content: Mapping[str, Any],
+    file: Path,
+    images: Mapping[int, Any],
+    names: Mapping[int, str],
+) -> dict[int, list[tuple[list[float], str, bool]]]:
+    """Image id → its boxes [x, y, width, height], names and crowd flags."""
+    boxed: dict[int, list[tuple[list[float], str, bool]]] = {}
+    for i, entry in enumerate(_list(content, "annotations", file)):
+        where = f"{file}: annotations[{i}]"
+        image_id, category_id = (
+            _integer(entry, "image_id", where),
+            _integer(entry, "category_id", where),
+        )
+        if image_id not in images:
+            raise DataError(f"{where}.image_id: no image has the id {image_id}")
+        if category_id not in names:
+            raise DataError(f"{where}.category_id: no category has the id {category_id}")
+        box = _field(entry, "bbox", where)
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+            raise DataError(f"{where}.bbox: expected [x, y, width, height], got {box!r}")
+        is_crowd = bool(entry.get("iscrowd", 0))  # optional in the format: LVIS has no crowds
+        boxed.setdefault(image_id, []).append((box, names[category_id], is_crowd))
+    return boxed
+
+
+def _labelled(
+    entry: Mapping[str, Any],
+    boxed: Sequence[tuple[list[float], str, bool]],
+    names: Mapping[int, str],
+    is_federated: bool,
+    file: Path,
+) -> tuple[LabelledImage, int]:
+    """The labels of an image, and how many degenerate boxes were dropped."""
+    where = f"{file}: image {entry['id']}"
+    if abs(entry["id"]) > _MAX_ID:
+        raise DataError(f"{where}: id does not fit into 32 bits; number the images anew")
+    height, width = _integer(entry, "height", where), _integer(entry, "width", where)
+    boxes, kept_names, is_crowd, dropped = folder.keep_proper(
+        [(x, y, x + w, y + h) for (x, y, w, h), _, _ in boxed],
+        [name for _, name, _ in boxed],
+        [crowd for _, _, crowd in boxed],
+        height,
+        width,
+    )
+    negatives, not_exhaustive = None, ()
+    if is_federated:
+        negatives = _named(_field(entry, "neg_category_ids", where), names, where)
+        partial = _field(entry, "not_exhaustive_category_ids", where)
+        not_exhaustive = _named(partial, names, where)
+    image = LabelledImage(
+        files=_files(entry, where),
+        image_id=entry["id"],
+        boxes_xyxy=boxes,
+        names=kept_names,
+        is_crowd=is_crowd,
+        negatives=negatives,
+        not_exhaustive=(*not_exhaustive, *dropped),
+    )
+    return image, len(dropped)
+
+
+def _files(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Where the image may be.
+
+    LVIS 1 has only `coco_url`, whose tail is `<folder>/<file>`; LVIS 0.5 has file names of COCO
+    2014 although its images are those of 2017.
+    """
+    files = [entry["file_name"]] if isinstance(entry.get("file_name"), str) else []
+    if isinstance(entry.get("coco_url"), str):
+        *_, parent, file = ("", *entry["coco_url"].split("/"))
+        files += [file, f"{parent}/{file}"]
+    if not files:
+        raise DataError(f"{where}: has neither file_name nor coco_url")
+    return tuple(dict.fromkeys(files))
+
+
+def _named(ids: Any, names: Mapping[int, str], where: str) -> Names:
+    if not isinstance(ids, list):
+        raise DataError(f"{where}: expected a list of category ids, got {ids!r}")
+    unknown = [i for i in ids if i not in names]
+    if unknown:
+        raise DataError(f"{where}: no category has the id {unknown[0]}")
+    return tuple(names[i] for i in ids)
+
+
+def _list(content: Mapping[str, Any], key: str, file: Path) -> Iterable[Any]:
+    value = _field(content, key, str(file))
+    if not isinstance(value, list):
+        raise DataError(f"{file}: {key}: expected a list, got {type(value).__name__}")
+    return value
+
+
+def _integer(entry: Any, key: str, where: str) -> int:
+    value = _field(entry, key, where)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise DataError(f"{where}.{key}: expected an integer, got {value!r}")
+    return value
+
+
+def _field(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict) or key not in entry:
+        raise DataError(f"{where}: the field {key} is missing")
+    return entry[key]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

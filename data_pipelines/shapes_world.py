@@ -1,0 +1,455 @@
+"""Shapes world: the embedded detection data set, drawn from a seed with NumPy and Pillow.
+
+Scenes hold one to six objects = shape x colour x texture on a noisy or gradient background, with
+exact boxes and instance masks, occlusion of at most 30 %, and captions. Its categories are split
+as in the open-vocabulary literature:
+
+    base               names that have boxes in training
+    novel_combination  a known colour and a known shape that never have boxes together
+    novel_word         names with a colour or shape word that never has boxes
+
+Novel objects do stand in training images, unlabelled, and their names occur in captions. A stripe
+is always named ("striped red star"); plain and dotted objects go by colour and shape alone.
+Frequencies in training are long-tailed (rare / common / frequent); test scenes are balanced.
+
+An image is a pure function of (version, split, image size, index). The data set is a yardstick:
+whatever changes an image, a name or a split changes `VERSION`.
+"""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from jaxtyping import Bool, Float32, UInt8
+from PIL import Image, ImageDraw
+
+from data_pipelines.features import Category, Record
+from owl_det.errors import DataError
+
+VERSION = "1"
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 50),
+    "blue": (40, 70, 225),
+    "yellow": (240, 220, 40),
+    "purple": (135, 40, 170),
+    "orange": (245, 135, 20),
+    "cyan": (40, 205, 215),
+    "white": (250, 250, 250),
+    "pink": (250, 140, 185),
+    "brown": (120, 70, 30),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "arrow")
+NOVEL_COLOURS = ("pink", "brown")
+NOVEL_SHAPES = ("heart", "arrow")
+TEXTURES = ("plain", "dotted", "striped")
+
+NUM_NOVEL_COMBINATIONS = 14  # of the 48 pairs of base words; 80 pairs in all
+STRIPED_SHARE = 1 / 3  # of the pairs that also come striped
+RAREST = 0.1  # training weight of the rarest base name; the most frequent has 1
+NOVEL_SHARE = 0.2  # of the objects in training scenes
+MAX_OBJECTS = 6
+SIZE_RANGE = (0.10, 0.45)  # of the image side
+MAX_OCCLUSION = 0.3
+MAX_ROTATION = math.radians(15)
+SUPERSAMPLING = 4
+
+CAPTIONS = (
+    "{}",
+    "a picture of {}",
+    "{} on a plain background",
+    "{} free png download",
+    "stock image: {}",
+    "{} 2024",
+    "drawing of {}, high resolution",
+    "we found {} here",
+)
+
+
+@dataclass(frozen=True)
+class ObjectName:
+    """One category: what it looks like and what it is called."""
+
+    colour: str
+    shape: str
+    is_striped: bool
+    group: str  # base | novel_combination | novel_word
+    frequency: str  # rare | common | frequent; of base names only
+    weight: float  # relative frequency in training, within base or within novel
+
+    @property
+    def name(self) -> str:
+        return f"{'striped ' if self.is_striped else ''}{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawn object: its category, the pixels it still shows, and its box (x0, y0, x1, y1)."""
+
+    category: int
+    mask: Bool[np.ndarray, "h w"]
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: UInt8[np.ndarray, "h w 3"]
+    objects: tuple[SceneObject, ...]
+
+
+@cache
+def object_names() -> tuple[ObjectName, ...]:
+    """All categories: base, then novel combinations, then novel words."""
+    rng = np.random.default_rng(20240101)
+    known_colours = [c for c in COLOURS if c not in NOVEL_COLOURS]
+    known_shapes = [s for s in SHAPES if s not in NOVEL_SHAPES]
+    held_out = _held_out_pairs(known_colours, known_shapes, rng)
+    by_group: dict[str, list[tuple[str, str, bool]]] = {
+        "base": [],
+        "novel_combination": [],
+        "novel_word": [],
+    }
+    for colour in COLOURS:
+        for shape in SHAPES:
+            is_word = colour in NOVEL_COLOURS or shape in NOVEL_SHAPES
+            is_held_out = (colour, shape) in held_out
+            group = "novel_word" if is_word else "novel_combination" if is_held_out else "base"
+            by_group[group].append((colour, shape, False))
+            if rng.random() < STRIPED_SHARE:
+                by_group[group].append((colour, shape, True))
+    names = []
+    for group, members in by_group.items():
+        ranks = rng.permutation(len(members))
+        for member, rank in zip(members, ranks, strict=True):
+            position = rank / max(len(members) - 1, 1)
+            weight = RAREST**position if group == "base" else 1.0
+            tier = ("frequent", "common", "rare")[min(int(3 * position), 2)]
+            names.append(
+                ObjectName(*member, group, tier if group == "base" else "", float(weight))
+            )
+    return tuple(names)
+
+
+def _held_out_pairs(
+    colours: list[str], shapes: list[str], rng: np.random.Generator
+) -> set[tuple[str, str]]:
+    """Pairs spread so that no colour loses more than two shapes and no shape more than three."""
+    pairs = [(c, s) for c in colours for s in shapes]
+    chosen: set[tuple[str, str]] = set()
+    for i in rng.permutation(len(pairs)):
+        colour, shape = pairs[i]
+        per_colour = sum(c == colour for c, _ in chosen)
+        per_shape = sum(s == shape for _, s in chosen)
+        if len(chosen) < NUM_NOVEL_COMBINATIONS and per_colour < 2 and per_shape < 3:
+            chosen.add((colour, shape))
+    return chosen
+
+
+class ShapesWorld:
+    """The data set as a source; see the top of this file."""
+
+    def __init__(
+        self,
+        *,
+        split: str = "train",
+        image_size: int = 64,
+        num_images: int = 8192,
+        annotated_fraction: float = 1.0,
+    ):
+        """`annotated_fraction` < 1 annotates, in each image, only that share of the base names.
+
+        Raises `DataError` if there is nothing to draw.
+        """
+        if num_images <= 0:
+            raise DataError("shapes_world: num_images must be positive")
+        self.split, self.image_size, self.num_images = split, image_size, num_images
+        self.annotated_fraction = annotated_fraction
+        self.name = f"shapes_world/{split}"
+        self.version = f"shapes_world-{VERSION}-{parameter_hash()}"
+        self.categories = tuple(
+            Category(
+                id=i + 1, name=entry.name, groups=_groups(entry), frequency=float(entry.weight)
+            )
+            for i, entry in enumerate(object_names())
+            # Only what is annotated may be asked for in training, also as a negative.
+            if split != "train" or entry.group == "base"
+        )
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> Record:
+        rng = self._rng(index)
+        scene = draw_scene(self.image_size, self.split, rng)
+        annotated = self._annotated(rng)
+        boxes, names = [], []
+        for item in scene.objects:
+            if item.category in annotated:
+                boxes.append(item.box)
+                names.append((object_names()[item.category].name,))
+        return Record(
+            image=scene.image,
+            image_id=index,
+            boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
+            names=tuple(names),
+            is_crowd=np.zeros(len(boxes), bool),
+            scores=np.ones(len(boxes), np.float32),
+            negatives=_absent(annotated, frozenset(names)),
+            captions=(caption(scene, rng),),
+            source=f"{self.name} image {index}",
+        )
+
+    def scene(self, index: int) -> Scene:
+        """The scene with all its objects and masks, annotated or not."""
+        return draw_scene(self.image_size, self.split, self._rng(index))
+
+    def _rng(self, index: int) -> np.random.Generator:
+        if not 0 <= index < self.num_images:
+            raise IndexError(index)
+        return np.random.default_rng(
+            [int(VERSION), {"train": 0, "test": 1}[self.split], self.image_size, index]
+        )
+
+    def _annotated(self, rng: np.random.Generator) -> frozenset[int]:
+        """Categories annotated exhaustively in this image."""
+        if self.split != "train":
+            return _everything()
+        base = _members("base")
+        if self.annotated_fraction >= 1:
+            return frozenset(base)
+        count = max(1, round(self.annotated_fraction * len(base)))
+        return frozenset(rng.choice(base, count, replace=False).tolist())
+
+
+@cache
+def _members(group: str) -> tuple[int, ...]:
+    return tuple(i for i, entry in enumerate(object_names()) if entry.group == group)
+
+
+@cache
+def _everything() -> frozenset[int]:
+    return frozenset(range(len(object_names())))
+
+
+def _absent(annotated: frozenset[int], present: frozenset[tuple[str, ...]]) -> tuple[str, ...]:
+    names = object_names()
+    return tuple(names[i].name for i in sorted(annotated) if (names[i].name,) not in present)
+
+
+def _groups(entry: ObjectName) -> tuple[str, ...]:
+    if entry.group == "base":
+        return ("base", entry.frequency)
+    return ("novel", entry.group)
+
+
+@cache
+def parameter_hash() -> str:
+    """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
+    content = hashlib.sha256(repr(object_names()).encode())
+    for split in ("train", "test"):
+        for index in range(4):
+            rng = np.random.default_rng([int(VERSION), index])
+            content.update(draw_scene(64, split, rng).image.tobytes())
+    return content.hexdigest()[:12]
+
+
+# --- drawing -------------------------------------------------------------------------------------
+
+
+@cache
+def _sampling_table(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Category indices and cumulative probabilities of an object's category."""
+    names = object_names()
+    weights = np.ones(len(names))
+    if split == "train":
+        is_base = np.array([entry.group == "base" for entry in names])
+        is_word = np.array([entry.group == "novel_word" for entry in names])
+        weights = np.array([entry.weight for entry in names])
+        for mask, share in (
+            (is_base, 1 - NOVEL_SHARE),
+            (is_word, NOVEL_SHARE / 2),
+            (~is_base & ~is_word, NOVEL_SHARE / 2),
+        ):
+            weights[mask] *= share / weights[mask].sum()
+    return np.arange(len(names)), np.cumsum(weights / weights.sum())
+
+
+def draw_scene(size: int, split: str, rng: np.random.Generator) -> Scene:
+    """Draws background and objects; an object that would hide too much is left out."""
+    canvas = _background(size, rng)
+    _, cumulative = _sampling_table(split)
+    placed: list[tuple[int, np.ndarray]] = []
+    areas: list[int] = []
+    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+        category = int(min(np.searchsorted(cumulative, rng.random()), len(cumulative) - 1))
+        entry = object_names()[category]
+        side = rng.uniform(*SIZE_RANGE) * size
+        for _ in range(8):
+            coverage, x0, y0 = _shape_coverage(entry.shape, side, size, rng)
+            mask = np.zeros((size, size), bool)
+            h, w = coverage.shape
+            mask[y0 : y0 + h, x0 : x0 + w] = coverage > 0.5
+            if mask.any() and _is_well_placed(mask, entry.colour, placed, areas):
+                break
+        else:
+            continue
+        placed = [(c, m & ~mask) for c, m in placed]
+        placed.append((category, mask))
+        areas.append(int(mask.sum()))
+        _paint(canvas, coverage, x0, y0, entry, side, rng)
+    objects = tuple(SceneObject(c, m, _box_of(m)) for c, m in placed)
+    return Scene(np.clip(canvas, 0, 255).astype(np.uint8), objects)
+
+
+def _is_well_placed(
+    mask: np.ndarray, colour: str, placed: list[tuple[int, np.ndarray]], areas: list[int]
+) -> bool:
+    """True if earlier objects keep 70 % of their pixels and none of this colour is touched."""
+    for (category, visible), area in zip(placed, areas, strict=True):
+        hidden = int((visible & mask).sum())
+        if hidden and object_names()[category].colour == colour:
+            return False
+        if int(visible.sum()) - hidden < (1 - MAX_OCCLUSION) * area:
+            return False
+    return True
+
+
+def _box_of(mask: Bool[np.ndarray, "h w"]) -> tuple[float, float, float, float]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def _background(size: int, rng: np.random.Generator) -> Float32[np.ndarray, "h w 3"]:
+    """A muted colour, a linear gradient between two of them, or either with pixel noise."""
+    grey = rng.uniform(50, 200, 2)
+    ends = grey[:, None] + rng.uniform(-20, 20, (2, 3))
+    angle = rng.uniform(0, 2 * math.pi)
+    ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    t = 0.5 + math.cos(angle) * ramp[None, :] + math.sin(angle) * ramp[:, None]
+    t = np.clip(t, 0, 1)[..., None] if rng.random() < 0.5 else np.zeros((size, size, 1), np.float32)
+    image = ends[0] * (1 - t) + ends[1] * t
+    noise = rng.standard_normal((size, size), dtype=np.float32) * rng.uniform(0, 12)
+    return (image + noise[..., None]).astype(np.float32)
+
+
+@cache
+def _outline(shape: str) -> tuple[np.ndarray, ...]:
+    """Polygons in [-1, 1]²: the outline and, for a ring, the hole."""
+    turn = np.linspace(0, 2 * math.pi, 48, endpoint=False)
+    circle = np.stack([np.cos(turn), np.sin(turn)], -1)
+    tips = np.arange(10) * math.pi / 5 - math.pi / 2
+    radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
+    a = 0.36  # half width of a cross's arm
+    heart_x = 16 * np.sin(turn) ** 3 / 16
+    heart_y = -(
+        13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+    )
+    polygons: dict[str, tuple[np.ndarray, ...]] = {
+        "circle": (circle,),
+        "square": (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.9,),
+        "triangle": (np.array([[0, -1], [1, 0.85], [-1, 0.85]]),),
+        "star": (np.stack([radius * np.cos(tips), radius * np.sin(tips)], -1),),
+        "cross": (
+            np.array(
+                [
+                    [-a, -1], [a, -1], [a, -a], [1, -a], [1, a], [a, a],
+                    [a, 1], [-a, 1], [-a, a], [-1, a], [-1, -a], [-a, -a],
+                ]
+            ),
+        ),
+        "ring": (circle, circle * 0.5),
+        "heart": (np.stack([heart_x, (heart_y + 2.5) / 14.5], -1),),
+        "arrow": (
+            np.array(
+                [[-1, -0.3], [0.1, -0.3], [0.1, -0.9], [1, 0], [0.1, 0.9], [0.1, 0.3], [-1, 0.3]]
+            ),
+        ),
+    }  # fmt: skip
+    return polygons[shape]
+
+
+def _shape_coverage(
+    shape: str, side: float, size: int, rng: np.random.Generator
+) -> tuple[Float32[np.ndarray, "h w"], int, int]:
+    """Coverage in [0, 1] of a rotated shape somewhere in the image, and its window's corner."""
+    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+    rotation = np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
+    polygons = [polygon @ rotation.T for polygon in _outline(shape)]
+    low, high = polygons[0].min(0), polygons[0].max(0)
+    scale = side / (high - low).max()  # the longer side of the shape's box is `side`
+    extent = (high - low) * scale
+    corner = rng.uniform(0, 1, 2) * (size - extent)
+    window = np.floor(corner).astype(int)
+    shape_wh = np.minimum(np.ceil(corner + extent).astype(int), size) - window
+    mask = Image.new("L", tuple((shape_wh * SUPERSAMPLING).tolist()))
+    draw = ImageDraw.Draw(mask)
+    for polygon, value in zip(polygons, (255, 0), strict=False):
+        points = ((polygon - low) * scale + corner - window) * SUPERSAMPLING - 0.5
+        draw.polygon([tuple(point) for point in points.tolist()], fill=value)
+    coverage = np.asarray(mask.reduce(SUPERSAMPLING), np.float32) / 255
+    return coverage, int(window[0]), int(window[1])
+
+
+def _paint(
+    canvas: Float32[np.ndarray, "H W 3"],
+    coverage: Float32[np.ndarray, "h w"],
+    x0: int,
+    y0: int,
+    entry: ObjectName,
+    side: float,
+    rng: np.random.Generator,
+) -> None:
+    h, w = coverage.shape
+    colour = np.array(COLOURS[entry.colour], np.float32) + rng.uniform(-15, 15, 3)
+    texture = "striped" if entry.is_striped else TEXTURES[int(rng.random() < 0.25)]
+    shade = _shade(texture, h, w, side, rng)
+    window = canvas[y0 : y0 + h, x0 : x0 + w]
+    painted = colour * shade[..., None]
+    window += (painted - window) * coverage[..., None]
+
+
+def _shade(
+    texture: str, h: int, w: int, side: float, rng: np.random.Generator
+) -> Float32[np.ndarray, "h w"]:
+    """Brightness of each pixel of a texture: 1, or darker in stripes or dots."""
+    if texture == "plain":
+        return np.ones((h, w), np.float32)
+    y, x = np.mgrid[0:h, 0:w].astype(np.float32)
+    if texture == "striped":
+        period = max(3.0, side / 3.5)
+        angle = rng.uniform(0, math.pi)
+        phase = (x * math.cos(angle) + y * math.sin(angle)) / period + rng.random()
+        return np.where(phase % 1 < 0.5, 1.0, 0.3).astype(np.float32)
+    period = max(4.0, side / 3)
+    u = ((x + rng.uniform(0, period)) % period) / period - 0.5
+    v = ((y + rng.uniform(0, period)) % period) / period - 0.5
+    return np.where(u * u + v * v < 0.06, 0.55, 1.0).astype(np.float32)
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A web-like caption: names most objects, misses some, and adds noise."""
+    names = [object_names()[item.category].name for item in scene.objects]
+    named = [_with_article(name) for name in names if rng.random() < 0.8] or ["shapes"]
+    text = " and ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]
+    return CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(text)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+def describe() -> dict[str, object]:
+    """Parameters of the data set, for reports."""
+    groups = [entry.group for entry in object_names()]
+    return {
+        "version": VERSION,
+        "hash": parameter_hash(),
+        "names": {group: groups.count(group) for group in dict.fromkeys(groups)},
+        "objects": [dataclasses.asdict(entry) | {"name": entry.name} for entry in object_names()],
+    }

@@ -1,0 +1,80 @@
+"""A source: a random-access data set of `Record`s with the categories it is evaluated on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipelines.features import Category, Record
+from owl_det import config as config_lib
+
+
+class Source(Protocol):
+    name: str
+    categories: tuple[Category, ...]
+    version: str  # of the data set; with a hash of what determines its content
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record:
+        """The record at `index`. Raises `image_ops.UnreadableImage` if its file cannot be read."""
+        ...
+
+
+def build(source: Any, data_path: str) -> Source:
+    """Opens the source that a config entry describes.
+
+    Raises `DataError` where files are missing, malformed or empty.
+    """
+    builders: dict[str, Callable[[Any, Path], Source]] = {
+        "shapes_world": _shapes_world,
+        "coco": _coco,
+        "voc": _voc,
+        "yolo": _yolo,
+        "tfds": _tfds,
+    }
+    root = Path(getattr(source, "path", "") or data_path)
+    return builders[source.kind](source, root)
+
+
+# Readers are imported when asked for: TensorFlow Datasets takes seconds, shapes world needs none.
+
+
+def _shapes_world(source: config_lib.ShapesWorldSource, root: Path) -> Source:
+    from data_pipelines.shapes_world import ShapesWorld
+
+    return ShapesWorld(
+        split=source.split,
+        image_size=source.image_size,
+        num_images=source.num_images,
+        annotated_fraction=source.annotated_fraction,
+    )
+
+
+def _coco(source: config_lib.CocoSource, root: Path) -> Source:
+    from data_pipelines.readers.coco import CocoReader
+
+    return CocoReader(root / source.annotations, root / source.images)
+
+
+def _voc(source: config_lib.VocSource, root: Path) -> Source:
+    from data_pipelines.readers.voc import VocReader
+
+    return VocReader(
+        root / source.annotations,
+        root / source.images,
+        split_list=root / source.split_list if source.split_list else None,
+        names=source.names,
+        queries=source.queries,
+    )
+
+
+def _yolo(source: config_lib.YoloSource, root: Path) -> Source:
+    from data_pipelines.readers.yolo import YoloReader
+
+    return YoloReader(root, labels=source.labels, images=source.images, names=source.names)
+
+
+def _tfds(source: config_lib.TfdsSource, root: Path) -> Source:
+    from data_pipelines.readers.tfds import TfdsReader
+
+    return TfdsReader(source.builder, source.split, data_dir=root)

@@ -1,0 +1,126 @@
+"""Detection losses of one image each: focal classification, L1, GIoU, objectness.
+
+Values are per example and unweighted; `losses.total` weights and adds them. Normalisation is per
+example, as in the authors' code: classification by the image's positive labels, boxes by its
+matched instances.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from owl_det import boxes as box_lib
+from owl_det.config import LossConfig
+from owl_det.matching import focal_terms
+from owl_det.types import Assignment, Predictions, Targets
+
+
+def detection_losses(
+    predictions: Predictions, targets: Targets, assignment: Assignment, config: LossConfig
+) -> dict[str, Float[Array, "*b"]]:
+    """The four parts, and counts that say how the matching went."""
+    l1, giou = box_losses(predictions.boxes, targets.boxes, assignment)
+    num_instances = targets.is_instance.sum(-1)
+    num_matched = assignment.is_matched.sum(-1)
+    return {
+        "class": class_loss(predictions, targets, assignment, config),
+        "l1": l1,
+        "giou": giou,
+        "objectness": objectness_loss(
+            predictions.objectness_logits, predictions.class_logits, targets.is_query
+        ),
+        "instances": num_instances.astype(jnp.float32),
+        "unmatched_instances": (num_instances - num_matched).astype(jnp.float32),
+    }
+
+
+def class_loss(
+    predictions: Predictions, targets: Targets, assignment: Assignment, config: LossConfig
+) -> Float[Array, "*b"]:
+    """Focal loss over all predictions and real queries / number of positive labels (at least 1).
+
+    Predictions that lie in a crowd region are not held against that region's names.
+    """
+    labels = matched_labels(targets, assignment, predictions.boxes.shape[-2])
+    positive, negative = focal_terms(
+        predictions.class_logits, config.focal_alpha, config.focal_gamma
+    )
+    is_counted = targets.is_query[..., None, :] & ~_in_crowd(predictions.boxes, targets) | labels
+    loss = jnp.where(labels, positive, negative)
+    loss = jnp.where(is_counted, loss, 0.0).sum((-2, -1))
+    return loss / jnp.maximum(labels.sum((-2, -1)), 1)
+
+
+def matched_labels(
+    targets: Targets, assignment: Assignment, num_predictions: int
+) -> Bool[Array, "*b k q"]:
+    """Multi-hot labels of each prediction; all False where it is unmatched."""
+    is_pair = (
+        jnp.arange(num_predictions)[:, None] == assignment.prediction[..., None, :]
+    ) & assignment.is_matched[..., None, :]
+    labels = targets.labels & targets.is_query[..., None, :]
+    # At most one pair per prediction: the product is a gather, and a matrix product is fastest.
+    return (
+        jnp.einsum("...km,...mq->...kq", is_pair.astype(jnp.float32), labels.astype(jnp.float32))
+        > 0.5
+    )
+
+
+def _in_crowd(boxes_cxcywh: Float[Array, "*b k 4"], targets: Targets) -> Bool[Array, "*b k q"]:
+    """True where at least half of a predicted box lies in a crowd region of that name."""
+    inside = box_lib.pairwise_ioa(
+        box_lib.cxcywh_to_xyxy(jax.lax.stop_gradient(boxes_cxcywh)),
+        box_lib.cxcywh_to_xyxy(targets.boxes),
+    )
+    is_inside = (inside >= 0.5) & targets.is_crowd[..., None, :]
+    return (
+        jnp.einsum(
+            "...km,...mq->...kq", is_inside.astype(jnp.float32), targets.labels.astype(jnp.float32)
+        )
+        > 0.5
+    )
+
+
+def box_losses(
+    boxes_cxcywh: Float[Array, "*b k 4"],
+    targets_cxcywh: Float[Array, "*b m 4"],
+    assignment: Assignment,
+) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+    """L1 (on corners, summed over the four) and 1 − GIoU, each / matched instances (at least 1)."""
+    matched = jnp.take_along_axis(boxes_cxcywh, assignment.prediction[..., None], axis=-2)
+    # Fillers compare a box with itself, so that no gradient of theirs can be infinite.
+    is_matched = assignment.is_matched[..., None]
+    target = box_lib.cxcywh_to_xyxy(jnp.where(is_matched, targets_cxcywh, 0.5))
+    matched = box_lib.cxcywh_to_xyxy(jnp.where(is_matched, matched, 0.5))
+    count = jnp.maximum(assignment.is_matched.sum(-1), 1)
+    l1 = jnp.where(is_matched, jnp.abs(matched - target), 0.0).sum((-2, -1)) / count
+    giou = box_lib.giou_paired(matched, target)
+    return l1, jnp.where(assignment.is_matched, 1.0 - giou, 0.0).sum(-1) / count
+
+
+def objectness_loss(
+    objectness_logits: Float[Array, "*b k"],
+    class_logits: Float[Array, "*b k q"],
+    is_query: Bool[Array, "*b q"],
+) -> Float[Array, "*b"]:
+    """mean_i BCE(o_i, stop_gradient(max_q σ(s_iq))) over the given tokens and real queries.
+
+    The paper says that objectness is trained towards the token's classification score and leaves
+    the form open (arXiv 2306.09683, section 3.2); this is our choice of it.
+    """
+    scores = jnp.where(is_query[..., None, :], jax.nn.sigmoid(class_logits), 0.0)
+    target = jax.lax.stop_gradient(scores.max(-1))
+    loss = -target * jax.nn.log_sigmoid(objectness_logits)
+    loss -= (1 - target) * jax.nn.log_sigmoid(-objectness_logits)
+    return loss.mean(-1)
+
+
+def matched_share_in_top_k(
+    objectness_logits: Float[Array, "*b k"], assignment: Assignment, top_k: int
+) -> Float[Array, "*b"]:
+    """Share of matched tokens among the `top_k` of highest objectness (1 without instances)."""
+    rank = jnp.argsort(jnp.argsort(-objectness_logits, axis=-1), axis=-1)
+    is_kept = jnp.take_along_axis(rank, assignment.prediction, axis=-1) < top_k
+    count = assignment.is_matched.sum(-1)
+    kept = (is_kept & assignment.is_matched).sum(-1)
+    return jnp.where(count > 0, kept / jnp.maximum(count, 1), 1.0)

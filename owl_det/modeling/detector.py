@@ -1,0 +1,111 @@
+"""The detector: towers, merged class token, per-token heads.
+
+Three steps that callers combine: `encode_text` (once per distinct query), `encode_image` and
+`predict` (which is cheap, so that new queries need no image tower).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
+from owl_det.modeling.heads import ClassHead, Mlp, box_bias
+from owl_det.modeling.text import TextTower
+from owl_det.modeling.token_drop import gather_tokens
+from owl_det.modeling.transformer import Norm
+from owl_det.modeling.vit import ImageTower
+from owl_det.types import ImageFeatures, Predictions
+
+
+class Detector(nn.Module):
+    """Encoder-only open-vocabulary detector (OWL-ViT, OWLv2)."""
+
+    config: ModelConfig
+    preprocess: PreprocessConfig
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.config.dtype)
+
+    def setup(self) -> None:
+        config = self.config
+        self.image = ImageTower(config, self.preprocess)
+        self.text = TextTower(config)
+        self.merge_norm = Norm(config.merge_norm_epsilon, self.dtype)
+        self.class_head = ClassHead(
+            config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
+        )
+        self.box_head = Mlp(4, config.head_activation, self.dtype)
+        self.objectness_head = Mlp(1, config.head_activation, self.dtype)
+
+    def __call__(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        query_tokens: Int[Array, "b q l"],
+        is_query: Bool[Array, "b q"],
+    ) -> Predictions:
+        """Inference on images that each bring their own queries."""
+        b, q, length = query_tokens.shape
+        queries = self.encode_text(query_tokens.reshape(b * q, length)).reshape(b, q, -1)
+        return self.predict(self.encode_image(image), queries, is_query)
+
+    def encode_text(
+        self, tokens: Int[Array, "u l"], row_keys: Key[Array, " u"] | None = None
+    ) -> Float[Array, "u e"]:
+        """Query embeddings; `row_keys` switch training noise on."""
+        return self.text(tokens, row_keys)
+
+    def encode_image(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        selection: SelectionConfig | None = None,
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> ImageFeatures:
+        """Token features: norm(patch token · class token). Training passes the last two."""
+        class_token, tokens, index = self.image(image, selection, row_keys)
+        merged = self.merge_norm(tokens * class_token[:, None, :])
+        return ImageFeatures(tokens=merged, token_index=index)
+
+    def predict(
+        self,
+        features: ImageFeatures,
+        query_embeddings: Float[Array, "b q e"],
+        is_query: Bool[Array, "b q"],
+        *,
+        grid: tuple[int, int] | None = None,
+        instance_top_k: int = 0,
+    ) -> Predictions:
+        """Heads. `grid` is the patch grid (h, w) where it is not the full one.
+
+        With `instance_top_k` > 0 only that many tokens, those of highest objectness, get boxes
+        and classes (OWLv2, section 3.2).
+        """
+        tokens, index = features.tokens, features.token_index
+        objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+        if 0 < instance_top_k < tokens.shape[1]:
+            objectness, chosen = jax.lax.top_k(objectness, instance_top_k)
+            tokens = gather_tokens(tokens, chosen)
+            index = jnp.take_along_axis(index, chosen, axis=1)
+        side = self.config.image_size // self.config.image.patch_size
+        h, w = grid or (side, side)
+        boxes = jax.nn.sigmoid(self.box_head(tokens) + box_bias(h, w, self.config.box_bias)[index])
+        class_logits, embeddings = self.class_head(tokens, query_embeddings, is_query)
+        return Predictions(
+            boxes=boxes,
+            class_logits=class_logits,
+            class_embeddings=embeddings,
+            objectness_logits=objectness,
+            token_index=index,
+        )
+
+    def class_logits(
+        self,
+        features: ImageFeatures,
+        query_embeddings: Float[Array, "b q e"],
+        is_query: Bool[Array, "b q"],
+    ) -> Float[Array, "b n q"]:
+        """Only the scores of all tokens for some queries, as logits."""
+        return self.class_head(features.tokens, query_embeddings, is_query)[0]

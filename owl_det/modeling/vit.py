@@ -1,0 +1,122 @@
+"""CLIP's vision transformer, with token dropping in front."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from owl_det.config import ImageTowerConfig, ModelConfig, PreprocessConfig, SelectionConfig
+from owl_det.modeling import token_drop
+from owl_det.modeling.transformer import Norm, Transformer
+
+
+def patchify(image: Float[Array, "b H W c"], patch_size: int) -> Float[Array, "b n p"]:
+    """Cuts images into patches, row by row; each is flattened as (row, column, channel)."""
+    b, height, width, c = image.shape
+    h, w = height // patch_size, width // patch_size
+    grid = image.reshape(b, h, patch_size, w, patch_size, c)
+    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, patch_size * patch_size * c)
+
+
+class ImageTower(nn.Module):
+    """Patches, class token, positions, transformer, final norm.
+
+    Images smaller than `model.image_size` use the top-left part of the position grid, as the
+    authors do at lower inference resolutions.
+    """
+
+    model: ModelConfig
+    preprocess: PreprocessConfig
+
+    @property
+    def tower(self) -> ImageTowerConfig:
+        return self.model.image
+
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.model.dtype)
+
+    def setup(self) -> None:
+        tower, model = self.tower, self.model
+        side = model.image_size // tower.patch_size
+        normal = nn.initializers.normal(tower.width**-0.5)
+        fan_in = 3 * tower.patch_size**2
+        self.patch_kernel = self.param(
+            "patch_kernel",
+            nn.initializers.normal(fan_in**-0.5),
+            (tower.patch_size, tower.patch_size, 3, tower.width),
+        )
+        self.class_embedding = self.param("class_embedding", normal, (tower.width,))
+        self.position_embedding = self.param(
+            "position_embedding", normal, (1 + side * side, tower.width)
+        )
+        self.norm_pre = Norm(model.norm_epsilon, self.dtype)
+        self.transformer = Transformer(
+            width=tower.width,
+            num_layers=tower.num_layers,
+            num_heads=tower.num_heads,
+            mlp_width=tower.mlp_width,
+            is_causal=False,
+            activation=model.activation,
+            epsilon=model.norm_epsilon,
+            droplayer_rate=tower.droplayer_rate,
+            dropout_rate=tower.dropout_rate,
+            attention=model.attention,
+            remat=model.remat,
+            unroll=min(model.scan_unroll, tower.num_layers),
+            dtype=self.dtype,
+        )
+        self.norm_post = Norm(model.norm_epsilon, self.dtype)
+
+    def __call__(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        selection: SelectionConfig | None = None,
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"], Int[Array, "b n"]]:
+        """Returns class token, patch tokens (both after the final norm) and their grid indices.
+
+        With `selection` and `row_keys` (training), patches are dropped and the blocks are noisy.
+        """
+        b, height, width = image.shape[:3]
+        p = self.tower.patch_size
+        patches = patchify(image.astype(jnp.float32) / 255.0, p)
+        index = jnp.broadcast_to(jnp.arange(patches.shape[1])[None], patches.shape[:2])
+        tower_keys = None
+        if row_keys is not None:
+            tower_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(row_keys)
+        if selection is not None and selection.token_drop_rate > 0:
+            if row_keys is None:
+                raise ValueError("token dropping needs row_keys: it is for training only")
+            index = token_drop.choose_patches(
+                patches,
+                jax.vmap(lambda key: jax.random.fold_in(key, 1))(row_keys),
+                rate=selection.token_drop_rate,
+                noise=selection.token_drop_noise,
+            )
+            patches = token_drop.gather_tokens(patches, index)
+        tokens = self._embed(patches) + self._positions(height // p, width // p)[index]
+        class_token = self.class_embedding + self.position_embedding[0]
+        class_token = jnp.broadcast_to(class_token[None, None], (b, 1, tokens.shape[-1]))
+        x = jnp.concatenate([class_token.astype(tokens.dtype), tokens], axis=1)
+        x = self.norm_post(self.transformer(self.norm_pre(x), tower_keys))
+        return x[:, 0], x[:, 1:], index
+
+    def _embed(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
+        mean, std = (
+            jnp.tile(jnp.asarray(values, jnp.float32), self.tower.patch_size**2)[None, None]
+            for values in (self.preprocess.mean, self.preprocess.std)
+        )
+        kernel = self.patch_kernel.reshape(patches.shape[-1], -1).astype(self.dtype)
+        return jnp.einsum("bnp,pd->bnd", ((patches - mean) / std).astype(self.dtype), kernel)
+
+    def _positions(self, h: int, w: int) -> Float[Array, "n d"]:
+        side = self.model.image_size // self.tower.patch_size
+        if h > side or w > side:
+            raise ValueError(
+                f"image of {h}x{w} patches is larger than the position grid {side}x{side}"
+            )
+        grid = self.position_embedding[1:].reshape(side, side, -1)
+        return grid[:h, :w].reshape(h * w, -1).astype(self.dtype)

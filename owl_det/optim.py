@@ -1,0 +1,159 @@
+"""Optimiser: learning-rate groups by path rules, schedules, Adam and the Adafactor variant."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+from owl_det.config import OptimizerConfig, ScheduleConfig
+from owl_det.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def path_name(path: Sequence[Any]) -> str:
+    """`image/transformer/blocks/qkv/kernel` from a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
+
+
+def apply_rules(
+    tree: PyTree, rules: Sequence[tuple[str, T]], *, optional: Sequence[str] = ()
+) -> PyTree:
+    """The value of the first rule whose pattern is found in each leaf's path.
+
+    Raises `ConfigError` for a leaf that no rule fits, and for a rule that fits no leaf (unless
+    its pattern is in `optional`): a typo in a pattern must not pass in silence.
+    """
+    used: set[str] = set()
+
+    def value_of(path: Sequence[Any], _: Any) -> T:
+        name = path_name(path)
+        for pattern, value in rules:
+            if re.search(pattern, name):
+                used.add(pattern)
+                return value
+        raise ConfigError(f"no rule fits parameter {name}; add one to the table")
+
+    values = jax.tree_util.tree_map_with_path(value_of, tree)
+    for pattern, _ in rules:
+        if pattern not in used and pattern not in optional:
+            names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+            raise ConfigError(f"pattern {pattern!r} fits no parameter; there are {names[:5]} …")
+    return values
+
+
+def group_rules(config: OptimizerConfig) -> list[tuple[str, str]]:
+    """(path pattern → learning-rate group), first match wins."""
+    return [
+        *((pattern, "frozen") for pattern in config.frozen),
+        ("^text/", "text"),
+        ("", "image_and_heads"),
+    ]
+
+
+def groups(params: PyTree, config: OptimizerConfig) -> PyTree:
+    """The learning-rate group of each parameter. Raises `ConfigError` as `apply_rules` does."""
+    return apply_rules(params, group_rules(config), optional=("^text/", ""))
+
+
+def schedule(config: ScheduleConfig, num_steps: int) -> Callable[[Any], Any]:
+    """Factor on the learning rate at each step: warm-up × decay × cooldown, in [0, 1].
+
+    `cosine` falls to 0 at `num_steps` (OWL-ViT); `inverse_sqrt` is √(timescale / max(step,
+    timescale)) (OWLv2; Zhai et al. 2022), which may be cooled down linearly from any checkpoint.
+    """
+
+    def factor(step: Any) -> Any:
+        step = jnp.asarray(step, jnp.float32)
+        value = jnp.minimum(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+        if config.kind == "cosine":
+            start = float(config.warmup_steps)
+            progress = jnp.clip((step - start) / max(num_steps - start, 1.0), 0.0, 1.0)
+            value *= 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        if config.kind == "inverse_sqrt":
+            value *= jnp.sqrt(config.timescale / jnp.maximum(step, config.timescale))
+        if config.cooldown_steps:
+            value *= jnp.clip((num_steps - step) / config.cooldown_steps, 0.0, 1.0)
+        return value
+
+    return factor
+
+
+def build(
+    config: OptimizerConfig, schedule_config: ScheduleConfig, num_steps: int
+) -> optax.GradientTransformation:
+    """One transformation per learning-rate group; clipping is not in here (see train_step)."""
+    factor = schedule(schedule_config, num_steps)
+
+    def group(learning_rate: float) -> optax.GradientTransformation:
+        steps = [_direction(config)]
+        if config.weight_decay:
+            steps.append(optax.add_decayed_weights(config.weight_decay))
+        steps.append(optax.scale_by_learning_rate(lambda step: learning_rate * factor(step)))
+        return optax.chain(*steps)
+
+    return optax.partition(
+        {
+            "image_and_heads": group(config.learning_rate),
+            "text": group(config.text_learning_rate),
+            "frozen": optax.set_to_zero(),
+        },
+        lambda params: groups(params, config),
+    )
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    if config.kind == "adam":
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2)
+    if config.kind == "adafactor":
+        return adafactor_direction(config.b1, config.b2)
+    return optax.identity()
+
+
+def adafactor_direction(momentum: float, b2_cap: float) -> optax.GradientTransformation:
+    """The Adafactor variant of Zhai et al. 2022 (arXiv 2106.04560, section 3.4).
+
+    Factored second moments whose decay 1 − t^−0.8 is capped at `b2_cap`, updates clipped to unit
+    root mean square, and a first moment in bfloat16. No relative step sizes. Second moments of
+    stacked layers are factored within each layer, never over the layer axis.
+    """
+    second_moment = optax.chain(
+        optax.scale_by_factored_rms(
+            decay_rate=0.8,
+            min_dim_size_to_factor=32,
+            epsilon=1e-30,
+            decay_rate_fn=lambda step, rate: jnp.minimum(b2_cap, 1 - (step + 1.0) ** -rate),
+        ),
+        optax.clip_by_block_rms(1.0),
+    )
+    return optax.chain(
+        optax.partition(
+            {"stacked": _per_layer(second_moment), "single": second_moment},
+            lambda params: apply_rules(
+                params, [("/blocks/", "stacked"), ("", "single")], optional=("/blocks/", "")
+            ),
+        ),
+        optax.ema(momentum, debias=False, accumulator_dtype=jnp.bfloat16),
+    )
+
+
+def _per_layer(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs `inner` on each slice of the leading axis, as if layers were separate parameters."""
+
+    def init(params: PyTree) -> PyTree:
+        return jax.tree.map(lambda p: jax.vmap(lambda x: inner.init({"x": x}))(p), params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None) -> tuple[Any, Any]:
+        def one(gradient: Any, leaf_state: Any) -> Any:
+            return jax.vmap(lambda g, s: inner.update({"x": g}, s, {"x": g}))(gradient, leaf_state)
+
+        leaves, tree = jax.tree.flatten(updates)
+        results = [one(g, s) for g, s in zip(leaves, tree.flatten_up_to(state), strict=True)]
+        new_updates = tree.unflatten([result[0]["x"] for result in results])
+        return new_updates, tree.unflatten([result[1] for result in results])
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Installs the project, where that is not done yet, and trains a small detector on drawn images:
+#   ./quickstart.sh [flags of owl_det.main, for example --config.num_steps=200]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+# shellcheck source=scripts/setup_venv.sh
+source scripts/setup_venv.sh
+
+workdir=runs/quickstart
+for argument in "$@"; do
+  case "$argument" in
+    --workdir=*) workdir="${argument#--workdir=}" ;;
+    --workdir) fail "write --workdir=PATH, in one word" ;;
+  esac
+done
+
+setup_venv
+"$OWL_DET_VENV_PYTHON" -m owl_det.main \
+  --config=configs/quickstart.py --workdir="$workdir" "$@"
+
+printf '\n%s\n' "Summary:   $workdir/summary.json" "Pictures:  $workdir/pictures" \
+  "Curves:    ${OWL_DET_VENV_PYTHON%/python}/tensorboard --logdir $workdir"

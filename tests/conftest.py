@@ -1,0 +1,38 @@
+"""What every test runs under: eight CPU devices, strict shapes, warnings as errors.
+
+The variables are set before JAX is imported and reach the subprocesses of tests too. A session on
+an accelerator sets JAX_PLATFORMS itself.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+_DEVICES = "--xla_force_host_platform_device_count"
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# A broadcast between arrays of different rank is a mistake until it is written out.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+# Sharded code needs several devices; code for one device runs on the first at the same speed.
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository_root() -> Path:
+    """The directory of `pyproject.toml`."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data that lies beside a checkout, in ../shared/data; the test is skipped without it."""
+    path = (ROOT / "../shared/data").resolve()
+    if not path.is_dir():
+        pytest.skip("needs the real data of ../shared/data beside the checkout, which is absent")
+    return path
