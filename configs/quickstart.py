@@ -6,12 +6,8 @@ from ml_collections import ConfigDict
 from owl_det.config import ShapesWorldSource
 
 
-def get_config() -> ConfigDict:
-    config = base.default()
-    config.name = "quickstart"
-    config.batch_size = 32
-    config.num_steps = 3000
-    model = config.model
+def tiny_model(model: ConfigDict) -> None:
+    """Two small towers that train in minutes on two CPU cores."""
     model.image_size = 64
     model.embedding_dim = 64
     model.image.patch_size = 8
@@ -20,13 +16,21 @@ def get_config() -> ConfigDict:
     model.image.num_heads = 4
     model.image.mlp_width = 512
     model.image.droplayer_rate = 0.0
+    model.text.num_positions = 8
     model.text.width = 64
     model.text.num_layers = 2
     model.text.num_heads = 2
     model.text.mlp_width = 256
     model.text.droplayer_rate = 0.0
-    model.text.num_positions = 8
     model.scan_unroll = 4
+
+
+def get_config() -> ConfigDict:
+    config = base.default()
+    config.name = "quickstart"
+    config.batch_size = 32
+    config.num_steps = 3000
+    tiny_model(config.model)
     config.loss.l1_weight = 5.0
     config.loss.giou_weight = 2.0
     data = config.data

@@ -155,7 +155,9 @@ def split_batch(batch: Batch, key: Key[Array, ""]) -> tuple[Examples, Key[Array,
 
 def _hash(tokens: Int32[Array, " l"]) -> Array:
     """A 32-bit hash of a row of tokens."""
-    multipliers = jnp.uint32(2654435761) ** jnp.arange(1, tokens.shape[0] + 1, dtype=jnp.uint32)
+    multipliers = jnp.array(
+        [pow(2654435761, i, 1 << 32) for i in range(1, tokens.shape[0] + 1)], jnp.uint32
+    )
     mixed = jnp.sum((tokens.astype(jnp.uint32) + 1) * multipliers)
     return mixed ^ (mixed >> 15)
 

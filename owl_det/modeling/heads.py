@@ -3,6 +3,7 @@
 Source: Minderer et al. 2022 (arXiv 2205.06230), section 3, and the authors' published code.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -52,7 +53,7 @@ class ClassHead(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        shift = -float(jnp.log((1 - self.prior) / self.prior)) / self.initial_scale
+        shift = -math.log((1 - self.prior) / self.prior) / self.initial_scale
         self.embedding = nn.Dense(self.embedding_dim, dtype=self.dtype)
         self.logit_shift = nn.Dense(
             1, bias_init=nn.initializers.constant(shift), dtype=jnp.float32

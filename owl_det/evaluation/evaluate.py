@@ -1,0 +1,181 @@
+"""Runs a detector over a source and measures it; the same function serves any data set."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipelines import image_ops, prompts, transforms
+from data_pipelines.features import Category, Example, Record
+from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.source import Source
+from data_pipelines.tokenizer import ClipTokenizer
+from owl_det import inference, sharding, viz
+from owl_det.config import Config
+from owl_det.errors import DataError
+from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.inference import TopPairs
+from owl_det.modeling.detector import Detector
+from owl_det.types import Params
+
+PICTURE_SCORE = 0.2  # detections below are not drawn
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one pass over a data set gave."""
+
+    evaluator: CocoEvaluator
+    pictures: list[np.ndarray]
+    num_unreadable: int
+
+
+class Evaluate:
+    """Evaluates one source again and again during training.
+
+    All categories are asked together; each image keeps its `top_k` best query-box pairs.
+    """
+
+    def __init__(
+        self, detector: Detector, config: Config, source: Source, mesh: Mesh, name: str
+    ) -> None:
+        self.source, self.name, self.config, self.mesh = source, name, config, mesh
+        tokenizer = ClipTokenizer(config.model.text.num_positions)
+        templates = prompts.eval_prompts(config.data.eval_prompts)
+        self.tokens = np.stack(
+            [
+                tokenizer.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
+                for t in templates
+            ]
+        )
+        shards = sharding.num_data_shards(mesh)
+        wanted = config.evaluation.batch_size or config.batch_size
+        self.batch_size = -(-wanted // shards) * shards
+        whole = sharding.replicated(mesh)
+        self._encode = jax.jit(
+            partial(inference.encode_queries, detector), out_shardings=whole
+        )
+        self._detect = jax.jit(
+            partial(inference.detect, detector, top_k=config.evaluation.top_k), out_shardings=whole
+        )
+
+    def __call__(self, params: Params) -> Evaluation:
+        """Detects in every readable image. Only process 0 collects results.
+
+        Raises `DataError` if more than 1 % of the images cannot be read.
+        """
+        queries = self._encode(params, self.tokens)
+        evaluator = CocoEvaluator(self.source.categories)
+        pictures: list[np.ndarray] = []
+        num_images = min(len(self.source), self.config.evaluation.max_images or len(self.source))
+        unreadable = 0
+        progress = tqdm(
+            total=num_images, desc=f"evaluate {self.name}", leave=False, disable=not _is_first()
+        )
+        for indices, images, examples in self._batches(num_images):
+            found = jax.tree.map(np.asarray, self._detect(params, images, queries))
+            readable = multihost_utils.process_allgather(
+                np.array([example is not None for example in examples]), tiled=True
+            )
+            for i, index in enumerate(indices):
+                if not readable[i]:
+                    unreadable += 1
+                elif _is_first():
+                    picture = self._add(evaluator, index, TopPairs(*(x[i] for x in found)))
+                    if len(pictures) < self.config.evaluation.num_pictures:
+                        pictures.append(picture())
+            progress.update(len(indices))
+        progress.close()
+        if unreadable > max(1, 0.01 * num_images):
+            raise DataError(f"{self.source.name}: {unreadable} of {num_images} images unreadable")
+        return Evaluation(evaluator, pictures, unreadable)
+
+    def _batches(self, num_images: int) -> Iterator[tuple[range, Any, list[Example | None]]]:
+        """(global indices, global image array, this process's examples) of each batch."""
+        count, number = jax.process_count(), jax.process_index()
+        local = self.batch_size // count
+        placement = sharding.batch_sharding(self.mesh)
+        side = self.config.model.image_size
+        for start in range(0, num_images, self.batch_size):
+            indices = range(start, min(start + self.batch_size, num_images))
+            mine = range(start + number * local, start + (number + 1) * local)
+            examples = [self._example(i) if i < num_images else None for i in mine]
+            pixels = np.zeros((local, side, side, 3), np.uint8)
+            for row, example in enumerate(examples):
+                if example is not None:
+                    pixels[row] = example.image
+            yield indices, jax.make_array_from_process_local_data(placement, pixels), examples
+
+    def _example(self, index: int) -> Example | None:
+        try:
+            return transforms.eval_example(
+                self.source[index],
+                image_size=self.config.model.image_size,
+                preprocess=self.config.preprocess,
+            )
+        except UnreadableImage as error:
+            logging.warning("Skipped image %d of %s: %s", index, self.source.name, error)
+            return None
+
+    def _add(
+        self, evaluator: CocoEvaluator, index: int, found: TopPairs
+    ) -> Callable[[], np.ndarray]:
+        """Adds one image; returns a function that draws it."""
+        record = self.source[index]
+        height, width = image_ops.image_size(record.image)
+        boxes = pixel_boxes(np.asarray(found.boxes_xyxy), height, width)
+        categories = self.source.categories
+        ids = {category.name: category.id for category in categories}
+        rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
+        take = np.array([row for row, _ in rows], int)
+        federated: dict[str, Any] = {}
+        if _is_federated(record, categories):
+            federated = {
+                "negatives": [ids[name] for name in record.negatives],
+                "not_exhaustive": [ids[name] for name in record.not_exhaustive],
+            }
+        evaluator.add(
+            record.image_id,
+            (height, width),
+            (record.boxes_xyxy[take], np.array([i for _, i in rows], int), record.is_crowd[take]),
+            (boxes, found.scores, np.array([c.id for c in categories], int)[found.query]),
+            **federated,
+        )
+        return lambda: _draw(record, categories, boxes, found)
+
+
+def pixel_boxes(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Corners relative to the padded square → pixels of an image of this size, inside it."""
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    centres = np.concatenate([(low + high) / 2, high - low], axis=1)
+    return image_ops.boxes_from_padded(centres, height, width)
+
+
+def _is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def _is_federated(record: Record, categories: tuple[Category, ...]) -> bool:
+    """True if some categories are neither present nor known to be absent."""
+    known = {name for names in record.names for name in names} | set(record.negatives)
+    return bool(record.not_exhaustive) or len(known) < len(categories)
+
+
+def _draw(
+    record: Record, categories: tuple[Category, ...], boxes: np.ndarray, found: TopPairs
+) -> np.ndarray:
+    image = np.asarray(image_ops.decode_image(record.image))
+    keep = found.scores >= PICTURE_SCORE
+    labels = [categories[i].name for i in found.query[keep]]
+    predicted = viz.draw_detections(image, boxes[keep], labels, found.scores[keep])
+    truth = viz.draw_detections(
+        image, record.boxes_xyxy, [names[0] for names in record.names], None
+    )
+    return viz.side_by_side(predicted, truth)

@@ -1,0 +1,70 @@
+"""`python -m owl_det.main --config=configs/x.py --workdir=…`: trains and evaluates one config."""
+
+import os
+import sys
+from importlib.util import find_spec
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from owl_det import config as config_lib
+from owl_det import train
+from owl_det.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    """Joins the other processes, resolves the config and runs it."""
+    if len(argv) > 1:
+        raise UserError(f"unknown arguments {argv[1:]}")
+    config = config_lib.resolve(_CONFIG.value.to_dict())
+    _join_processes()
+    if find_spec("tensorflow"):
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+    logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
+    train.run(config, _WORKDIR.value)
+
+
+def _join_processes() -> None:
+    """Starts the distributed runtime if a launcher has set its environment (see launch/)."""
+    environment = os.environ
+    if environment.get("OWL_DET_DISTRIBUTED") == "auto":
+        jax.distributed.initialize()
+    elif "OWL_DET_COORDINATOR_ADDRESS" in environment:
+        jax.distributed.initialize(
+            coordinator_address=environment["OWL_DET_COORDINATOR_ADDRESS"],
+            num_processes=int(environment["OWL_DET_NUM_PROCESSES"]),
+            process_id=int(environment["OWL_DET_PROCESS_ID"]),
+        )
+
+
+def _fail(error: Exception) -> None:
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    print(f"owl_det: {text}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses flags; a bad flag or config key is one line and exit code 2."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        _fail(error)
+        raise
+
+
+def _main(argv: list[str]) -> None:
+    try:
+        main(argv)
+    except UserError as error:
+        _fail(error)
+
+
+if __name__ == "__main__":
+    app.run(_main, flags_parser=_parse)

@@ -1,0 +1,303 @@
+"""The training loop: resume, batch, step, log, evaluate, save."""
+
+import dataclasses
+import json
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data_pipelines import batching
+from data_pipelines import source as source_lib
+from data_pipelines.input import TrainInput
+from owl_det import checkpoint, config as config_lib, optim, sharding, train_step
+from owl_det.checkpoint import Checkpoints
+from owl_det.config import Config
+from owl_det.errors import UserError
+from owl_det.evaluation.evaluate import Evaluate
+from owl_det.metric_log import MetricLog
+from owl_det.types import Batch, TrainState
+
+BATCH_KEYS = tuple(field.name for field in dataclasses.fields(Batch))
+
+
+class DivergedError(UserError):
+    """The loss is no finite number."""
+
+
+def run(config: Config, workdir: str) -> None:
+    """Trains to `config.num_steps`, from the latest checkpoint in `workdir` if there is one.
+
+    Raises `UserError` for what a user can mend. On SIGTERM it saves and returns.
+    """
+    folder = Path(workdir)
+    mesh = sharding.make_mesh(config.mesh)
+    data = TrainInput(config)
+    evaluations = _open_evaluations(config, mesh)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder, config)
+    state = _start(config, mesh, checkpoints, data.version)
+    first_step = int(state.step)
+    if jax.process_index() == 0:
+        (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
+    log = MetricLog(folder, first_step, jax.process_index() == 0)
+    stop = _StopSignal()
+    step_fn = train_step.jit_train_step(config, mesh, state)
+    batches = _device_batches(data, first_step, config, mesh)
+    progress = _Progress(config, log, first_step)
+    try:
+        for step in range(first_step + 1, config.num_steps + 1):
+            _profile(config, folder, step)
+            batch, counts = next(batches)
+            state, metrics = step_fn(state, batch)
+            progress.add(step, metrics, counts)
+            is_last = step == config.num_steps
+            if _due(step, config.evaluation.every_steps) or is_last:
+                progress.flush()
+                evaluate(evaluations, state, folder, log, is_last)
+            if _due(step, config.checkpoint.every_steps) or is_last or stop.is_set(step):
+                progress.flush()  # so that no state after a NaN is ever saved
+                checkpoints.save(state, data.version)
+            if stop.is_set(step):
+                logging.info("SIGTERM: saved step %d; the same command goes on from there", step)
+                return
+        if first_step >= config.num_steps and not (folder / "eval" / "summary.json").exists():
+            evaluate(evaluations, state, folder, log, is_last=True)
+    finally:
+        # TensorFlow's threads must be gone before the interpreter is: they call back into it.
+        batches.close()
+        progress.close()
+        checkpoints.wait()
+        checkpoints.close()
+        log.close()
+        stop.restore()
+
+
+def evaluate(
+    evaluations: list[Evaluate], state: TrainState, folder: Path, log: MetricLog, is_last: bool
+) -> None:
+    """Measures every evaluation set; writes summary, results and pictures."""
+    from owl_det import viz
+    from owl_det.evaluation.coco import confusion_matrix
+
+    step = int(state.step)
+    summaries: dict[str, dict[str, Any]] = {}
+    (folder / "eval").mkdir(exist_ok=True)
+    (folder / "pictures").mkdir(exist_ok=True)
+    for measure in evaluations:
+        started = time.time()
+        result = measure(state.params)
+        if jax.process_index() != 0:
+            continue
+        name, evaluator = measure.name, result.evaluator
+        metrics = evaluator.compute()
+        scalars = metrics.scalars()
+        summaries[name] = {
+            "step": step,
+            **{key: round(value, 6) for key, value in scalars.items()},
+            "num_images": metrics.num_images,
+            "num_instances": metrics.num_instances,
+            "unreadable_images": result.num_unreadable,
+            "dataset": measure.source.version,
+            "seconds": round(time.time() - started, 1),
+        }
+        log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
+        evaluator.write_results(folder / "eval" / f"results_{name}.json")
+        picture = viz.picture_grid(result.pictures)
+        viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
+        log.picture(step, f"pictures/{name}", picture)
+        logging.info(
+            "Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"]
+        )
+        if is_last:
+            pictures = folder / "pictures"
+            viz.plot_precision_recall(pictures / f"precision_recall_{name}.png", metrics)
+            viz.plot_confusion_matrix(
+                pictures / f"confusion_matrix_{name}.png",
+                confusion_matrix(evaluator),
+                [category.name for category in evaluator.categories],
+            )
+    if summaries and jax.process_index() == 0:
+        first = next(iter(summaries.values()))
+        text = json.dumps({**first, "datasets": summaries}, indent=2) + "\n"
+        temporary = folder / "eval" / "summary.json.tmp"
+        temporary.write_text(text)
+        temporary.replace(folder / "eval" / "summary.json")
+        if is_last and (folder / "metrics.jsonl").exists():
+            viz.plot_training_curve(
+                folder / "pictures" / "training_curve.png", folder / "metrics.jsonl"
+            )
+
+
+def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:
+    detector = train_step.make_detector(config)
+    return [
+        Evaluate(detector, config, source_lib.build(entry, config.data.path), mesh, name)
+        for name, entry in config.data.eval.items()
+    ]
+
+
+def _start(
+    config: Config, mesh: Mesh, checkpoints: Checkpoints, input_version: str
+) -> TrainState:
+    """The state to train from: the latest checkpoint, other weights, or fresh ones."""
+    shapes = jax.eval_shape(lambda: train_step.init_state(config))
+    placement = sharding.state_shardings(shapes, shapes.params, mesh)
+    optim.groups(shapes.params, config.optimizer)
+    if checkpoints.latest_step is not None:
+        template = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
+        )
+        state = checkpoints.restore(template, input_version)
+        logging.info("Resumed at step %d", int(state.step))
+        return state
+    if config.checkpoint.init_from:
+        loaded = checkpoint.load_model(config.checkpoint.init_from)
+        params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
+        logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
+        return jax.jit(
+            lambda p: train_step.init_state(config, p), out_shardings=placement
+        )(params)
+    return jax.jit(lambda: train_step.init_state(config), out_shardings=placement)()
+
+
+def _device_batches(
+    data: TrainInput, first_step: int, config: Config, mesh: Mesh
+) -> Iterator[tuple[Batch, dict[str, int]]]:
+    """Global batches on the mesh, and what was left out of this process's part."""
+    placement = sharding.batch_sharding(mesh)
+    host_batches = data.batches(
+        first_step,
+        num_shards=sharding.num_data_shards(mesh),
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+    )
+    try:
+        for arrays in host_batches:
+            totals = arrays["counts"].sum(0).tolist()
+            device = {
+                key: jax.make_array_from_process_local_data(placement, arrays[key])
+                for key in BATCH_KEYS
+            }
+            yield Batch(**device), dict(zip(batching.COUNTS, totals, strict=True))
+    finally:
+        host_batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _profile(config: Config, folder: Path, step: int) -> None:
+    log = config.log
+    if log.profile_steps and step == log.profile_start + 1:
+        jax.profiler.start_trace(str(folder / "profile"))
+    if log.profile_steps and step == log.profile_start + log.profile_steps + 1:
+        jax.profiler.stop_trace()
+
+
+class _StopSignal:
+    """Remembers SIGTERM; several processes agree on the step they stop at."""
+
+    def __init__(self) -> None:
+        self._received = False
+        self._is_alone = jax.process_count() == 1
+        if self._is_alone:
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+
+    def _receive(self, *_: Any) -> None:
+        self._received = True
+
+    def is_set(self, step: int) -> bool:
+        if self._is_alone:
+            return self._received
+        return self._received or self._agree(step)
+
+    def _agree(self, step: int) -> bool:
+        self._received = multihost_utils.reached_preemption_sync_point(step)
+        return self._received
+
+    def restore(self) -> None:
+        if self._is_alone:
+            signal.signal(signal.SIGTERM, self._previous)
+
+
+class _Progress:
+    """Gathers the metrics of steps, without waiting for them, and shows them now and then."""
+
+    def __init__(self, config: Config, log: MetricLog, first_step: int):
+        self._config, self._log = config, log
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._counts: dict[str, int] = {}
+        self._since = time.time()
+        self._bar = tqdm(
+            total=config.num_steps,
+            initial=first_step,
+            unit="step",
+            disable=jax.process_index() != 0,
+            mininterval=1.0,
+        )
+
+    def add(self, step: int, metrics: dict[str, jax.Array], counts: dict[str, int]) -> None:
+        self._pending.append((step, metrics))
+        for name, value in counts.items():
+            self._counts[name] = self._counts.get(name, 0) + value
+        if _due(step, self._config.log.every_steps):
+            self.flush()
+
+    def flush(self) -> None:
+        """Waits for all steps so far, checks their losses and logs their means."""
+        if not self._pending:
+            return
+        values = jax.device_get(self._pending)
+        self._pending = []
+        for step, metrics in values:
+            if not np.isfinite(metrics["loss"]):
+                parts = ", ".join(f"{k} {float(v):.3g}" for k, v in sorted(metrics.items()))
+                raise DivergedError(
+                    f"loss is not finite at step {step} ({parts}); the last checkpoint is from "
+                    "before. Lower the learning rate or look at that step's data"
+                )
+        now = time.time()
+        rate = len(values) * self._config.batch_size / max(now - self._since, 1e-9)
+        self._since = now
+        means = {
+            f"train/{name}": float(np.mean([metrics[name] for _, metrics in values]))
+            for name in values[-1][1]
+        }
+        last = values[-1][0]
+        counts = {f"count/{name}": value for name, value in self._counts.items()}
+        memory = _memory_gib()
+        self._log.scalars(
+            last, {**means, **counts, "images_per_second": rate, "memory_gib": memory}
+        )
+        self._bar.update(last - self._bar.n)
+        self._bar.set_postfix_str(
+            " ".join(
+                f"{name} {means[f'train/{name}']:.3f}"
+                for name in ("loss", "class", "l1", "giou", "objectness")
+            )
+            + f" | {rate:.0f} img/s | {memory:.1f} GiB"
+        )
+
+    def close(self) -> None:
+        self._bar.close()
+        left_out = {name: count for name, count in self._counts.items() if count}
+        if left_out:
+            logging.info("Left out of the training examples: %s", left_out)
+
+
+def _memory_gib() -> float:
+    """Peak memory of the first device where it is known, else of this process."""
+    stats = jax.local_devices()[0].memory_stats()
+    used = (stats or {}).get("peak_bytes_in_use") or psutil.Process().memory_info().rss
+    return used / 2**30
