@@ -1,13 +1,16 @@
 """Shapes world on a laptop."""
 
-from configs import base
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from configs import base
 from owl_det.config import ShapesWorldSource
 
 
-def tiny_model(model: ConfigDict) -> None:
+def tiny_model(config: ConfigDict) -> None:
     """Two small towers that train in minutes on two CPU cores."""
+    model: Any = config.model
     model.image_size = 64
     model.embedding_dim = 64
     model.image.patch_size = 8
@@ -26,17 +29,17 @@ def tiny_model(model: ConfigDict) -> None:
 
 
 def get_config() -> ConfigDict:
-    config = base.default()
+    config: Any = base.default()
     config.name = "quickstart"
     config.batch_size = 32
     config.num_steps = 3000
-    tiny_model(config.model)
+    tiny_model(config)
     config.loss.l1_weight = 5.0
     config.loss.giou_weight = 2.0
     data = config.data
-    base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=100_000))
+    base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=16_384))
     base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
-    data.augment.flip = False
+    data.augment.flip = True
     data.max_instances = 6
     data.max_queries = 47
     data.max_distinct_queries = 48

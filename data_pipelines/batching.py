@@ -73,7 +73,9 @@ def pack(
     arrays["tile_image_id"] = _padded(example.tile_image_id, (t,), fill=-1)
     counts = dict(example.counts)
     counts["dropped_queries"] = queries.num_dropped
-    counts["dropped_instances"] = int(len(example.names) - arrays["instance_scores"].astype(bool).sum())
+    counts["dropped_instances"] = int(
+        len(example.names) - arrays["instance_scores"].astype(bool).sum()
+    )
     counts["cut_texts"] = sum(not tokenizer.fits(text) for text in texts)
     arrays["counts"] = np.array([counts.get(name, 0) for name in COUNTS], np.int32)
     return arrays
@@ -120,7 +122,7 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
     b, q, length = tokens.shape
     per_shard = b // num_shards
     rows = max_distinct or per_shard * q
-    is_positive = batch["instance_labels"].any(axis=1)
+    is_positive = np.asarray(batch["instance_labels"].any(axis=1))
     table = np.zeros((num_shards, rows, length), np.int32)
     index = np.zeros((b, q), np.int32)
     counts = batch["counts"].copy()

@@ -9,7 +9,7 @@ with different vocabularies mix without a table of ids.
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 Names = tuple[str, ...]
 

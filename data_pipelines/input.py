@@ -10,10 +10,9 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from absl import logging
@@ -25,6 +24,7 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.tokenizer import ClipTokenizer
 from owl_det.config import Config
 from owl_det.errors import DataError
+from owl_det.optional import is_installed
 
 MAX_STAND_INS = 16  # tries to replace one unreadable image
 UNREADABLE_SHARE = 0.01  # of a source; more is an error
@@ -101,7 +101,7 @@ class TrainInput:
 
     def batches(
         self, first_step: int, *, num_shards: int, process: int = 0, num_processes: int = 1
-    ) -> Iterator[Arrays]:
+    ) -> Generator[Arrays, None, None]:
         """This process's part of the batches from `first_step` on, without end.
 
         `num_shards` is the number of data shards over all processes. Part p holds the examples
@@ -118,7 +118,7 @@ class TrainInput:
             step, i = divmod(position, local)
             return self.example(step * self.config.batch_size + process * local + i)
 
-        run = _tf_data_batches if find_spec("tensorflow") else _thread_pool_batches
+        run = _tf_data_batches if is_installed("tensorflow") else _thread_pool_batches
         logging.info("Input: %d sources through %s", len(self.sources), run.__name__)
         workers = self.config.data.num_workers or os.cpu_count() or 1
         for batch in run(make, first_step * local, local, workers):
@@ -203,7 +203,7 @@ def _tf_data_batches(
         .with_options(options)
     )
     try:
-        yield from dataset.as_numpy_iterator()
+        yield from cast(Iterator[Arrays], dataset.as_numpy_iterator())
     except tf.errors.OpError:
         if errors:
             raise errors[0] from None

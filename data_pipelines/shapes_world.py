@@ -20,7 +20,7 @@ import dataclasses
 import hashlib
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt8
@@ -57,6 +57,8 @@ SIZE_RANGE = (0.10, 0.45)  # of the image side
 MAX_OCCLUSION = 0.3
 MAX_ROTATION = math.radians(15)
 SUPERSAMPLING = 4
+
+CACHE_BYTES = 256 * 2**20
 
 CAPTIONS = (
     "{}",
@@ -128,9 +130,7 @@ def object_names() -> tuple[ObjectName, ...]:
             position = rank / max(len(members) - 1, 1)
             weight = RAREST**position if group == "base" else 1.0
             tier = ("frequent", "common", "rare")[min(int(3 * position), 2)]
-            names.append(
-                ObjectName(*member, group, tier if group == "base" else "", float(weight))
-            )
+            names.append(ObjectName(*member, group, tier if group == "base" else "", float(weight)))
     return tuple(names)
 
 
@@ -169,6 +169,8 @@ class ShapesWorld:
         self.split, self.image_size, self.num_images = split, image_size, num_images
         self.annotated_fraction = annotated_fraction
         self.name = f"shapes_world/{split}"
+        # Drawing costs more than a small training step: later epochs take images from memory.
+        self._cached = lru_cache(CACHE_BYTES // (3 * image_size**2))(self._draw)
         self.version = f"shapes_world-{VERSION}-{parameter_hash()}"
         self.categories = tuple(
             Category(
@@ -183,6 +185,9 @@ class ShapesWorld:
         return self.num_images
 
     def __getitem__(self, index: int) -> Record:
+        return self._cached(index)
+
+    def _draw(self, index: int) -> Record:
         rng = self._rng(index)
         scene = draw_scene(self.image_size, self.split, rng)
         annotated = self._annotated(rng)
@@ -345,9 +350,7 @@ def _outline(shape: str) -> tuple[np.ndarray, ...]:
     radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.42)
     a = 0.36  # half width of a cross's arm
     heart_x = 16 * np.sin(turn) ** 3 / 16
-    heart_y = -(
-        13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
-    )
+    heart_y = -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn))
     polygons: dict[str, tuple[np.ndarray, ...]] = {
         "circle": (circle,),
         "square": (np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * 0.9,),
@@ -377,9 +380,7 @@ def _shape_coverage(
 ) -> tuple[Float32[np.ndarray, "h w"], int, int]:
     """Coverage in [0, 1] of a rotated shape somewhere in the image, and its window's corner."""
     angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
-    rotation = np.array(
-        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
-    )
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     polygons = [polygon @ rotation.T for polygon in _outline(shape)]
     low, high = polygons[0].min(0), polygons[0].max(0)
     scale = side / (high - low).max()  # the longer side of the shape's box is `side`

@@ -10,7 +10,9 @@ from functools import lru_cache
 
 import ftfy
 import numpy as np
-from instant_clip_tokenizer import Tokenizer as InstantTokenizer
+from instant_clip_tokenizer import (
+    Tokenizer as InstantTokenizer,  # pyright: ignore[reportAttributeAccessIssue]  # compiled
+)
 from jaxtyping import Int32
 
 START, END, PAD = 49406, 49407, 0

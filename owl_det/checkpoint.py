@@ -241,11 +241,12 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
 
 
 def _check_same_input(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    before = saved.get("input", {})
     for key, value in current["input"].items():
-        if saved.get("input", {}).get(key) != value:
+        if before.get(key) != value:
             raise CheckpointError(
-                f"{folder}: was trained with another input ({key}: {saved.get('input', {}).get(key)}"
-                f" there, {value} now); use a new workdir, with checkpoint.init_from for its weights"
+                f"{folder}: was trained with another input ({key}: {before.get(key)} there, "
+                f"{value} now); use a new workdir, with config.checkpoint.init_from for its weights"
             )
 
 
@@ -261,7 +262,7 @@ def _check_shapes(folder: Path, template: PyTree) -> None:
 
 
 def _compare(saved: PyTree, template: PyTree, where: str) -> None:
-    """Raises `CheckpointError` at the first parameter that is missing, unknown or of other shape."""
+    """Raises `CheckpointError` at the first parameter that is missing, unknown or misshapen."""
     saved_shapes = {
         optim.path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(saved)

@@ -302,9 +302,8 @@ def to_json(config: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """Twelve hex digits that change with any field of a dataclass (or JSON value)."""
-    plain = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hex digits that change with any part of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _build(schema: Any, value: Any, path: str) -> Any:

@@ -45,14 +45,18 @@ def detect(
     variables = {"params": params}
     features = detector.apply(variables, image, method="encode_image")
     assert isinstance(features, ImageFeatures)
-    queries = jnp.broadcast_to(query_embeddings[:, None], (query_embeddings.shape[0], b, *query_embeddings.shape[1:]))
+    queries = jnp.broadcast_to(
+        query_embeddings[:, None], (query_embeddings.shape[0], b, *query_embeddings.shape[1:])
+    )
     is_query = jnp.ones((b, query_embeddings.shape[1]), bool)
     predictions = detector.apply(
         variables, features, queries[0], is_query, grid=(height // p, width // p), method="predict"
     )
 
     def add_prompt(total: Array, prompt_queries: Array) -> tuple[Array, None]:
-        logits = detector.apply(variables, features, prompt_queries, is_query, method="class_logits")
+        logits = detector.apply(
+            variables, features, prompt_queries, is_query, method="class_logits"
+        )
         return total + jax.nn.sigmoid(logits), None
 
     total, _ = jax.lax.scan(add_prompt, jax.nn.sigmoid(predictions.class_logits), queries[1:])

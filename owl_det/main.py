@@ -1,8 +1,8 @@
 """`python -m owl_det.main --config=configs/x.py --workdir=…`: trains and evaluates one config."""
 
+import logging as std_logging
 import os
 import sys
-from importlib.util import find_spec
 
 import jax
 from absl import app, flags, logging
@@ -11,6 +11,7 @@ from ml_collections import config_flags
 from owl_det import config as config_lib
 from owl_det import train
 from owl_det.errors import UserError
+from owl_det.optional import is_installed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
@@ -23,12 +24,13 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unknown arguments {argv[1:]}")
     config = config_lib.resolve(_CONFIG.value.to_dict())
     _join_processes()
-    if find_spec("tensorflow"):
+    if is_installed("tensorflow"):
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    train.run(config, _WORKDIR.value)
+    _quiet_libraries()
+    train.run(config, str(_WORKDIR.value))
 
 
 def _join_processes() -> None:
@@ -42,6 +44,13 @@ def _join_processes() -> None:
             num_processes=int(environment["OWL_DET_NUM_PROCESSES"]),
             process_id=int(environment["OWL_DET_PROCESS_ID"]),
         )
+
+
+def _quiet_libraries() -> None:
+    """Orbax logs every step of a save through absl; only its warnings are of interest."""
+    logging.get_absl_handler().addFilter(
+        lambda record: record.levelno > std_logging.INFO or "/orbax/" not in record.pathname
+    )
 
 
 def _fail(error: Exception) -> None:

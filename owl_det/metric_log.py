@@ -2,11 +2,12 @@
 
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from absl import logging
+
+from owl_det.optional import is_installed
 
 
 class MetricLog:
@@ -21,7 +22,7 @@ class MetricLog:
         path = workdir / "metrics.jsonl"
         _truncate(path, resumed_step)
         self._file = path.open("a")
-        if find_spec("clu") and find_spec("tensorflow"):
+        if is_installed("clu") and is_installed("tensorflow"):
             from clu import metric_writers
 
             self._writer = metric_writers.SummaryWriter(str(workdir))

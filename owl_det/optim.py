@@ -121,12 +121,16 @@ def adafactor_direction(momentum: float, b2_cap: float) -> optax.GradientTransfo
     root mean square, and a first moment in bfloat16. No relative step sizes. Second moments of
     stacked layers are factored within each layer, never over the layer axis.
     """
+
+    def capped_decay(step: Any, exponent: Any) -> Any:
+        return jnp.minimum(b2_cap, 1 - (step + 1.0) ** -exponent)
+
     second_moment = optax.chain(
         optax.scale_by_factored_rms(
             decay_rate=0.8,
             min_dim_size_to_factor=32,
             epsilon=1e-30,
-            decay_rate_fn=lambda step, rate: jnp.minimum(b2_cap, 1 - (step + 1.0) ** -rate),
+            decay_rate_fn=capped_decay,
         ),
         optax.clip_by_block_rms(1.0),
     )

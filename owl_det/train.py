@@ -4,7 +4,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, config as config_lib, optim, sharding, train_step
+from owl_det import checkpoint, optim, sharding, train_step
+from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
 from owl_det.errors import UserError
@@ -115,9 +116,7 @@ def evaluate(
         picture = viz.picture_grid(result.pictures)
         viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
         log.picture(step, f"pictures/{name}", picture)
-        logging.info(
-            "Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"]
-        )
+        logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
         if is_last:
             pictures = folder / "pictures"
             viz.plot_precision_recall(pictures / f"precision_recall_{name}.png", metrics)
@@ -146,9 +145,7 @@ def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:
     ]
 
 
-def _start(
-    config: Config, mesh: Mesh, checkpoints: Checkpoints, input_version: str
-) -> TrainState:
+def _start(config: Config, mesh: Mesh, checkpoints: Checkpoints, input_version: str) -> TrainState:
     """The state to train from: the latest checkpoint, other weights, or fresh ones."""
     shapes = jax.eval_shape(lambda: train_step.init_state(config))
     placement = sharding.state_shardings(shapes, shapes.params, mesh)
@@ -164,15 +161,13 @@ def _start(
         loaded = checkpoint.load_model(config.checkpoint.init_from)
         params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
         logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
-        return jax.jit(
-            lambda p: train_step.init_state(config, p), out_shardings=placement
-        )(params)
+        return jax.jit(lambda p: train_step.init_state(config, p), out_shardings=placement)(params)
     return jax.jit(lambda: train_step.init_state(config), out_shardings=placement)()
 
 
 def _device_batches(
     data: TrainInput, first_step: int, config: Config, mesh: Mesh
-) -> Iterator[tuple[Batch, dict[str, int]]]:
+) -> Generator[tuple[Batch, dict[str, int]], None, None]:
     """Global batches on the mesh, and what was left out of this process's part."""
     placement = sharding.batch_sharding(mesh)
     host_batches = data.batches(
@@ -190,7 +185,7 @@ def _device_batches(
             }
             yield Batch(**device), dict(zip(batching.COUNTS, totals, strict=True))
     finally:
-        host_batches.close()  # pyright: ignore[reportAttributeAccessIssue]
+        host_batches.close()
 
 
 def _due(step: int, every: int) -> bool:

@@ -9,7 +9,7 @@ text tower in one pass.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def init_params(config: Config, key: Key[Array, ""]) -> Params:
         jnp.zeros((1, 1, length), jnp.int32),
         jnp.ones((1, 1), bool),
     )
-    return variables["params"]
+    return cast(Params, variables["params"])
 
 
 def init_state(config: Config, params: Params | None = None) -> TrainState:
@@ -56,7 +56,9 @@ def init_state(config: Config, params: Params | None = None) -> TrainState:
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
+    )
 
 
 def train_step(
@@ -217,9 +219,7 @@ def _per_example_gradients(
         norms = jax.vmap(optax.global_norm)((g_params, g_inputs))
         # A gradient that is no number is left as it is: the run must stop, not hide it.
         factors = jnp.where(part.is_example, clip_factor(norms, clip.norm), 0.0)
-        total = jax.tree.map(
-            lambda t, g: t + jnp.tensordot(factors, g, axes=1), total, g_params
-        )
+        total = jax.tree.map(lambda t, g: t + jnp.tensordot(factors, g, axes=1), total, g_params)
         clipped_inputs = jax.tree.map(lambda g: g * factors[:, None, None], g_inputs)
         return total, (clipped_inputs, losses, parts, norms)
 

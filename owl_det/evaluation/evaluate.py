@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,11 +21,18 @@ from owl_det import inference, sharding, viz
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.evaluation.coco import CocoEvaluator
-from owl_det.inference import TopPairs
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
 PICTURE_SCORE = 0.2  # detections below are not drawn
+
+
+class Found(NamedTuple):
+    """`inference.TopPairs` of one image, on the host."""
+
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    query: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -59,9 +66,7 @@ class Evaluate:
         wanted = config.evaluation.batch_size or config.batch_size
         self.batch_size = -(-wanted // shards) * shards
         whole = sharding.replicated(mesh)
-        self._encode = jax.jit(
-            partial(inference.encode_queries, detector), out_shardings=whole
-        )
+        self._encode = jax.jit(partial(inference.encode_queries, detector), out_shardings=whole)
         self._detect = jax.jit(
             partial(inference.detect, detector, top_k=config.evaluation.top_k), out_shardings=whole
         )
@@ -88,7 +93,7 @@ class Evaluate:
                 if not readable[i]:
                     unreadable += 1
                 elif _is_first():
-                    picture = self._add(evaluator, index, TopPairs(*(x[i] for x in found)))
+                    picture = self._add(evaluator, index, Found(*(np.asarray(x[i]) for x in found)))
                     if len(pictures) < self.config.evaluation.num_pictures:
                         pictures.append(picture())
             progress.update(len(indices))
@@ -124,13 +129,11 @@ class Evaluate:
             logging.warning("Skipped image %d of %s: %s", index, self.source.name, error)
             return None
 
-    def _add(
-        self, evaluator: CocoEvaluator, index: int, found: TopPairs
-    ) -> Callable[[], np.ndarray]:
+    def _add(self, evaluator: CocoEvaluator, index: int, found: Found) -> Callable[[], np.ndarray]:
         """Adds one image; returns a function that draws it."""
         record = self.source[index]
         height, width = image_ops.image_size(record.image)
-        boxes = pixel_boxes(np.asarray(found.boxes_xyxy), height, width)
+        boxes = pixel_boxes(found.boxes_xyxy, height, width)
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -169,7 +172,7 @@ def _is_federated(record: Record, categories: tuple[Category, ...]) -> bool:
 
 
 def _draw(
-    record: Record, categories: tuple[Category, ...], boxes: np.ndarray, found: TopPairs
+    record: Record, categories: tuple[Category, ...], boxes: np.ndarray, found: Found
 ) -> np.ndarray:
     image = np.asarray(image_ops.decode_image(record.image))
     keep = found.scores >= PICTURE_SCORE

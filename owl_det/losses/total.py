@@ -1,5 +1,8 @@
 """The training loss of each example: matching, parts, weights, sum."""
 
+import functools
+import operator
+
 from jaxtyping import Array, Float
 
 from owl_det.config import LossConfig, SelectionConfig
@@ -22,5 +25,5 @@ def total_loss(
         parts["matched_in_top_10_percent"] = detection.matched_share_in_top_k(
             predictions.objectness_logits, assignment, top_k
         )
-    total = sum(getattr(config, f"{name}_weight") * parts[name] for name in WEIGHTED)
-    return total, parts
+    weighted = [getattr(config, f"{name}_weight") * parts[name] for name in WEIGHTED]
+    return functools.reduce(operator.add, weighted), parts

@@ -1,5 +1,7 @@
 """Scaled dot-product attention, in one place for every tower."""
 
+from typing import Literal
+
 import jax
 from jaxtyping import Array, Float
 
@@ -10,7 +12,7 @@ def attend(
     value: Float[Array, "b n h c"],
     *,
     is_causal: bool,
-    implementation: str,
+    implementation: Literal["xla", "cudnn"],
 ) -> Float[Array, "b n h c"]:
     """softmax(q kᵀ / √c) v per head; the softmax is computed in float32.
 

@@ -55,9 +55,7 @@ class ClassHead(nn.Module):
     def setup(self) -> None:
         shift = -math.log((1 - self.prior) / self.prior) / self.initial_scale
         self.embedding = nn.Dense(self.embedding_dim, dtype=self.dtype)
-        self.logit_shift = nn.Dense(
-            1, bias_init=nn.initializers.constant(shift), dtype=jnp.float32
-        )
+        self.logit_shift = nn.Dense(1, bias_init=nn.initializers.constant(shift), dtype=jnp.float32)
         self.logit_scale = nn.Dense(
             1, bias_init=nn.initializers.constant(self.initial_scale - 1), dtype=jnp.float32
         )

@@ -1,7 +1,7 @@
 """The pre-norm transformer that both towers are made of; layers are stored stacked."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, cast
 
 import flax.linen as nn
 import jax
@@ -57,7 +57,7 @@ class Block(nn.Module):
     activation: str
     epsilon: float
     dropout_rate: float
-    attention: str
+    attention: Literal["xla", "cudnn"]
     dtype: Any
 
     def setup(self) -> None:
@@ -95,9 +95,7 @@ class Block(nn.Module):
     def _attention(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         qkv = self.qkv(x)
         query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        mixed = attend(
-            query, key, value, is_causal=self.is_causal, implementation=self.attention
-        )
+        mixed = attend(query, key, value, is_causal=self.is_causal, implementation=self.attention)
         return self.out(mixed)
 
     def _mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -137,7 +135,7 @@ class Transformer(nn.Module):
     epsilon: float
     droplayer_rate: float
     dropout_rate: float
-    attention: str
+    attention: Literal["xla", "cudnn"]
     remat: str
     unroll: int
     dtype: Any
@@ -150,7 +148,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast),
+            in_axes=cast(Any, (0, 0, nn.broadcast)),
             length=self.num_layers,
             unroll=self.unroll,
         )(

@@ -1,0 +1,289 @@
+"""Training as a user runs it: in processes of its own, which are killed, resumed and misused."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TINY = (
+    "--config.batch_size=8",
+    "--config.model.image.width=32",
+    "--config.model.image.num_layers=2",
+    "--config.model.image.num_heads=2",
+    "--config.model.image.mlp_width=64",
+    "--config.model.text.width=16",
+    "--config.model.text.mlp_width=32",
+    "--config.data.train.shapes.num_images=64",
+    "--config.data.eval.shapes.num_images=8",
+    "--config.schedule.warmup_steps=2",
+)
+
+
+def _command(workdir: Path, *flags: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "owl_det.main",
+        "--config=configs/quickstart.py",
+        f"--workdir={workdir}",
+        *TINY,
+        *flags,
+    ]
+
+
+def _environment(num_devices: int = 1) -> dict[str, str]:
+    devices = f"--xla_force_host_platform_device_count={num_devices}"
+    return {**os.environ, "XLA_FLAGS": devices}
+
+
+def _run(
+    root: Path, workdir: Path, *flags: str, num_devices: int = 1
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        _command(workdir, *flags),
+        cwd=root,
+        env=_environment(num_devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def _losses(workdir: Path) -> dict[int, float]:
+    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def _params(workdir: Path) -> list[np.ndarray]:
+    import jax
+
+    from owl_det.checkpoint import load_model
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(load_model(workdir).params)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    repository_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    done = _run(
+        repository_root,
+        workdir,
+        "--config.num_steps=12",
+        "--config.log.every_steps=1",
+        "--config.checkpoint.every_steps=3",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done
+
+
+def test_workdir_holds_what_it_promises(
+    undisturbed: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    workdir, _ = undisturbed
+    summary = json.loads((workdir / "eval" / "summary.json").read_text())
+    groups = ("base", "novel", "novel_combination", "novel_word")
+    assert summary["step"] == 12
+    for key in ("AP", "AP50", "AP75", *(f"AP50_{g}" for g in groups if f"AP_{g}" in summary)):
+        assert 0 <= summary[key] <= 1
+    assert summary["dataset"].startswith("shapes_world-1-")
+    results = json.loads((workdir / "eval" / "results_shapes.json").read_text())
+    assert set(results[0]) == {"image_id", "category_id", "bbox", "score"}
+    pictures = {path.name for path in (workdir / "pictures").glob("*.png")}
+    assert {
+        "shapes_0000012.png",
+        "precision_recall_shapes.png",
+        "confusion_matrix_shapes.png",
+        "training_curve.png",
+    } <= pictures
+    assert json.loads((workdir / "config.json").read_text())["name"] == "quickstart"
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert (workdir / "checkpoints" / "12").is_dir()
+    assert sorted(_losses(workdir)) == list(range(1, 13))
+
+
+def test_killed_runs_end_bit_identical(
+    repository_root: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    flags = (
+        "--config.num_steps=12",
+        "--config.log.every_steps=1",
+        "--config.checkpoint.every_steps=3",
+    )
+    rng = random.Random(0)
+    for kill_after in (rng.randint(3, 5), rng.randint(7, 10)):
+        process = subprocess.Popen(
+            _command(tmp_path, *flags),
+            cwd=repository_root,
+            env=_environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.time() + 240
+        while time.time() < deadline and process.poll() is None:
+            path = tmp_path / "metrics.jsonl"
+            if path.exists() and f'"step": {kill_after}' in path.read_text():
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    # What a kill during a save leaves behind must not be taken for a checkpoint.
+    (tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir(parents=True)
+    done = _run(repository_root, tmp_path, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Resumed at step" in done.stderr
+    workdir, _ = undisturbed
+    for ours, theirs in zip(_params(tmp_path), _params(workdir), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert _losses(tmp_path) == _losses(workdir)
+
+
+def test_sigterm_saves_and_exits_cleanly(repository_root: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        _command(tmp_path, "--config.num_steps=100000", "--config.log.every_steps=1"),
+        cwd=repository_root,
+        env=_environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 240
+    while time.time() < deadline and not (tmp_path / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == 0
+    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert steps and max(steps) >= max(_losses(tmp_path), default=0)
+
+
+def test_nan_stops_with_the_step(repository_root: Path, tmp_path: Path) -> None:
+    done = _run(
+        repository_root,
+        tmp_path,
+        "--config.num_steps=30",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.optimizer.clip.scope=none",
+        "--config.checkpoint.every_steps=5",
+    )
+    assert done.returncode == 2
+    assert "loss is not finite at step" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "checkpoints").glob("30"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.modle.image_size=64"], "modle"),
+        (["--config.batch_size=many"], "batch_size"),
+        (["--config.data.augment.crop_min_area=2.0"], "crop_min_area"),
+        (["--config.checkpoint.init_from=nowhere"], "nowhere"),
+    ],
+)
+def test_user_errors_are_one_line_and_exit_code_2(
+    repository_root: Path, tmp_path: Path, flags: list[str], message: str
+) -> None:
+    done = _run(repository_root, tmp_path, *flags)
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("owl_det:") and message in last
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_data_path_is_an_error(repository_root: Path, tmp_path: Path) -> None:
+    command = _command(tmp_path)
+    command = [flag for flag in command if flag not in TINY]
+    command[command.index("--config=configs/quickstart.py")] = "--config=configs/bccd.py"
+    command.append("--config.data.path=no/such/folder")
+    done = subprocess.run(
+        command,
+        cwd=repository_root,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "no/such/folder" in done.stderr.strip().splitlines()[-1]
+
+
+def test_another_architecture_names_the_first_mismatch(
+    repository_root: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    workdir, _ = undisturbed
+    done = _run(
+        repository_root,
+        tmp_path,
+        f"--config.checkpoint.init_from={workdir}",
+        "--config.model.image.mlp_width=128",
+    )
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert "another architecture" in last and "mlp_in" in last
+
+
+def test_two_processes_give_the_losses_of_one(
+    repository_root: Path,
+    tmp_path: Path,
+    undisturbed: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    workdir, _ = undisturbed
+    command = _command(
+        tmp_path,
+        "--config.num_steps=12",
+        "--config.log.every_steps=1",
+        "--config.checkpoint.every_steps=100",
+    )
+    launch = [sys.executable, "launch/local.py", "--num_processes", "2", "--", *command]
+    done = subprocess.run(
+        launch,
+        cwd=repository_root,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    ours, theirs = _losses(tmp_path), _losses(workdir)
+    assert sorted(ours) == sorted(theirs)
+    np.testing.assert_allclose(
+        [ours[step] for step in sorted(ours)], [theirs[step] for step in sorted(theirs)], rtol=2e-3
+    )
+
+
+def test_trains_without_tensorflow_and_clu(repository_root: Path, tmp_path: Path) -> None:
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('tensorflow', 'clu', 'tensorflow_datasets'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    workdir = tmp_path / "workdir"
+    environment = {**_environment(), "PYTHONPATH": str(hidden)}
+    done = subprocess.run(
+        _command(workdir, "--config.num_steps=20"),
+        cwd=repository_root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((workdir / "eval" / "summary.json").read_text())["step"] == 20
+    assert (workdir / "metrics.jsonl").exists()
+    assert not list(workdir.glob("events.out.tfevents.*"))
