@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.loss.giou_weight = 2.0
     data = config.data
     base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=16_384))
-    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
+    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
     data.augment.flip = True
     data.max_instances = 6
     data.max_queries = 47

@@ -10,7 +10,7 @@ as in the open-vocabulary literature:
 
 Novel objects do stand in training images, unlabelled, and their names occur in captions. A stripe
 is always named ("striped red star"); plain and dotted objects go by colour and shape alone.
-Frequencies in training are long-tailed (rare / common / frequent); test scenes are balanced.
+Frequencies are long-tailed (rare / common / frequent), in training and test alike.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
-from jaxtyping import Bool, Float32, UInt8
+from jaxtyping import Bool, Float32, Float64, UInt8
 from PIL import Image, ImageDraw
 
 from data_pipelines.features import Category, Record
@@ -51,7 +51,7 @@ TEXTURES = ("plain", "dotted", "striped")
 NUM_NOVEL_COMBINATIONS = 14  # of the 48 pairs of base words; 80 pairs in all
 STRIPED_SHARE = 1 / 3  # of the pairs that also come striped
 RAREST = 0.1  # training weight of the rarest base name; the most frequent has 1
-NOVEL_SHARE = 0.2  # of the objects in training scenes
+NOVEL_SHARE = 0.2  # of the objects: half combinations, half words
 MAX_OBJECTS = 6
 SIZE_RANGE = (0.10, 0.45)  # of the image side
 MAX_OCCLUSION = 0.3
@@ -189,7 +189,7 @@ class ShapesWorld:
 
     def _draw(self, index: int) -> Record:
         rng = self._rng(index)
-        scene = draw_scene(self.image_size, self.split, rng)
+        scene = draw_scene(self.image_size, rng)
         annotated = self._annotated(rng)
         boxes, names = [], []
         for item in scene.objects:
@@ -210,7 +210,7 @@ class ShapesWorld:
 
     def scene(self, index: int) -> Scene:
         """The scene with all its objects and masks, annotated or not."""
-        return draw_scene(self.image_size, self.split, self._rng(index))
+        return draw_scene(self.image_size, self._rng(index))
 
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.num_images:
@@ -255,10 +255,9 @@ def _groups(entry: ObjectName) -> tuple[str, ...]:
 def parameter_hash() -> str:
     """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
     content = hashlib.sha256(repr(object_names()).encode())
-    for split in ("train", "test"):
-        for index in range(4):
-            rng = np.random.default_rng([int(VERSION), index])
-            content.update(draw_scene(64, split, rng).image.tobytes())
+    for index in range(8):
+        rng = np.random.default_rng([int(VERSION), index])
+        content.update(draw_scene(64, rng).image.tobytes())
     return content.hexdigest()[:12]
 
 
@@ -266,27 +265,21 @@ def parameter_hash() -> str:
 
 
 @cache
-def _sampling_table(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Category indices and cumulative probabilities of an object's category."""
+def _cumulative_probabilities() -> Float64[np.ndarray, " c"]:
+    """Of each category: that an object belongs to it or to one before it."""
     names = object_names()
-    weights = np.ones(len(names))
-    if split == "train":
-        is_base = np.array([entry.group == "base" for entry in names])
-        is_word = np.array([entry.group == "novel_word" for entry in names])
-        weights = np.array([entry.weight for entry in names])
-        for mask, share in (
-            (is_base, 1 - NOVEL_SHARE),
-            (is_word, NOVEL_SHARE / 2),
-            (~is_base & ~is_word, NOVEL_SHARE / 2),
-        ):
-            weights[mask] *= share / weights[mask].sum()
-    return np.arange(len(names)), np.cumsum(weights / weights.sum())
+    weights = np.array([entry.weight for entry in names])
+    shares = {"base": 1 - NOVEL_SHARE, "novel_combination": NOVEL_SHARE / 2}
+    for group in ("base", "novel_combination", "novel_word"):
+        mask = np.array([entry.group == group for entry in names])
+        weights[mask] *= shares.get(group, NOVEL_SHARE / 2) / weights[mask].sum()
+    return np.cumsum(weights / weights.sum())
 
 
-def draw_scene(size: int, split: str, rng: np.random.Generator) -> Scene:
+def draw_scene(size: int, rng: np.random.Generator) -> Scene:
     """Draws background and objects; an object that would hide too much is left out."""
     canvas = _background(size, rng)
-    _, cumulative = _sampling_table(split)
+    cumulative = _cumulative_probabilities()
     placed: list[tuple[int, np.ndarray]] = []
     areas: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):

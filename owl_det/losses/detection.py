@@ -55,15 +55,11 @@ def matched_labels(
     targets: Targets, assignment: Assignment, num_predictions: int
 ) -> Bool[Array, "*b k q"]:
     """Multi-hot labels of each prediction; all False where it is unmatched."""
-    is_pair = (
-        jnp.arange(num_predictions)[:, None] == assignment.prediction[..., None, :]
-    ) & assignment.is_matched[..., None, :]
-    labels = targets.labels & targets.is_query[..., None, :]
     # At most one pair per prediction: the product is a gather, and a matrix product is fastest.
-    return (
-        jnp.einsum("...km,...mq->...kq", is_pair.astype(jnp.float32), labels.astype(jnp.float32))
-        > 0.5
-    )
+    pairs = jax.nn.one_hot(assignment.prediction, num_predictions)
+    pairs = jnp.where(assignment.is_matched[..., None], pairs, 0.0)
+    labels = targets.labels & targets.is_query[..., None, :]
+    return jnp.einsum("...mk,...mq->...kq", pairs, labels.astype(jnp.float32)) > 0.5
 
 
 def _in_crowd(boxes_cxcywh: Float[Array, "*b k 4"], targets: Targets) -> Bool[Array, "*b k q"]:
