@@ -15,6 +15,7 @@ def tiny_model(config: ConfigDict) -> None:
     model.embedding_dim = 64
     model.image.patch_size = 8
     model.image.width = 128
+    model.image.position_init = "sincos2d"
     model.image.num_layers = 4
     model.image.num_heads = 4
     model.image.mlp_width = 512
@@ -31,11 +32,9 @@ def tiny_model(config: ConfigDict) -> None:
 def get_config() -> ConfigDict:
     config: Any = base.default()
     config.name = "quickstart"
-    config.batch_size = 32
+    config.batch_size = 16
     config.num_steps = 3000
     tiny_model(config)
-    config.loss.l1_weight = 5.0
-    config.loss.giou_weight = 2.0
     data = config.data
     base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=16_384))
     base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))

@@ -30,6 +30,9 @@ class ImageTowerConfig:
     num_layers: int = 12
     num_heads: int = 12
     mlp_width: int = 3072
+    # "sincos2d" starts the (learned) positions from a 2-D sine-cosine grid: from scratch, patches
+    # find their neighbours far sooner than from CLIP's small random numbers.
+    position_init: Literal["normal", "sincos2d"] = "normal"
     droplayer_rate: float = 0.2  # of the last layer; ramps linearly from 0 (first layer)
     dropout_rate: float = 0.0
 
@@ -374,8 +377,12 @@ def _check(config: Config) -> None:
             f"config.model.{name}.num_heads: {tower.num_heads} does not divide width {tower.width}",
         )
     _require(
-        model.image_size >= model.image.patch_size,
-        "config.model.image_size: smaller than one patch",
+        model.image_size > 0 and model.image_size % model.image.patch_size == 0,
+        f"config.model.image_size: not a multiple of the patch size {model.image.patch_size}",
+    )
+    _require(
+        model.image.position_init != "sincos2d" or model.image.width % 4 == 0,
+        "config.model.image.width: sincos2d positions need a multiple of 4",
     )
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)

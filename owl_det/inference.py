@@ -1,14 +1,16 @@
 """Detection with a frozen model: what evaluation and the predictor share."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Int32, UInt8
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
+from data_pipelines import image_ops
 from owl_det import boxes as box_lib
 from owl_det.modeling.detector import Detector
-from owl_det.types import ImageFeatures, Params
+from owl_det.types import ImageFeatures, Params, Predictions
 
 
 class TopPairs(NamedTuple):
@@ -27,8 +29,7 @@ def encode_queries(
     embeddings = detector.apply(
         {"params": params}, tokens.reshape(t * q, length), method="encode_text"
     )
-    assert isinstance(embeddings, jax.Array)
-    return embeddings.reshape(t, q, -1)
+    return cast(Array, embeddings).reshape(t, q, -1)
 
 
 def detect(
@@ -36,34 +37,52 @@ def detect(
     params: Params,
     image: UInt8[Array, "b H W 3"],
     query_embeddings: Float[Array, "t q e"],
+    is_query: Bool[Array, " q"],
     *,
     top_k: int,
 ) -> TopPairs:
-    """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts."""
+    """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts.
+
+    Filler queries (`is_query` False) score 0.
+    """
     b, height, width = image.shape[:3]
     p = detector.config.image.patch_size
     variables = {"params": params}
-    features = detector.apply(variables, image, method="encode_image")
-    assert isinstance(features, ImageFeatures)
-    queries = jnp.broadcast_to(
-        query_embeddings[:, None], (query_embeddings.shape[0], b, *query_embeddings.shape[1:])
-    )
-    is_query = jnp.ones((b, query_embeddings.shape[1]), bool)
-    predictions = detector.apply(
-        variables, features, queries[0], is_query, grid=(height // p, width // p), method="predict"
+    features = cast(ImageFeatures, detector.apply(variables, image, method="encode_image"))
+    t, q, e = query_embeddings.shape
+    queries = jnp.broadcast_to(query_embeddings[:, None], (t, b, q, e))
+    is_query = jnp.broadcast_to(is_query[None], (b, q))
+    predictions = cast(
+        Predictions,
+        detector.apply(
+            variables,
+            features,
+            queries[0],
+            is_query,
+            grid=(height // p, width // p),
+            method="predict",
+        ),
     )
 
     def add_prompt(total: Array, prompt_queries: Array) -> tuple[Array, None]:
         logits = detector.apply(
             variables, features, prompt_queries, is_query, method="class_logits"
         )
-        return total + jax.nn.sigmoid(logits), None
+        return total + jax.nn.sigmoid(cast(Array, logits)), None
 
     total, _ = jax.lax.scan(add_prompt, jax.nn.sigmoid(predictions.class_logits), queries[1:])
-    scores = total / queries.shape[0]
-    q = scores.shape[-1]
-    best, pair = jax.lax.top_k(scores.reshape(b, -1), min(top_k, scores.shape[1] * q))
+    scores = (total / t).reshape(b, -1)
+    best, pair = jax.lax.top_k(scores, min(top_k, scores.shape[1]))
     boxes = jnp.take_along_axis(
         box_lib.cxcywh_to_xyxy(predictions.boxes), (pair // q)[..., None], axis=1
     )
     return TopPairs(boxes_xyxy=boxes, scores=best, query=pair % q)
+
+
+def pixel_boxes(
+    boxes_xyxy: Float32[np.ndarray, "n 4"], height: int, width: int
+) -> Float32[np.ndarray, "n 4"]:
+    """Corners relative to the padded square → pixels of an image of this size, inside it."""
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    centres = np.concatenate([(low + high) / 2, high - low], axis=1)
+    return image_ops.boxes_from_padded(centres, height, width)

@@ -77,6 +77,7 @@ class Evaluate:
         Raises `DataError` if more than 1 % of the images cannot be read.
         """
         queries = self._encode(params, self.tokens)
+        is_query = np.ones(self.tokens.shape[1], bool)
         evaluator = CocoEvaluator(self.source.categories)
         pictures: list[np.ndarray] = []
         num_images = min(len(self.source), self.config.evaluation.max_images or len(self.source))
@@ -85,7 +86,7 @@ class Evaluate:
             total=num_images, desc=f"evaluate {self.name}", leave=False, disable=not _is_first()
         )
         for indices, images, examples in self._batches(num_images):
-            found = jax.tree.map(np.asarray, self._detect(params, images, queries))
+            found = jax.tree.map(np.asarray, self._detect(params, images, queries, is_query))
             readable = multihost_utils.process_allgather(
                 np.array([example is not None for example in examples]), tiled=True
             )
@@ -133,7 +134,7 @@ class Evaluate:
         """Adds one image; returns a function that draws it."""
         record = self.source[index]
         height, width = image_ops.image_size(record.image)
-        boxes = pixel_boxes(found.boxes_xyxy, height, width)
+        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width)
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -152,13 +153,6 @@ class Evaluate:
             **federated,
         )
         return lambda: _draw(record, categories, boxes, found)
-
-
-def pixel_boxes(boxes_xyxy: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Corners relative to the padded square → pixels of an image of this size, inside it."""
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    centres = np.concatenate([(low + high) / 2, high - low], axis=1)
-    return image_ops.boxes_from_padded(centres, height, width)
 
 
 def _is_first() -> bool:

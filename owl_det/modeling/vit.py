@@ -20,6 +20,22 @@ def patchify(image: Float[Array, "b H W c"], patch_size: int) -> Float[Array, "b
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * w, patch_size * patch_size * c)
 
 
+def _sincos_2d(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n d"]:
+    """Sines and cosines of row and column, a quarter of the width each; zeros for the class token.
+
+    Wavelengths are geometric from 2π to 2π · 100 patches, as in MoCo v3 (arXiv 2104.02057) but
+    shorter, for small grids.
+    """
+    side = round((shape[0] - 1) ** 0.5)
+    frequencies = 100.0 ** -jnp.linspace(0, 1, shape[1] // 4)
+    angles = jnp.arange(side)[:, None] * frequencies[None]
+    axis = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    rows = jnp.repeat(axis, side, axis=0)
+    columns = jnp.tile(axis, (side, 1))
+    grid = jnp.concatenate([rows, columns], axis=-1)
+    return jnp.concatenate([jnp.zeros((1, shape[1])), grid])
+
+
 class ImageTower(nn.Module):
     """Patches, class token, positions, transformer, final norm.
 
@@ -50,7 +66,9 @@ class ImageTower(nn.Module):
         )
         self.class_embedding = self.param("class_embedding", normal, (tower.width,))
         self.position_embedding = self.param(
-            "position_embedding", normal, (1 + side * side, tower.width)
+            "position_embedding",
+            normal if tower.position_init == "normal" else _sincos_2d,
+            (1 + side * side, tower.width),
         )
         self.norm_pre = Norm(model.norm_epsilon, self.dtype)
         self.transformer = Transformer(

@@ -1,0 +1,44 @@
+"""BCCD: 364 real microscope images of blood cells, Pascal VOC XML.
+
+Command:  python -m owl_det.main --config=configs/bccd.py --workdir=W --config.data.path=BCCD
+          Trains on ImageSets/Main/trainval.txt, evaluates on test.txt.
+Hardware: two CPU cores.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, quickstart
+from owl_det.config import VocSource
+
+NAMES = ("RBC", "WBC", "Platelets")
+QUERIES = ("red blood cell", "white blood cell", "platelet")
+
+
+def get_config() -> ConfigDict:
+    config: Any = base.default()
+    config.name = "bccd"
+    quickstart.tiny_model(config)
+    config.model.image_size = 160
+    config.batch_size = 8
+    config.num_steps = 3000
+    data = config.data
+    for group, split in ((data.train, "trainval"), (data.eval, "test")):
+        source = VocSource(split_list=f"ImageSets/Main/{split}.txt", names=NAMES, queries=QUERIES)
+        base.add_source(group, "bccd", source)
+    data.augment.flip = True
+    data.augment.crop_probability = 0.7
+    data.augment.crop_min_area = 0.33
+    data.augment.photometric = 0.2
+    data.max_instances = 40
+    data.max_queries = 3
+    data.max_distinct_queries = 4
+    data.min_queries = 0
+    data.train_prompts = "none"
+    data.eval_prompts = "none"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.clip.scope = "global"
+    config.schedule.warmup_steps = 100
+    return config
