@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
     data.augment.flip = True
     data.max_instances = 6
-    data.max_queries = 47
+    data.max_queries = 48
     data.max_distinct_queries = 48
     data.min_queries = 0
     data.train_prompts = "none"

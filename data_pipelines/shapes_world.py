@@ -136,15 +136,13 @@ def object_names() -> tuple[ObjectName, ...]:
 def _held_out_pairs(
     colours: list[str], shapes: list[str], rng: np.random.Generator
 ) -> set[tuple[str, str]]:
-    """Pairs spread so that no colour loses more than two shapes and no shape more than three."""
-    pairs = [(c, s) for c in colours for s in shapes]
+    """Pairs spread evenly: shapes take turns, each takes one of the colours that lost fewest."""
     chosen: set[tuple[str, str]] = set()
-    for i in rng.permutation(len(pairs)):
-        colour, shape = pairs[i]
-        per_colour = sum(c == colour for c, _ in chosen)
-        per_shape = sum(s == shape for _, s in chosen)
-        if len(chosen) < NUM_NOVEL_COMBINATIONS and per_colour < 2 and per_shape < 3:
-            chosen.add((colour, shape))
+    for i in range(NUM_NOVEL_COMBINATIONS):
+        shape = shapes[i % len(shapes)]
+        lost = {c: sum(colour == c for colour, _ in chosen) for c in colours}
+        free = [c for c in colours if (c, shape) not in chosen and lost[c] == min(lost.values())]
+        chosen.add((free[int(rng.integers(len(free)))], shape))
     return chosen
 
 

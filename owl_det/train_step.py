@@ -178,7 +178,7 @@ def _mean_gradients(
         return jnp.where(batch.is_example, losses, 0.0).sum() / count, (losses, parts)
 
     gradients, (losses, parts) = jax.grad(loss_fn, has_aux=True)(params)
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     extra = {"gradient_norm": norm}
     if config.optimizer.clip.scope == "global":
         factor = clip_factor(norm, config.optimizer.clip.norm)
@@ -216,7 +216,7 @@ def _per_example_gradients(
         (g_params, g_inputs), losses, parts = jax.vmap(example_gradients, (None, 0, 0))(
             moving, part, part_inputs
         )
-        norms = jax.vmap(optax.global_norm)((g_params, g_inputs))
+        norms = jax.vmap(optax.tree.norm)((g_params, g_inputs))
         # A gradient that is no number is left as it is: the run must stop, not hide it.
         factors = jnp.where(part.is_example, clip_factor(norms, clip.norm), 0.0)
         total = jax.tree.map(lambda t, g: t + jnp.tensordot(factors, g, axes=1), total, g_params)

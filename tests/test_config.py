@@ -1,0 +1,128 @@
+"""Configs: what is refused, and that every shipped one trains in shape."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from owl_det import config as config_lib
+from owl_det import sharding, train_step
+from owl_det.config import Config, MeshConfig
+from owl_det.errors import ConfigError
+from owl_det.types import Batch
+
+NAMES = ("quickstart", "bccd", "owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14")
+SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"modle": {}}, r"config.modle: no such key; did you mean config.model\?"),
+        ({"batch_size": "8"}, "config.batch_size: expected int, got str"),
+        ({"batch_size": None}, "config.batch_size: expected int, got NoneType"),
+        ({"batch_size": True}, "config.batch_size: expected int, got bool"),
+        ({"optimizer": {"kind": "lion"}}, "config.optimizer.kind: 'lion' is not one of"),
+        ({"data": {"train": {"a": {"kind": "webset"}}}}, "config.data.train.a.kind"),
+        ({"data": {"augment": {"mosaic_sizes": [1, 2]}}}, "mosaic_probabilities"),
+        ({"model": {"image": {"num_heads": 7}}}, "config.model.image.num_heads"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate: expected a finite"),
+        ({"num_steps": 0}, "config.num_steps"),
+    ],
+)
+def test_refused(tree: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config_lib.resolve({"data": SOURCE, **tree} if "data" not in tree else tree)
+
+
+def test_lists_and_integers_are_taken_for_tuples_and_floats() -> None:
+    config = config_lib.resolve(
+        {"data": SOURCE, "preprocess": {"mean": [0, 0, 0]}, "optimizer": {"learning_rate": 1}}
+    )
+    assert config.preprocess.mean == (0.0, 0.0, 0.0)
+    assert config.optimizer.learning_rate == 1.0
+
+
+def test_json_round_trip() -> None:
+    config = config_lib.resolve({"data": SOURCE, "seed": 3})
+    assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+def _load(name: str) -> Any:
+    return importlib.import_module(f"configs.{name}").get_config()
+
+
+def _batch_shapes(config: Config) -> Batch:
+    data, b = config.data, config.batch_size
+    m, q, t = data.max_instances, data.max_queries, max(data.augment.mosaic_sizes) ** 2
+    u = data.max_distinct_queries or b * q
+    side, length = config.model.image_size, config.model.text.num_positions
+
+    def of(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    shapes: Any = {
+        "image": of(b, side, side, 3, dtype=jnp.uint8),
+        "is_example": of(b, dtype=bool),
+        "image_id": of(b, dtype=jnp.int32),
+        "original_size": of(b, 2, dtype=jnp.int32),
+        "boxes": of(b, m, 4, dtype=jnp.float32),
+        "is_instance": of(b, m, dtype=bool),
+        "is_crowd": of(b, m, dtype=bool),
+        "instance_labels": of(b, m, q, dtype=bool),
+        "instance_scores": of(b, m, dtype=jnp.float32),
+        "query_table": of(u, length, dtype=jnp.int32),
+        "query_index": of(b, q, dtype=jnp.int32),
+        "is_query": of(b, q, dtype=bool),
+        "tile_boxes": of(b, t, 4, dtype=jnp.float32),
+        "tile_of_instance": of(b, m, dtype=jnp.int32),
+        "tile_image_id": of(b, t, dtype=jnp.int32),
+    }
+    return Batch(**shapes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_full_train_step_has_shapes(name: str) -> None:
+    tree = _load(name)
+    for key in ("batch_size", "num_steps"):
+        assert isinstance(tree[key], int)
+    assert isinstance(tree.data.path, str)
+    config = config_lib.resolve(tree.to_dict())
+    state = jax.eval_shape(lambda: train_step.init_state(config))
+    after, metrics = jax.eval_shape(
+        lambda s, b: train_step.train_step(s, b, config=config, num_shards=1),
+        state,
+        _batch_shapes(config),
+    )
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state
+    )
+    assert metrics["loss"].shape == ()
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    sharding.parameter_shardings(state.params, mesh)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("owlvit_b32", 87_849_216), ("owlvit_b16", 86_192_640), ("owlvit_l14", 303_966_208)],
+)
+def test_image_towers_have_the_size_of_clip(name: str, published: int) -> None:
+    """CLIP's visual towers at 224 px without their projection, as its model files hold them."""
+    config = config_lib.resolve(_load(name).to_dict())
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=224))
+    params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    width = config.model.image.width
+    projection = width * config.model.embedding_dim
+    count = sum(x.size for x in jax.tree.leaves(params["image"]))
+    assert count == published - projection
+
+
+def test_config_files_are_locked() -> None:
+    tree = _load("quickstart")
+    with pytest.raises((AttributeError, KeyError)):
+        tree.batchsize = 3
+    with pytest.raises(TypeError):
+        tree.batch_size = "many"

@@ -1,0 +1,64 @@
+"""Which module may import which."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "beartype")
+LIGHT = (
+    "owl_det.modeling.detector",
+    "owl_det.matching",
+    "owl_det.config",
+    "owl_det.train_step",
+    "owl_det.predictor",
+    "benchmarks.train_step",
+)
+
+
+def test_inference_and_the_step_need_no_heavy_packages(repository_root: Path) -> None:
+    code = (
+        "import sys, importlib\n"
+        f"for name in {HEAVY!r}: sys.modules[name] = None\n"
+        f"for name in {LIGHT!r}: importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=repository_root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules imported at the top of a file or anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def test_imports_point_one_way(repository_root: Path) -> None:
+    order = ["types", "boxes", "matching", "losses", "train_step", "train", "main"]
+    library = repository_root / "owl_det"
+    for position, name in enumerate(order):
+        files = library.glob(f"{name}/*.py") if name == "losses" else [library / f"{name}.py"]
+        for path in files:
+            later = {f"owl_det.{other}" for other in order[position + 1 :]}
+            assert not _imports(path) & later, path
+    for path in (library / "modeling").glob("*.py"):
+        wrong = {"owl_det.losses", "owl_det.matching", "owl_det.train_step"}
+        assert not _imports(path) & wrong, path
+
+
+def test_data_pipelines_import_no_jax(repository_root: Path) -> None:
+    for path in (repository_root / "data_pipelines").rglob("*.py"):
+        roots = {name.split(".")[0] for name in _imports(path)}
+        assert not roots & {"jax", "flax", "optax"}, path
+
+
+def test_only_modeling_imports_linen(repository_root: Path) -> None:
+    for path in (repository_root / "owl_det").rglob("*.py"):
+        if path.parent.name != "modeling":
+            assert not any(name.startswith("flax") for name in _imports(path)), path

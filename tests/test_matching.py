@@ -1,0 +1,74 @@
+"""The assignment against SciPy's, on everything a training step may hand it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from owl_det.config import LossConfig
+from owl_det.matching import FORBIDDEN, assign, focal_terms
+
+SHAPES = [(7, 3), (3, 7), (5, 5), (12, 1), (1, 4)]
+_assign = jax.jit(assign)
+
+
+def _check(cost: np.ndarray, is_instance: np.ndarray) -> None:
+    result = jax.tree.map(np.asarray, _assign(jnp.asarray(cost), jnp.asarray(is_instance)))
+    real = np.flatnonzero(is_instance)
+    clean = np.where(np.isfinite(cost), cost, FORBIDDEN)[:, real].astype(np.float64)
+    rows, columns = linear_sum_assignment(clean)
+    assert result.is_matched.sum() == min(len(cost), len(real)) == len(rows)
+    assert not result.is_matched[~is_instance].any()
+    matched = np.flatnonzero(result.is_matched)
+    predictions = result.prediction[matched]
+    assert len(set(predictions.tolist())) == len(predictions), "a prediction is matched twice"
+    ours = np.where(np.isfinite(cost), cost, FORBIDDEN)[predictions, matched].sum(dtype=np.float64)
+    np.testing.assert_allclose(ours, clean[rows, columns].sum(), rtol=1e-5, atol=1e-4)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(SHAPES), st.integers(0, 2**32 - 1), st.sampled_from(["real", "tied", "bad"]))
+def test_equals_scipy(shape: tuple[int, int], seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    cost = rng.normal(size=shape).astype(np.float32) * 3
+    if kind == "tied":
+        cost = rng.integers(0, 3, shape).astype(np.float32)
+    if kind == "bad":
+        cost[rng.random(shape) < 0.3] = rng.choice([np.nan, np.inf, -np.inf])
+    _check(cost, rng.random(shape[1]) < 0.7)
+
+
+@pytest.mark.parametrize("num_instances", [0, 2, 6])
+def test_many_predictions(num_instances: int) -> None:
+    rng = np.random.default_rng(0)
+    _check(rng.normal(size=(300, 6)).astype(np.float32), np.arange(6) < num_instances)
+
+
+def test_no_instance_slots() -> None:
+    result = assign(jnp.zeros((2, 5, 0)), jnp.zeros((2, 0), bool))
+    assert result.prediction.shape == (2, 0)
+
+
+def test_batches_are_independent() -> None:
+    rng = np.random.default_rng(1)
+    cost = rng.normal(size=(4, 9, 5)).astype(np.float32)
+    is_instance = rng.random((4, 5)) < 0.6
+    together = _assign(jnp.asarray(cost), jnp.asarray(is_instance))
+    for i in range(4):
+        alone = _assign(jnp.asarray(cost[i]), jnp.asarray(is_instance[i]))
+        np.testing.assert_array_equal(together.is_matched[i], alone.is_matched)
+        np.testing.assert_array_equal(together.prediction[i], alone.prediction)
+
+
+def test_focal_terms_follow_the_paper() -> None:
+    config = LossConfig()
+    logits = np.random.default_rng(2).normal(size=50) * 4
+    p = 1 / (1 + np.exp(-logits))
+    positive, negative = focal_terms(
+        jnp.asarray(logits, jnp.float32), config.focal_alpha, config.focal_gamma
+    )
+    np.testing.assert_allclose(positive, -0.3 * (1 - p) ** 2 * np.log(p), rtol=2e-4, atol=1e-7)
+    np.testing.assert_allclose(negative, -0.7 * p**2 * np.log(1 - p), rtol=2e-4, atol=1e-7)

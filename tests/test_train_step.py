@@ -1,0 +1,181 @@
+"""The step: clipping against plain loops, and one device against eight."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from owl_det import optim, sharding, train_step
+from owl_det.config import MeshConfig
+from owl_det.types import Batch
+from tests import tiny
+
+NOISE = {
+    "model__image__dropout_rate": 0.1,
+    "model__text__dropout_rate": 0.1,
+    "model__image__droplayer_rate": 0.3,
+    "model__text__droplayer_rate": 0.3,
+    "selection__token_drop_rate": 0.5,
+    "selection__instance_top_k": 6,
+}
+KEY = jax.random.key(7)
+
+
+def _gradients(config: Any, params: Any, batch: Batch, num_shards: int = 1) -> tuple[Any, Any]:
+    take = jax.jit(
+        lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_shards=num_shards)
+    )
+    return take(params, batch)
+
+
+def _assert_close(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=optim.path_name(path))
+
+
+def _one(batch: Batch, i: int) -> Batch:
+    """A batch of one example (with the whole query table)."""
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
+    return Batch(**{k: v if k == "query_table" else v[i : i + 1] for k, v in fields.items()})
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return train_step.init_params(tiny.config(), jax.random.key(3))
+
+
+def test_exact_clipping_equals_a_loop_over_examples(params: Any) -> None:
+    config = tiny.config(batch_size=4, optimizer__clip={"scope": "exact", "norm": 0.5})
+    unclipped = tiny.config(batch_size=4, optimizer__clip={"scope": "none"})
+    batch = tiny.batch(config)
+    ours, metrics = _gradients(config, params, batch)
+    total = jax.tree.map(jnp.zeros_like, params)
+    num_clipped = 0
+    for i in range(4):
+        gradient, _ = _gradients(unclipped, params, _one(batch, i))
+        norm = float(
+            np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
+        )
+        num_clipped += norm > 0.5
+        factor = min(1.0, 0.5 / norm) / 4
+        total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, gradient)
+    assert num_clipped == round(4 * float(metrics["clipped_share"])) > 0
+    _assert_close(ours, total)
+
+
+def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
+    config = tiny.config(batch_size=4, optimizer__clip={"scope": "shared_text", "norm": 0.5})
+    batch = tiny.batch(config)
+    ours, _ = _gradients(config, params, batch)
+    examples, text_key = train_step.split_batch(batch, KEY)
+
+    def table_of(text: Any) -> jax.Array:
+        return train_step.encode_queries({"text": text}, batch.query_table, text_key, config)
+
+    table, back = jax.vjp(table_of, params["text"])
+    image_side = {k: v for k, v in params.items() if k != "text"}
+    total, table_total = jax.tree.map(jnp.zeros_like, image_side), np.zeros(table.shape)
+    for i in range(4):
+        example = jax.tree.map(lambda x, i=i: x[i : i + 1], examples)
+
+        def loss(p: Any, queries: jax.Array, example: Any = example) -> jax.Array:
+            return train_step.example_losses(p, example, queries, config)[0][0]
+
+        queries = table[batch.query_index[i]][None]
+        g_params, g_queries = jax.grad(loss, argnums=(0, 1))(image_side, queries)
+        factor = min(1.0, 0.5 / float(optax.tree.norm((g_params, g_queries)))) / 4
+        total = jax.tree.map(lambda t, g, f=factor: t + f * g, total, g_params)
+        np.add.at(table_total, np.asarray(batch.query_index[i]), factor * np.asarray(g_queries[0]))
+    text = back(jnp.asarray(table_total, jnp.float32))[0]
+    _assert_close(ours, {**total, "text": text})
+
+
+@pytest.mark.parametrize("scope", ["shared_text", "exact"])
+def test_microbatches_change_nothing(params: Any, scope: str) -> None:
+    taken = []
+    for microbatch in (1, 4):
+        config = tiny.config(
+            batch_size=4, optimizer__clip={"scope": scope, "microbatch": microbatch}, **NOISE
+        )
+        taken.append(_gradients(config, params, tiny.batch(config))[0])
+    _assert_close(*taken)
+
+
+def test_global_clipping_equals_optax(params: Any) -> None:
+    clipped = tiny.config(optimizer__clip={"scope": "global", "norm": 0.1})
+    plain = tiny.config(optimizer__clip={"scope": "none"})
+    batch = tiny.batch(plain)
+    ours, _ = _gradients(clipped, params, batch)
+    gradients, _ = _gradients(plain, params, batch)
+    wanted, _ = optax.clip_by_global_norm(0.1).update(gradients, optax.EmptyState())
+    _assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("scope", ["global", "shared_text"])
+def test_filler_examples_change_nothing(params: Any, scope: str) -> None:
+    config = tiny.config(batch_size=4, optimizer__clip={"scope": scope})
+    batch = tiny.batch(config)
+    half = dataclasses.replace(batch, is_example=jnp.array([True, True, False, False]))
+    other = dataclasses.replace(half, image=half.image.at[2:].set(0))
+    ours, metrics = _gradients(config, params, half)
+    theirs, again = _gradients(config, params, other)
+    _assert_close(ours, theirs)
+    np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-6)
+
+
+def test_selecting_everything_changes_nothing(params: Any) -> None:
+    plain = tiny.config(optimizer__clip={"scope": "none"})
+    batch = tiny.batch(plain)
+    wanted, metrics = _gradients(plain, params, batch)
+    for changes in ({"selection__token_drop_rate": 0.0}, {"selection__instance_top_k": 16}):
+        config = tiny.config(optimizer__clip={"scope": "none"}, **changes)
+        ours, again = _gradients(config, params, batch)
+        np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-6)
+        _assert_close(ours, wanted)
+
+
+@pytest.mark.parametrize("scope", ["shared_text", "exact", "global"])
+def test_eight_devices_equal_one(params: Any, scope: str) -> None:
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    config = tiny.config(optimizer__clip={"scope": scope, "norm": 0.5}, **NOISE)
+    wanted, metrics = _gradients(config, params, tiny.batch(config, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    batch = jax.device_put(tiny.batch(config, 4), sharding.batch_sharding(mesh))
+    placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    ours, again = jax.jit(
+        lambda p, b: train_step.loss_and_gradients(
+            p, b, KEY, config=config, num_shards=4, mesh=mesh
+        )
+    )(placed, batch)
+    np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
+    _assert_close(ours, wanted)
+    # One step of gradient descent from there.
+    one = train_step.train_step(
+        train_step.init_state(config, params), tiny.batch(config, 1), config=config, num_shards=1
+    )[0]
+    state = train_step.init_state(config, params)
+    placement = sharding.state_shardings(state, params, mesh)
+    step = train_step.jit_train_step(config, mesh, state)
+    eight = step(jax.device_put(jax.tree.map(jnp.copy, state), placement), batch)[0]
+    _assert_close(eight.params, one.params)
+    kernel = eight.params["image"]["transformer"]["blocks"]["mlp_in"]["kernel"]
+    assert kernel.sharding == NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
+
+
+def test_objectness_reaches_only_its_head(params: Any) -> None:
+    config = tiny.config(
+        optimizer__clip={"scope": "none"},
+        loss={"class_weight": 0.0, "l1_weight": 0.0, "giou_weight": 0.0},
+    )
+    gradients, _ = _gradients(config, params, tiny.batch(config))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+        reached = float(jnp.abs(leaf).max())
+        assert (reached > 0) == optim.path_name(path).startswith("objectness_head"), path

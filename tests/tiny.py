@@ -1,0 +1,70 @@
+"""A model small enough for tests, and batches for it."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.input import TrainInput
+from owl_det import config as config_lib
+from owl_det.config import Config
+from owl_det.types import Batch
+
+
+def config(**changes: Any) -> Config:
+    """A tiny config; `changes` are dotted keys with __ for dots, e.g. optimizer__kind="sgd"."""
+    tree: dict[str, Any] = {
+        "batch_size": 8,
+        "num_steps": 10,
+        "model": {
+            "image_size": 32,
+            "embedding_dim": 16,
+            "image": {
+                "patch_size": 8,
+                "width": 32,
+                "num_layers": 2,
+                "num_heads": 2,
+                "mlp_width": 64,
+                "droplayer_rate": 0.0,
+            },
+            "text": {
+                "num_positions": 8,
+                "width": 16,
+                "num_layers": 2,
+                "num_heads": 2,
+                "mlp_width": 32,
+                "droplayer_rate": 0.0,
+            },
+        },
+        "data": {
+            "train": {"shapes": {"kind": "shapes_world", "image_size": 32, "num_images": 64}},
+            "max_instances": 6,
+            "max_queries": 10,
+            "min_queries": 0,
+            "train_prompts": "none",
+            "eval_prompts": "none",
+        },
+        "optimizer": {"learning_rate": 1e-2, "text_learning_rate": 1e-2, "kind": "sgd"},
+        "schedule": {"kind": "constant", "warmup_steps": 0},
+    }
+    for key, value in changes.items():
+        node = tree
+        *parents, leaf = key.split("__")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return config_lib.resolve(tree)
+
+
+def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
+    """The first batch, as the pipeline makes it."""
+    batches = TrainInput(config).batches(0, num_shards=num_shards)
+    first = next(batches)
+    batches.close()
+    return first
+
+
+def batch(config: Config, num_shards: int = 1) -> Batch:
+    made = arrays(config, num_shards)
+    return Batch(**{f.name: jax.numpy.asarray(made[f.name]) for f in dataclasses.fields(Batch)})
