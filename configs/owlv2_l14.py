@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     owlvit_l14.use_l14(config)
     config.model.image_size = 1008
     owlv2_b16.use_self_training(config)
+    config.optimizer.learning_rate = 2e-5
     config.num_steps = 900_000
     config.selection.instance_top_k = 512
     return config

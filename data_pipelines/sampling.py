@@ -28,8 +28,11 @@ class Mixture:
             draw = np.random.default_rng([self.seed, 1, slot]).random()
             source = int(np.searchsorted(self.cumulative, draw, side="right"))
             source = min(source, len(self.sizes) - 1)
-        epoch, position = divmod(slot, self.sizes[source])
-        stand_in = (position + attempt * 7919) % self.sizes[source]
+        size = self.sizes[source]
+        epoch, position = divmod(slot, size)
+        # Far from the images of this batch, and never back to the same one (both are primes).
+        stride = 7919 if size % 7919 else 7907
+        stand_in = (position + attempt * stride) % size
         return source, int(self._permutation(source, epoch)[stand_in])
 
     def _draw_permutation(self, source: int, epoch: int) -> np.ndarray:

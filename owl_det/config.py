@@ -418,3 +418,10 @@ def _check(config: Config) -> None:
     )
     for key in ("max_instances", "max_queries"):
         _require(getattr(data, key) > 0, f"config.data.{key}: must be positive")
+    for key in ("norm", "microbatch"):
+        value = getattr(config.optimizer.clip, key)
+        _require(value > 0, f"config.optimizer.clip.{key}: must be positive, got {value}")
+    for key in ("mean", "std"):
+        value = getattr(config.preprocess, key)
+        _require(len(value) == 3, f"config.preprocess.{key}: three numbers, got {list(value)}")
+    _require(all(x > 0 for x in config.preprocess.std), "config.preprocess.std: must be positive")

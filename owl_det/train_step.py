@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int32, Key, PyTree
 
 from owl_det import optim, sharding
 from owl_det.config import Config
+from owl_det.errors import ConfigError
 from owl_det.losses.total import total_loss
 from owl_det.modeling.detector import Detector
 from owl_det.types import Batch, Params, Predictions, Targets, TrainState
@@ -126,8 +127,8 @@ def encode_queries(
     """Text tower in training mode. Noise depends on the text, not on its place in the table."""
     keys = jax.vmap(lambda row: jax.random.fold_in(key, _hash(row)))(tokens)
     embeddings = make_detector(config).apply({"params": params}, tokens, keys, method="encode_text")
-    assert isinstance(embeddings, jax.Array)
-    return embeddings
+    # The loss, and the cotangents that per-example clipping sends back, are float32.
+    return cast(Array, embeddings).astype(jnp.float32)
 
 
 def gather_queries(
@@ -289,10 +290,15 @@ def _microbatching(
     """Functions that cut a batch into microbatches, along a new first axis, and undo it.
 
     Every microbatch takes `per_shard` examples of each data shard, so that cutting moves nothing
-    between devices.
+    between devices. Raises `ConfigError` where a shard's examples do not divide.
     """
     per_device = batch_size // num_shards
     per_shard = min(per_shard, per_device)
+    if per_device % per_shard:
+        raise ConfigError(
+            f"config.optimizer.clip.microbatch: {per_shard} does not divide the {per_device} "
+            "examples of each data shard"
+        )
     steps = per_device // per_shard
 
     def place(x: Array) -> Array:

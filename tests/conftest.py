@@ -10,13 +10,16 @@ from pathlib import Path
 import pytest
 
 _DEVICES = "--xla_force_host_platform_device_count"
+# Tests compile far more than they run.
+_FAST_COMPILE = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # A broadcast between arrays of different rank is a mistake until it is written out.
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 # Sharded code needs several devices; code for one device runs on the first at the same speed.
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = " ".join([given, f"{_DEVICES}=8", *_FAST_COMPILE]).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
 

@@ -142,7 +142,8 @@ def test_command_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     detection = lines[0]["detections"][0]
     assert len(lines[0]["detections"]) == 3 and len(detection["box"]) == 4
     assert detection["query"] in ("red circle", "blue star")
-    assert Image.open(tmp_path / "out" / "shapes_0001.png").width >= 384
+    with Image.open(tmp_path / "out" / "shapes_0001.png") as picture:
+        assert picture.width >= 384
     (folder / "broken.png").write_bytes(b"\x89PNG....")
     assert cli.main(command) == 1
     captured = capsys.readouterr()

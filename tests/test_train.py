@@ -110,6 +110,7 @@ def test_workdir_holds_what_it_promises(
     assert sorted(_losses(workdir)) == list(range(1, 13))
 
 
+@pytest.mark.slow
 def test_killed_runs_end_bit_identical(
     repository_root: Path,
     tmp_path: Path,
@@ -148,6 +149,7 @@ def test_killed_runs_end_bit_identical(
     assert _losses(tmp_path) == _losses(workdir)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_cleanly(repository_root: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         _command(tmp_path, "--config.num_steps=100000", "--config.log.every_steps=1"),
@@ -166,6 +168,7 @@ def test_sigterm_saves_and_exits_cleanly(repository_root: Path, tmp_path: Path) 
     assert steps and max(steps) >= max(_losses(tmp_path), default=0)
 
 
+@pytest.mark.slow
 def test_nan_stops_with_the_step(repository_root: Path, tmp_path: Path) -> None:
     done = _run(
         repository_root,
@@ -216,6 +219,7 @@ def test_missing_data_path_is_an_error(repository_root: Path, tmp_path: Path) ->
     assert "no/such/folder" in done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_another_architecture_names_the_first_mismatch(
     repository_root: Path,
     tmp_path: Path,
@@ -233,6 +237,7 @@ def test_another_architecture_names_the_first_mismatch(
     assert "another architecture" in last and "mlp_in" in last
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(
     repository_root: Path,
     tmp_path: Path,
@@ -262,6 +267,7 @@ def test_two_processes_give_the_losses_of_one(
     )
 
 
+@pytest.mark.slow
 def test_trains_without_tensorflow_and_clu(repository_root: Path, tmp_path: Path) -> None:
     hidden = tmp_path / "hidden"
     hidden.mkdir()

@@ -97,6 +97,7 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     _assert_close(ours, {**total, "text": text})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["shared_text", "exact"])
 def test_microbatches_change_nothing(params: Any, scope: str) -> None:
     taken = []
@@ -118,6 +119,7 @@ def test_global_clipping_equals_optax(params: Any) -> None:
     _assert_close(ours, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["global", "shared_text"])
 def test_filler_examples_change_nothing(params: Any, scope: str) -> None:
     config = tiny.config(batch_size=4, optimizer__clip={"scope": scope})
@@ -130,6 +132,7 @@ def test_filler_examples_change_nothing(params: Any, scope: str) -> None:
     np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_selecting_everything_changes_nothing(params: Any) -> None:
     plain = tiny.config(optimizer__clip={"scope": "none"})
     batch = tiny.batch(plain)
@@ -141,7 +144,14 @@ def test_selecting_everything_changes_nothing(params: Any) -> None:
         _assert_close(ours, wanted)
 
 
-@pytest.mark.parametrize("scope", ["shared_text", "exact", "global"])
+@pytest.mark.parametrize(
+    "scope",
+    [
+        "shared_text",
+        pytest.param("exact", marks=pytest.mark.slow),
+        pytest.param("global", marks=pytest.mark.slow),
+    ],
+)
 def test_eight_devices_equal_one(params: Any, scope: str) -> None:
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")

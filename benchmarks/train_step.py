@@ -1,0 +1,474 @@
+"""Times one training step on one device and counts its arithmetic; prints JSON.
+
+    python -m benchmarks.train_step --model tiny
+    python -m benchmarks.train_step --model b16 --dtype bfloat16 --attention cudnn   # on a GPU
+
+The batch is synthetic and lies on the device from the start: what is timed is the step alone, no
+input pipeline. `dense` trains on all patches and all tokens; `dropped` drops half of the patches
+and keeps the tokens of highest objectness, as OWLv2 does.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from owl_det import config as config_lib
+from owl_det import sharding, train_step
+from owl_det.config import (
+    ClipConfig,
+    Config,
+    DataConfig,
+    ImageTowerConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    SelectionConfig,
+    ShapesWorldSource,
+    TextTowerConfig,
+)
+from owl_det.errors import ConfigError, UserError
+from owl_det.matching import match
+from owl_det.modeling.token_drop import num_kept
+from owl_det.types import Batch, Predictions, Targets
+
+VARIANTS = ("dense", "dropped")
+
+# What configs/quickstart.py trains (a test compares them).
+TINY = Config(
+    name="tiny",
+    batch_size=16,
+    model=ModelConfig(
+        image_size=64,
+        embedding_dim=64,
+        image=ImageTowerConfig(
+            patch_size=8,
+            width=128,
+            position_init="sincos2d",
+            num_layers=4,
+            num_heads=4,
+            mlp_width=512,
+            droplayer_rate=0.0,
+        ),
+        text=TextTowerConfig(
+            num_positions=8,
+            width=64,
+            num_layers=2,
+            num_heads=2,
+            mlp_width=256,
+            droplayer_rate=0.0,
+        ),
+        scan_unroll=4,
+    ),
+    # Of 64 tokens; as in OWLv2, a few times more than an image has instances.
+    selection=SelectionConfig(token_drop_rate=0.5, instance_top_k=16),
+    data=DataConfig(max_instances=6, max_queries=48, max_distinct_queries=48, min_queries=0),
+    optimizer=OptimizerConfig(
+        learning_rate=1e-3, text_learning_rate=1e-3, clip=ClipConfig(scope="global")
+    ),
+)
+
+# What configs/owlv2_b16.py trains.
+B16 = Config(
+    name="b16",
+    batch_size=8,
+    model=ModelConfig(image_size=960, image=ImageTowerConfig(patch_size=16), remat="full"),
+    selection=SelectionConfig(token_drop_rate=0.5, instance_top_k=256),
+    data=DataConfig(max_instances=400, max_queries=300),
+    optimizer=OptimizerConfig(kind="adafactor"),
+    schedule=ScheduleConfig(kind="inverse_sqrt"),
+)
+
+MODELS = {config.name: config for config in (TINY, B16)}
+
+
+# --- arithmetic ----------------------------------------------------------------------------------
+
+
+def flops_per_image(config: Config, texts_per_image: float) -> float:
+    """Floating point operations that training needs for one image: 3 x `forward_flops`.
+
+    A matrix product costs twice as much backward as forward: one product for the gradient of each
+    factor. Recomputation (`config.model.remat`) is not counted, as it is not needed work.
+    """
+    return 3.0 * sum(forward_flops(config, texts_per_image).values())
+
+
+def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
+    """Floating point operations of one image's forward pass, by part; matrix products only.
+
+    A product of [a, b] and [b, c] counts 2abc. With n tokens of width d (the class token among
+    them), L layers and MLPs of width f:
+
+        tower(n, d, f, L) = L (8 n d² + 4 n d f + 4 n² d)      q, k, v, out; MLP; attention
+        image tower       = 2 n p d + tower                    p = 3 · patch_size² values a patch
+        text tower        = texts · (tower(l, …) + 2 d e)      all l positions, one projection
+        heads             = n (4 d² + 2 d)                     objectness, of every token
+                          + k (4 d² + 8 d + 2 d e + 4 d + 2 e q)    box; class, of the k selected
+
+    n is what token dropping leaves, q is `max_queries`, e `embedding_dim`; `texts_per_image` is the
+    number of distinct texts of a batch over its number of images. Norms, softmax, losses, matching
+    and the optimiser are left out: a few percent even of the tiny model, at its batch of 16.
+    """
+    model, selection = config.model, config.selection
+    image, text, e = model.image, model.text, model.embedding_dim
+    num_patches = (model.image_size // image.patch_size) ** 2
+    n = num_kept(num_patches, selection.token_drop_rate)
+    k = min(selection.instance_top_k or n, n)
+    d, p, q = image.width, 3 * image.patch_size**2, config.data.max_queries
+    image_tower = 2 * n * p * d + _tower_flops(n + 1, image)
+    one_text = _tower_flops(text.num_positions, text) + 2 * text.width * e
+    mlp = 4 * d * d
+    heads = n * (mlp + 2 * d) + k * (mlp + 8 * d + 2 * d * e + 4 * d + 2 * e * q)
+    return {
+        "image_tower": float(image_tower),
+        "text_tower": texts_per_image * one_text,
+        "heads": float(heads),
+    }
+
+
+def _tower_flops(n: int, tower: ImageTowerConfig | TextTowerConfig) -> int:
+    d, f = tower.width, tower.mlp_width
+    return tower.num_layers * (8 * n * d * d + 4 * n * d * f + 4 * n * n * d)
+
+
+def texts_per_image(config: Config) -> float:
+    """Rows of the query table over images, as `data_pipelines.batching` makes them."""
+    return _table_rows(config) / config.batch_size
+
+
+def _table_rows(config: Config) -> int:
+    return config.data.max_distinct_queries or config.batch_size * config.data.max_queries
+
+
+def xla_flops_per_image(config: Config) -> float:
+    """What XLA counts for one image of a training step.
+
+    Counted before XLA's own passes, because those hand matrix products to libraries of the backend
+    whose work XLA does not count. Elementwise work and the optimiser are in this count.
+    """
+    counted = countable(config)
+    return xla_flops(counted) / counted.batch_size
+
+
+def xla_flops(config: Config) -> float:
+    """XLA's count for a whole step as it stands: the body of a loop is counted once."""
+    cost: Any = _lower(config).cost_analysis()
+    return float(cost["flops"])
+
+
+def countable(config: Config) -> Config:
+    """The same step in a form whose every operation XLA counts, and counts once.
+
+    Layers are unrolled, a step that clips per example gets a single microbatch, nothing is
+    recomputed, and attention is no library call. An image brings as many texts as before.
+    """
+    size = config.batch_size
+    if config.optimizer.clip.scope in ("shared_text", "exact"):
+        size = min(size, config.optimizer.clip.microbatch)
+    model = config.model
+    layers = max(model.image.num_layers, model.text.num_layers)
+    return dataclasses.replace(
+        config,
+        batch_size=size,
+        model=dataclasses.replace(model, remat="none", scan_unroll=layers, attention="xla"),
+        data=dataclasses.replace(
+            config.data, max_distinct_queries=max(1, round(size * texts_per_image(config)))
+        ),
+    )
+
+
+# --- configs and batches -------------------------------------------------------------------------
+
+
+def make_config(model: str, variant: str, **changes: Any) -> Config:
+    """A config of `MODELS` as `dense` or `dropped`.
+
+    `changes` may hold `batch_size`, `image_size`, `dtype`, `attention` and `max_distinct_queries`;
+    None keeps the model's own. Raises `ConfigError` for values that cannot be run.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    base = MODELS[model]
+    in_model = {key: given.pop(key) for key in ("image_size", "dtype", "attention") if key in given}
+    # The schema asks for a source; none is opened here.
+    in_data: dict[str, Any] = {"train": {"none": ShapesWorldSource()}}
+    if "max_distinct_queries" in given:
+        in_data["max_distinct_queries"] = given.pop("max_distinct_queries")
+    config = dataclasses.replace(
+        base,
+        selection=SelectionConfig() if variant == "dense" else base.selection,
+        model=dataclasses.replace(base.model, **in_model),
+        data=dataclasses.replace(base.data, **in_data),
+        **given,
+    )
+    return config_lib.resolve(dataclasses.asdict(config))
+
+
+def synthetic_batch(config: Config, seed: int = 0) -> Batch:
+    """A batch of noise images, with half of the instance slots and all queries in use."""
+    rng = np.random.default_rng(seed)
+    b, m, q = config.batch_size, config.data.max_instances, config.data.max_queries
+    side, length = config.model.image_size, config.model.text.num_positions
+    rows = _table_rows(config)
+    size = rng.uniform(0.05, 0.4, (b, m, 2))
+    boxes = np.concatenate([rng.uniform(size / 2, 1 - size / 2), size], axis=-1)
+    is_instance = np.broadcast_to(np.arange(m) < max(1, m // 2), (b, m))
+    labels = rng.integers(q, size=(b, m, 1)) == np.arange(q)
+    # Start, words, the end token (the highest id, where the tower pools).
+    table = rng.integers(1, 49000, (rows, length))
+    table[:, 0], table[:, -1] = 49406, 49407
+    index = np.argsort(rng.random((b, max(q, rows))), axis=-1)[:, :q] % rows
+    arrays: dict[str, np.ndarray] = {
+        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
+        "is_example": np.ones(b, bool),
+        "image_id": np.arange(b, dtype=np.int32),
+        "original_size": np.full((b, 2), side, np.int32),
+        "boxes": boxes.astype(np.float32),
+        "is_instance": is_instance,
+        "is_crowd": np.zeros((b, m), bool),
+        "instance_labels": labels & is_instance[..., None],
+        "instance_scores": is_instance.astype(np.float32),
+        "query_table": table.astype(np.int32),
+        "query_index": index.astype(np.int32),
+        "is_query": np.ones((b, q), bool),
+        "tile_boxes": np.full((b, 1, 4), [0.5, 0.5, 1, 1], np.float32),
+        "tile_of_instance": np.zeros((b, m), np.int32),
+        "tile_image_id": np.arange(b, dtype=np.int32)[:, None],
+    }
+    return Batch(**{name: jnp.asarray(array) for name, array in arrays.items()})
+
+
+def clustered_predictions(config: Config, batch: Batch, seed: int = 0) -> Predictions:
+    """Predictions as a trained detector makes them: many tokens claim the same instance.
+
+    Random costs are easy to match; crowds of near-equal candidates are what training meets.
+    """
+    rng = np.random.default_rng(seed)
+    model, selection = config.model, config.selection
+    num_patches = (model.image_size // model.image.patch_size) ** 2
+    n = num_kept(num_patches, selection.token_drop_rate)
+    k = min(selection.instance_top_k or n, n)
+    boxes, labels = np.asarray(batch.boxes), np.asarray(batch.instance_labels)
+    b, m, q = labels.shape
+    num_real = int(np.asarray(batch.is_instance)[0].sum())
+    # Squared: some instances draw far more tokens than others.
+    owner = (rng.random((b, k)) ** 2 * num_real).astype(int)
+    near = np.take_along_axis(boxes, owner[..., None], axis=1)
+    near = np.clip(near + rng.normal(0, 0.02, near.shape), 0.01, 0.99)
+    own_labels = np.take_along_axis(labels, owner[..., None], axis=1)
+    logits = np.where(own_labels, 0.0, -5.0) + rng.normal(0, 1, (b, k, q))
+    return Predictions(
+        boxes=jnp.asarray(near, jnp.float32),
+        class_logits=jnp.asarray(logits, jnp.float32),
+        class_embeddings=jnp.zeros((b, k, model.embedding_dim)),
+        objectness_logits=jnp.zeros((b, k)),
+        token_index=jnp.broadcast_to(jnp.arange(k)[None], (b, k)),
+    )
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def measure(config: Config, steps: int) -> dict[str, Any]:
+    """Times `steps` training steps after one that is not timed, and accounts for them."""
+    if steps < 1:
+        raise ConfigError(f"--steps: must be at least 1, got {steps}")
+    mesh = _mesh()
+    started = time.perf_counter()
+    compiled = _lower(config).compile()
+    compile_seconds = time.perf_counter() - started
+    batch = jax.device_put(synthetic_batch(config), sharding.batch_sharding(mesh))
+    placement = sharding.state_shardings(*_state_shapes(config), mesh)
+    state = jax.jit(lambda: train_step.init_state(config), out_shardings=placement)()
+    seconds: list[float] = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        state, metrics = jax.block_until_ready(compiled(state, batch))
+        seconds.append(time.perf_counter() - started)
+    if not np.isfinite(metrics["loss"]):
+        raise ConfigError(f"the loss is {metrics['loss']}: a step that diverges says nothing")
+    step = statistics.median(seconds[1:])
+    matching = time_matching(config, batch, steps)
+    texts = texts_per_image(config)
+    needed = flops_per_image(config, texts)
+    counted = xla_flops_per_image(config)
+    return {
+        "step_seconds": _spread(seconds[1:]),
+        "compile_seconds": compile_seconds,
+        "images_per_second": config.batch_size / step,
+        "texts_per_image": texts,
+        "forward_flops": forward_flops(config, texts),
+        "flops_per_image": needed,
+        "xla_flops_per_image": counted,
+        "xla_over_formula": counted / needed,
+        "flops_per_second": needed * config.batch_size / step,
+        "matching_seconds": _spread(matching),
+        "matching_share": statistics.median(matching) / step,
+        "memory_bytes": _memory(compiled),
+    }
+
+
+def time_matching(config: Config, batch: Batch, steps: int) -> list[float]:
+    """Seconds of matching one batch's `clustered_predictions`, jitted on its own.
+
+    As many examples at a time as the step matches: solvers of one vmap wait for the slowest.
+    """
+    predictions = clustered_predictions(config, batch)
+    targets = Targets(
+        boxes=batch.boxes,
+        is_instance=batch.is_instance,
+        is_crowd=batch.is_crowd,
+        labels=batch.instance_labels,
+        is_query=batch.is_query,
+    )
+    size = countable(config).batch_size
+
+    def run(predictions: Predictions, targets: Targets) -> Any:
+        return jax.lax.map(
+            lambda pair: match(pair[0], pair[1], config.loss),
+            (predictions, targets),
+            batch_size=size,
+        )
+
+    run_jit: Callable[..., Any] = jax.jit(run)
+    seconds: list[float] = []
+    for _ in range(steps + 1):
+        started = time.perf_counter()
+        jax.block_until_ready(run_jit(predictions, targets))
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    device = jax.devices()[0]
+    return {
+        "device_kind": device.device_kind,
+        "platform": device.platform,
+        "cpu": platform.processor() or platform.machine(),
+        "cpu_count": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+def _mesh() -> jax.sharding.Mesh:
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def _state_shapes(config: Config) -> tuple[Any, Any]:
+    state = jax.eval_shape(lambda: train_step.init_state(config))
+    return state, state.params
+
+
+def _lower(config: Config) -> jax.stages.Lowered:
+    """The step as it trains, on one device."""
+    state, _ = _state_shapes(config)
+    batch = jax.eval_shape(lambda: synthetic_batch(config))
+    step: Any = train_step.jit_train_step(config, _mesh(), state)
+    return step.lower(state, batch)
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float]:
+    low, median, high = np.percentile(seconds, [25, 50, 75])
+    return {
+        "median": float(median),
+        "quartile_1": float(low),
+        "quartile_3": float(high),
+        "min": min(seconds),
+        "max": max(seconds),
+    }
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    """What the compiled step holds at its peak, and what process and device have held so far."""
+    plan = compiled.memory_analysis()
+    donated = plan.alias_size_in_bytes
+    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - donated
+    memory = {
+        "step_arguments": plan.argument_size_in_bytes,
+        "step_temporaries": plan.temp_size_in_bytes,
+        "step_total": held + plan.temp_size_in_bytes,
+        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+    # A CPU device keeps no statistics.
+    stats = jax.devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        memory["device_peak"] = stats["peak_bytes_in_use"]
+    return memory
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All variants, one after the other; peaks of process and device are of all so far."""
+    keys = ("batch_size", "image_size", "dtype", "attention", "max_distinct_queries")
+    changes = {key: getattr(arguments, key) for key in keys}
+    variants = arguments.variants.split(",")
+    unknown = sorted(set(variants) - set(VARIANTS))
+    if unknown:
+        raise ConfigError(f"--variants: {', '.join(unknown)} unknown; known: {', '.join(VARIANTS)}")
+    configs = {name: make_config(arguments.model, name, **changes) for name in variants}
+    first = configs[variants[0]]
+    return {
+        "machine": machine(),
+        "model": arguments.model,
+        "batch_size": first.batch_size,
+        "image_size": first.model.image_size,
+        "dtype": first.model.dtype,
+        "attention": first.model.attention,
+        "remat": first.model.remat,
+        "clip_scope": first.optimizer.clip.scope,
+        "steps": arguments.steps,
+        "variants": {name: measure(config, arguments.steps) for name, config in configs.items()},
+    }
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(MODELS), default="tiny")
+    parser.add_argument("--variants", default="dense,dropped", help="comma-separated")
+    parser.add_argument("--image_size", type=int, help="side in pixels; default: the model's")
+    parser.add_argument("--batch_size", type=int, help="images per step; default: the model's")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix work")
+    parser.add_argument("--attention", choices=("xla", "cudnn"))
+    parser.add_argument(
+        "--max_distinct_queries", type=int, help="texts per step; 0 = as many as could be needed"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
+    arguments = _parse(argv)
+    try:
+        text = json.dumps(run(arguments), indent=2)
+    except UserError as error:
+        print(f"benchmarks.train_step: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What is asked of an image: order, bounds, and no pseudo-negative that is really there."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipelines.features import Category
+from data_pipelines.query_sets import Pool, make
+
+NAMES = tuple(f"n{i}" for i in range(12))
+names = st.sampled_from(NAMES)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    instances=st.lists(st.lists(names, min_size=1, max_size=3).map(tuple), max_size=6),
+    negatives=st.lists(names, max_size=8),
+    min_queries=st.integers(0, 10),
+    extra=st.integers(0, 6),
+    seed=st.integers(0, 1000),
+)
+def test_every_set_of_queries(
+    instances: list[tuple[str, ...]],
+    negatives: list[str],
+    min_queries: int,
+    extra: int,
+    seed: int,
+) -> None:
+    pool = Pool.of([Category(id=i, name=name) for i, name in enumerate(NAMES)])
+    max_queries = max(min_queries + extra, 1)
+    made = make(
+        instances,
+        tuple(negatives),
+        pool,
+        max_queries=max_queries,
+        min_queries=min_queries,
+        rng=np.random.default_rng(seed),
+    )
+    positives = list(dict.fromkeys(name for group in instances for name in group))
+    known = set(negatives) - set(positives)
+    asked = list(made.names)
+    assert len(set(asked)) == len(asked) <= max_queries
+    num_positive = min(len(positives), max_queries)
+    assert asked[:num_positive] == positives[:num_positive], "positives come first"
+    assert made.num_dropped == len(positives) - num_positive
+    num_known = min(len(known), max_queries - num_positive)
+    assert set(asked[num_positive : num_positive + num_known]) <= known
+    assert not set(asked[num_positive:]) & set(positives), "a positive is asked as a negative"
+    free = len(NAMES) - len(set(positives) - set(asked))  # a dropped positive is never drawn
+    assert len(asked) >= min(min_queries, free)
+    if num_positive + num_known >= min_queries:
+        assert len(asked) == num_positive + num_known, "no pseudo-negative beyond min_queries"
+    for row, group in zip(made.labels, instances, strict=True):
+        assert {asked[i] for i in np.flatnonzero(row)} == set(group) & set(asked)
+
+
+def test_pseudo_negatives_follow_the_frequencies() -> None:
+    pool = Pool.of(
+        [
+            Category(id=1, name="often", frequency=6.0),
+            Category(id=2, name="seldom", frequency=1.0),
+            Category(id=3, name="shared", frequency=1.0),
+            Category(id=9, name="shared", frequency=2.0),  # of another source
+        ]
+    )
+    assert pool.names == ("often", "seldom", "shared")
+    np.testing.assert_allclose(pool.probabilities, [0.6, 0.1, 0.3])
+    rng = np.random.default_rng(0)
+    drawn = [pool.draw(1, set(), rng)[0] for _ in range(3000)]
+    share = [drawn.count(name) / 3000 for name in pool.names]
+    np.testing.assert_allclose(share, [0.6, 0.1, 0.3], atol=0.04)
+
+
+def test_a_pool_gives_what_it_has() -> None:
+    pool = Pool.of([Category(id=i, name=f"n{i}") for i in range(4)])
+    rng = np.random.default_rng(0)
+    assert sorted(pool.draw(9, {"n1"}, rng)) == ["n0", "n2", "n3"]
+    assert pool.draw(2, {"n0", "n1", "n2", "n3"}, rng) == []
+    assert Pool.of([]).draw(3, set(), rng) == []
+    never = Pool.of([Category(id=0, name="never", frequency=0.0)])
+    assert never.draw(1, set(), rng) == ["never"], "without data a frequency of 0 is only small"
