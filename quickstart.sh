@@ -18,5 +18,5 @@ setup_venv
 "$OWL_DET_VENV_PYTHON" -m owl_det.main \
   --config=configs/quickstart.py --workdir="$workdir" "$@"
 
-printf '\n%s\n' "Summary:   $workdir/summary.json" "Pictures:  $workdir/pictures" \
+printf '\n%s\n' "Summary:   $workdir/eval/summary.json" "Pictures:  $workdir/pictures" \
   "Curves:    ${OWL_DET_VENV_PYTHON%/python}/tensorboard --logdir $workdir"

@@ -4,7 +4,7 @@ Command:  python -m owl_det.main --config=configs/owlv2_l14.py --workdir=W \
               --config.data.path=DATA --config.checkpoint.init_from=CLIP
           Data and flags as in configs/owlv2_b16.py.
 Hardware: TPU pods in the paper, which gives 2.3e8 mosaics for L/14 (about 0.9 M steps of 256).
-          Not run at full size here.
+          Time: not measured here; never run at full size.
 Expected: LVIS val AP 33.5, APr 34.9 after self-training (arXiv 2306.09683, table 1).
 """
 

@@ -2,7 +2,7 @@
 
 Command:  python -m owl_det.main --config=configs/owlvit_l14.py --workdir=W \
               --config.data.path=LVIS --config.checkpoint.init_from=CLIP
-Hardware: the paper trained on 64 TPU v2/v3 chips. Not run at full size here.
+Hardware: the paper trained on 64 TPU v2/v3 chips. Time: not measured here; never run at full size.
 Expected: LVIS val AP 34.6, APr 31.2 with Objects365 + Visual Genome (arXiv 2205.06230, table 1).
 """
 

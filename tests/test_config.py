@@ -31,6 +31,13 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"model": {"image": {"num_heads": 7}}}, "config.model.image.num_heads"),
         ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate: expected a finite"),
         ({"num_steps": 0}, "config.num_steps"),
+        ({"optimizer": {"clip": {"microbatch": 0}}}, "clip.microbatch: must be positive"),
+        ({"optimizer": {"clip": {"norm": -1.0}}}, "clip.norm: must be positive"),
+        ({"preprocess": {"mean": [0.5]}}, "config.preprocess.mean: three numbers"),
+        ({"preprocess": {"std": [0.2, 0.0, 0.2]}}, "config.preprocess.std: must be positive"),
+        ({"preprocess": {"mean": 0.5}}, "config.preprocess.mean: expected a list, got float"),
+        ({"mesh": {"data": -1, "fsdp": -1}}, "config.mesh: only one axis may be -1"),
+        ({"data": {"train": {}}}, "config.data.train: name at least one source"),
     ],
 )
 def test_refused(tree: dict[str, Any], message: str) -> None:

@@ -144,14 +144,8 @@ def test_selecting_everything_changes_nothing(params: Any) -> None:
         _assert_close(ours, wanted)
 
 
-@pytest.mark.parametrize(
-    "scope",
-    [
-        "shared_text",
-        pytest.param("exact", marks=pytest.mark.slow),
-        pytest.param("global", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["shared_text", "exact", "global"])
 def test_eight_devices_equal_one(params: Any, scope: str) -> None:
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
