@@ -12,6 +12,7 @@ LIGHT = (
     "owl_det.config",
     "owl_det.train_step",
     "owl_det.predictor",
+    "benchmarks.train_step",
 )
 
 
