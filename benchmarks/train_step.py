@@ -50,7 +50,7 @@ VARIANTS = ("dense", "dropped")
 # What configs/quickstart.py trains (a test compares them).
 TINY = Config(
     name="tiny",
-    batch_size=16,
+    batch_size=32,
     model=ModelConfig(
         image_size=64,
         embedding_dim=64,
@@ -77,7 +77,10 @@ TINY = Config(
     selection=SelectionConfig(token_drop_rate=0.5, instance_top_k=16),
     data=DataConfig(max_instances=6, max_queries=48, max_distinct_queries=48, min_queries=0),
     optimizer=OptimizerConfig(
-        learning_rate=1e-3, text_learning_rate=1e-3, clip=ClipConfig(scope="global")
+        learning_rate=1e-3,
+        text_learning_rate=1e-3,
+        frozen=("^text/token_embedding$",),
+        clip=ClipConfig(scope="global"),
     ),
 )
 

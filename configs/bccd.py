@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     data.eval_prompts = "none"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.frozen = ("^text/token_embedding$",)
     config.optimizer.clip.scope = "global"
+    config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
     return config

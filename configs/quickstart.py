@@ -39,8 +39,8 @@ def tiny_model(config: ConfigDict) -> None:
 def get_config() -> ConfigDict:
     config: Any = base.default()
     config.name = "quickstart"
-    config.batch_size = 16
-    config.num_steps = 5000
+    config.batch_size = 32
+    config.num_steps = 10_000
     tiny_model(config)
     data = config.data
     base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=16_384))
@@ -52,11 +52,15 @@ def get_config() -> ConfigDict:
     data.min_queries = 0
     data.train_prompts = "none"
     data.eval_prompts = "none"
+    # Half of the patches, those of least variance, as OWLv2: twice the images per second.
+    config.selection.token_drop_rate = 0.5
     config.optimizer.learning_rate = 1e-3
     config.optimizer.text_learning_rate = 1e-3
+    # The 49,408 rows stay as drawn: the layers above tell a few dozen words apart without them.
+    config.optimizer.frozen = ("^text/token_embedding$",)
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
     config.checkpoint.every_steps = 500
-    config.evaluation.every_steps = 2500
+    config.evaluation.every_steps = 5000
     return config

@@ -52,6 +52,7 @@ def pack(
         example.names,
         example.negatives,
         pool,
+        excluded=example.excluded,
         max_queries=shapes.max_queries,
         min_queries=shapes.min_queries,
         rng=rng,

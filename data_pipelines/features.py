@@ -52,6 +52,7 @@ class Example:
     is_crowd: Bool[np.ndarray, " m"]
     scores: Float32[np.ndarray, " m"]
     negatives: Names
+    excluded: Names  # in the picture but not (or not all) boxed: never asked as a negative
     tile_boxes_cxcywh: Float32[np.ndarray, "t 4"]
     tile_of_instance: Int32[np.ndarray, " m"]
     tile_image_id: Int32[np.ndarray, " t"]

@@ -53,11 +53,15 @@ def make(
     negatives: Names,
     pool: Pool,
     *,
+    excluded: Names = (),
     max_queries: int,
     min_queries: int,
     rng: np.random.Generator,
 ) -> QuerySet:
-    """Chooses up to `max_queries` names to ask and labels the instances with them."""
+    """Chooses up to `max_queries` names to ask and labels the instances with them.
+
+    `excluded` names are in the picture without (all) their boxes: never drawn as pseudo-negatives.
+    """
     positives = list(dict.fromkeys(name for names in instance_names for name in names))
     asked = positives[:max_queries]
     known = [name for name in dict.fromkeys(negatives) if name not in set(positives)]
@@ -66,7 +70,7 @@ def make(
         known = [known[i] for i in keep]
     asked += known
     if len(asked) < min_queries:
-        asked += pool.draw(min_queries - len(asked), {*asked, *positives}, rng)
+        asked += pool.draw(min_queries - len(asked), {*asked, *positives, *excluded}, rng)
     column = {name: i for i, name in enumerate(asked)}
     labels = np.zeros((len(instance_names), len(asked)), bool)
     for row, names in enumerate(instance_names):

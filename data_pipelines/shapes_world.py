@@ -53,7 +53,7 @@ STRIPED_SHARE = 1 / 3  # of the pairs that also come striped
 RAREST = 0.2  # training weight of the rarest base name; the most frequent has 1
 NOVEL_SHARE = 0.2  # of the objects: half combinations, half words
 MAX_OBJECTS = 6
-SIZE_RANGE = (0.10, 0.45)  # of the image side
+SIZE_RANGE = (0.10, 0.45)  # of the image side; areas are uniform between
 MAX_OCCLUSION = 0.3
 SUPERSAMPLING = 4
 
@@ -282,7 +282,7 @@ def draw_scene(size: int, rng: np.random.Generator) -> Scene:
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
         category = int(min(np.searchsorted(cumulative, rng.random()), len(cumulative) - 1))
         entry = object_names()[category]
-        side = rng.uniform(*SIZE_RANGE) * size
+        side = math.sqrt(rng.uniform(SIZE_RANGE[0] ** 2, SIZE_RANGE[1] ** 2)) * size
         for _ in range(8):
             coverage, x0, y0 = _shape_coverage(entry.shape, side, size, rng)
             mask = np.zeros((size, size), bool)

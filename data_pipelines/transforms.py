@@ -236,6 +236,7 @@ def _assemble(
         is_crowd=_concatenate((i.is_crowd for i in instances), np.zeros(0, bool)),
         scores=_concatenate((i.scores for i in instances), np.zeros(0, np.float32)),
         negatives=_negatives([tile for _, tile in placed]),
+        excluded=tuple(dict.fromkeys(name for _, tile in placed for name in tile.unasked)),
         tile_boxes_cxcywh=image_ops.boxes_to_padded(tile_boxes, image_size, image_size),
         tile_of_instance=np.array(
             [index for index, tile in placed for _ in tile.instances.names], np.int32

@@ -387,6 +387,16 @@ def _check(config: Config) -> None:
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)
         _require(0 <= value < 1, f"config.selection.{key}: must be in [0, 1), got {value}")
+    _require(
+        config.selection.instance_top_k >= 0,
+        "config.selection.instance_top_k: must be 0 (all tokens) or positive",
+    )
+    for name, source in (*data.train.items(), *data.eval.items()):
+        if isinstance(source, ShapesWorldSource):
+            _require(
+                0 < source.annotated_fraction <= 1,
+                f"config.data source {name}: annotated_fraction must be in (0, 1]",
+            )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)
         _require(value == -1 or value > 0, f"config.mesh.{key}: must be positive or -1")
@@ -407,6 +417,7 @@ def _check(config: Config) -> None:
         "config.data.augment.mosaic_probabilities: must be non-negative and not all zero",
     )
     _require(0 < augment.tile_scale_min <= 1, "config.data.augment.tile_scale_min: in (0, 1]")
+    _require(0 <= augment.crop_keep <= 1, "config.data.augment.crop_keep: must be in [0, 1]")
     _require(0 < augment.crop_min_area <= 1, "config.data.augment.crop_min_area: in (0, 1]")
     _require(bool(data.train), "config.data.train: name at least one source")
     _require(

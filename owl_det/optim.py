@@ -60,6 +60,19 @@ def groups(params: PyTree, config: OptimizerConfig) -> PyTree:
     return apply_rules(params, group_rules(config), optional=("^text/", ""))
 
 
+def hold_frozen(params: PyTree, config: OptimizerConfig) -> PyTree:
+    """The same parameters, those of the frozen group without a gradient.
+
+    Their gradients would cost time, and would count in the norms that clipping looks at.
+    """
+
+    def hold(path: Sequence[Any], leaf: Any) -> Any:
+        is_frozen = any(re.search(pattern, path_name(path)) for pattern in config.frozen)
+        return jax.lax.stop_gradient(leaf) if is_frozen else leaf
+
+    return jax.tree_util.tree_map_with_path(hold, params)
+
+
 def schedule(config: ScheduleConfig, num_steps: int) -> Callable[[Any], Any]:
     """Factor on the learning rate at each step: warm-up × decay × cooldown, in [0, 1].
 

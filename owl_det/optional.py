@@ -1,11 +1,17 @@
-"""Which optional packages are there; asked before they are imported, never by trying."""
+"""Which optional packages can be used."""
 
-from importlib.util import find_spec
+import importlib
+
+from absl import logging
 
 
 def is_installed(package: str) -> bool:
-    """True if `package` can be found. A finder that hides it by raising counts as absent."""
+    """True if `package` can be imported, which this does. One that is there but broken is logged."""
     try:
-        return find_spec(package) is not None
+        importlib.import_module(package)
     except ModuleNotFoundError:
         return False
+    except ImportError as error:
+        logging.warning("%s cannot be imported and is not used: %s", package, error)
+        return False
+    return True

@@ -105,7 +105,7 @@ def example_losses(
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Forward pass of the image side and the loss of each example."""
     detector = make_detector(config)
-    variables = {"params": params}
+    variables = {"params": optim.hold_frozen(params, config.optimizer)}
     features = detector.apply(
         variables, examples.image, config.selection, examples.key, method="encode_image"
     )
@@ -126,7 +126,8 @@ def encode_queries(
 ) -> Float[Array, "u e"]:
     """Text tower in training mode. Noise depends on the text, not on its place in the table."""
     keys = jax.vmap(lambda row: jax.random.fold_in(key, _hash(row)))(tokens)
-    embeddings = make_detector(config).apply({"params": params}, tokens, keys, method="encode_text")
+    variables = {"params": optim.hold_frozen(params, config.optimizer)}
+    embeddings = make_detector(config).apply(variables, tokens, keys, method="encode_text")
     # The loss, and the cotangents that per-example clipping sends back, are float32.
     return cast(Array, embeddings).astype(jnp.float32)
 

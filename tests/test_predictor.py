@@ -10,9 +10,12 @@ from PIL import Image
 
 from data_pipelines import image_ops, transforms
 from data_pipelines.features import Record
-from owl_det import checkpoint, cli, train_step
+from data_pipelines.shapes_world import ShapesWorld
+from owl_det import checkpoint, cli, sharding, train_step
 from owl_det.checkpoint import LoadedModel
+from owl_det.config import MeshConfig
 from owl_det.errors import CheckpointError, DataError
+from owl_det.evaluation.evaluate import Evaluate
 from owl_det.predictor import Predictor
 from tests import tiny
 
@@ -99,6 +102,25 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
         ours = predictor.preprocess(image_ops.decode_image(image))
         difference = np.abs(ours.astype(int) - example.image.astype(int))
         assert difference.max() <= 1
+
+
+def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
+    config = tiny.config(data__eval_prompts="none", batch_size=2)
+    source = ShapesWorld(split="test", image_size=50, num_images=3)
+    mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    evaluate = Evaluate(train_step.make_detector(config), config, source, mesh, "shapes")
+    expected = evaluate(model.params).evaluator.images
+    found = Predictor(model).detect(
+        [np.asarray(source[i].image) for i in range(3)],
+        [category.name for category in source.categories],
+        threshold=0.0,
+    )
+    ids = np.array([category.id for category in source.categories])
+    assert len(expected) == 3
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-5)
+        np.testing.assert_allclose(ours.boxes, theirs.boxes_xyxy, atol=1e-3)
+        assert (ids[ours.labels] == theirs.categories).mean() > 0.99  # ties may swap
 
 
 def test_saving_and_loading_changes_nothing(model: LoadedModel, saved: Path) -> None:

@@ -219,6 +219,57 @@ def test_missing_data_path_is_an_error(repository_root: Path, tmp_path: Path) ->
     assert "no/such/folder" in done.stderr.strip().splitlines()[-1]
 
 
+def _voc(root: Path, num_images: int) -> None:
+    """A Pascal VOC folder with the lists that configs/bccd.py reads."""
+    from PIL import Image
+
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    for i in range(num_images):
+        Image.new("RGB", (40, 30), (i, 0, 0)).save(root / "JPEGImages" / f"{i}.jpg")
+        (root / "Annotations" / f"{i}.xml").write_text(
+            f"<annotation><filename>{i}.jpg</filename><object><name>RBC</name><bndbox><xmin>2</xmin>"
+            "<ymin>2</ymin><xmax>20</xmax><ymax>20</ymax></bndbox></object></annotation>"
+        )
+    names = "".join(f"{i}\n" for i in range(num_images))
+    for split in ("trainval", "test"):
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text(names)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["malformed XML", "empty data set", "unreadable images"])
+def test_bad_data_is_one_line_and_exit_code_2(
+    repository_root: Path, tmp_path: Path, damage: str
+) -> None:
+    root = tmp_path / "voc"
+    _voc(root, 40)
+    if damage == "malformed XML":
+        (root / "Annotations" / "3.xml").write_text("<annotation><object>")
+        expected = "3.xml"
+    elif damage == "empty data set":
+        (root / "ImageSets" / "Main" / "trainval.txt").write_text("")
+        expected = "trainval.txt"
+    else:
+        for i in range(10):
+            (root / "JPEGImages" / f"{i}.jpg").write_bytes(b"\xff\xd8 no image")
+        expected = "of 40 images cannot be read"
+    command = [
+        *(sys.executable, "-m", "owl_det.main", "--config=configs/bccd.py"),
+        *(f"--workdir={tmp_path / 'w'}", f"--config.data.path={root}", "--config.num_steps=40"),
+    ]
+    done = subprocess.run(
+        command,
+        cwd=repository_root,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2, done.stderr[-2000:]
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("owl_det:") and expected in last, last
+
+
 @pytest.mark.slow
 def test_another_architecture_names_the_first_mismatch(
     repository_root: Path,

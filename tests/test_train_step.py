@@ -97,6 +97,22 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     _assert_close(ours, {**total, "text": text})
 
 
+def test_frozen_parameters_do_not_count_in_the_norm(params: Any) -> None:
+    clip = {"scope": "global", "norm": 1e-3}
+    frozen = tiny.config(
+        batch_size=4, optimizer__clip=clip, optimizer__frozen=("^text/token_embedding$", "^box_")
+    )
+    free = tiny.config(batch_size=4, optimizer__clip={"scope": "none"})
+    batch = tiny.batch(frozen)
+    ours, metrics = _gradients(frozen, params, batch)
+    theirs, _ = _gradients(free, params, batch)
+    theirs["text"]["token_embedding"] *= 0
+    theirs["box_head"] = jax.tree.map(jnp.zeros_like, theirs["box_head"])
+    squares = sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(theirs))
+    np.testing.assert_allclose(metrics["gradient_norm"], np.sqrt(squares), rtol=1e-4)
+    _assert_close(ours, jax.tree.map(lambda g: g * 1e-3 / np.sqrt(squares), theirs))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("scope", ["shared_text", "exact"])
 def test_microbatches_change_nothing(params: Any, scope: str) -> None:

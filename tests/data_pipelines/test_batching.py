@@ -31,6 +31,7 @@ def _example(names: list[tuple[str, ...]], **changes: Any) -> Example:
         is_crowd=np.zeros(m, bool),
         scores=np.linspace(0.5, 1, m, dtype=np.float32),
         negatives=(),
+        excluded=(),
         tile_boxes_cxcywh=np.full((1, 4), 0.5, np.float32),
         tile_of_instance=np.zeros(m, np.int32),
         tile_image_id=np.array([7], np.int32),

@@ -79,3 +79,17 @@ def test_a_pool_gives_what_it_has() -> None:
     assert Pool.of([]).draw(3, set(), rng) == []
     never = Pool.of([Category(id=0, name="never", frequency=0.0)])
     assert never.draw(1, set(), rng) == ["never"], "without data a frequency of 0 is only small"
+
+
+def test_names_in_the_picture_without_boxes_are_no_pseudo_negatives() -> None:
+    pool = Pool.of([Category(id=i, name=name) for i, name in enumerate(NAMES)])
+    made = make(
+        [("n0",)],
+        (),
+        pool,
+        excluded=NAMES[1:8],
+        max_queries=12,
+        min_queries=12,
+        rng=np.random.default_rng(0),
+    )
+    assert set(made.names) == {"n0", *NAMES[8:]}
