@@ -6,7 +6,7 @@ from absl import logging
 
 
 def is_installed(package: str) -> bool:
-    """True if `package` can be imported, which this does. One that is there but broken is logged."""
+    """True if `package` can be imported (this does so); one that is there but broken is logged."""
     try:
         importlib.import_module(package)
     except ModuleNotFoundError:
