@@ -2,9 +2,9 @@
 
 Command:  python -m owl_det.main --config=configs/quickstart.py --workdir=W
 Hardware: two CPU cores.
-Measured: 5,000 steps of batch 16 gave AP50 0.48 on base and 0.13 on novel_combination (one seed,
-          machine shared with other work): colours and stripes are right in 98 % of the objects
-          found, shapes are learned far more slowly. More steps help.
+Measured: 10.4 minutes on two cores (10,000 steps of batch 32, one seed), AP50 over all 113 names
+          on 1,024 held-out images: base 0.929, novel_combination 0.307, novel_word 0.019. Half
+          way: 0.857, 0.327, 0.021. GLIBC_TUNABLES=glibc.malloc.hugetlb=1 was set.
 """
 
 from typing import Any

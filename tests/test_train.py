@@ -40,7 +40,8 @@ def _command(workdir: Path, *flags: str) -> list[str]:
 
 def _environment(num_devices: int = 1) -> dict[str, str]:
     devices = f"--xla_force_host_platform_device_count={num_devices}"
-    return {**os.environ, "XLA_FLAGS": devices}
+    fast_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    return {**os.environ, "XLA_FLAGS": f"{devices} {fast_compile}"}
 
 
 def _run(

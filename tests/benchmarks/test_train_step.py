@@ -129,8 +129,8 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     matching = dropped["matching_seconds"]["median"]
     assert matching > 0
     assert dropped["matching_share"] == pytest.approx(matching / median)
-    # At the least the parameters and Adam's two moments are held.
-    assert dropped["memory_bytes"]["step_total"] > 12 * 49408 * 64
+    # At the least the token embedding is held (it is frozen, and has no moments).
+    assert dropped["memory_bytes"]["step_total"] > 4 * 49408 * 64
     assert dropped["memory_bytes"]["process_peak"] > 0
 
 
