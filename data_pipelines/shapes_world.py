@@ -10,7 +10,9 @@ as in the open-vocabulary literature:
 
 Novel objects do stand in training images, unlabelled, and their names occur in captions. A stripe
 is always named ("striped red star"); plain and dotted objects go by colour and shape alone.
-Frequencies are long-tailed (rare / common / frequent), in training and test alike.
+Training frequencies are long-tailed (rare / common / frequent) and novel objects are few, as rare
+categories are few in LVIS; in the test split every name is as likely as every other, so that each
+of them has enough boxes for its AP to mean something.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
@@ -51,7 +53,7 @@ TEXTURES = ("plain", "dotted", "striped")
 NUM_NOVEL_COMBINATIONS = 14  # of the 48 pairs of base words; 80 pairs in all
 STRIPED_SHARE = 1 / 3  # of the pairs that also come striped
 RAREST = 0.2  # training weight of the rarest base name; the most frequent has 1
-NOVEL_SHARE = 0.2  # of the objects: half combinations, half words
+NOVEL_SHARE = 0.06  # of the training objects: half combinations, half words
 MAX_OBJECTS = 6
 SIZE_RANGE = (0.10, 0.45)  # of the image side; areas are uniform between
 MAX_OCCLUSION = 0.3
@@ -186,7 +188,7 @@ class ShapesWorld:
 
     def _draw(self, index: int) -> Record:
         rng = self._rng(index)
-        scene = draw_scene(self.image_size, rng)
+        scene = draw_scene(self.image_size, rng, self.split)
         annotated = self._annotated(rng)
         boxes, names = [], []
         for item in scene.objects:
@@ -207,7 +209,7 @@ class ShapesWorld:
 
     def scene(self, index: int) -> Scene:
         """The scene with all its objects and masks, annotated or not."""
-        return draw_scene(self.image_size, self._rng(index))
+        return draw_scene(self.image_size, self._rng(index), self.split)
 
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.num_images:
@@ -252,9 +254,10 @@ def _groups(entry: ObjectName) -> tuple[str, ...]:
 def parameter_hash() -> str:
     """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
     content = hashlib.sha256(repr(object_names()).encode())
-    for index in range(8):
-        rng = np.random.default_rng([int(VERSION), index])
-        content.update(draw_scene(64, rng).image.tobytes())
+    for split in ("train", "test"):
+        for index in range(8):
+            rng = np.random.default_rng([int(VERSION), index])
+            content.update(draw_scene(64, rng, split).image.tobytes())
     return content.hexdigest()[:12]
 
 
@@ -262,9 +265,11 @@ def parameter_hash() -> str:
 
 
 @cache
-def _cumulative_probabilities() -> Float64[np.ndarray, " c"]:
+def _cumulative_probabilities(split: str) -> Float64[np.ndarray, " c"]:
     """Of each category: that an object belongs to it or to one before it."""
     names = object_names()
+    if split == "test":
+        return np.arange(1, len(names) + 1) / len(names)
     weights = np.array([entry.weight for entry in names])
     shares = {"base": 1 - NOVEL_SHARE, "novel_combination": NOVEL_SHARE / 2}
     for group in ("base", "novel_combination", "novel_word"):
@@ -273,10 +278,10 @@ def _cumulative_probabilities() -> Float64[np.ndarray, " c"]:
     return np.cumsum(weights / weights.sum())
 
 
-def draw_scene(size: int, rng: np.random.Generator) -> Scene:
+def draw_scene(size: int, rng: np.random.Generator, split: str) -> Scene:
     """Draws background and objects; an object that would hide too much is left out."""
     canvas = _background(size, rng)
-    cumulative = _cumulative_probabilities()
+    cumulative = _cumulative_probabilities(split)
     placed: list[tuple[int, np.ndarray]] = []
     areas: list[int] = []
     for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
