@@ -19,6 +19,7 @@ COUNTS = (
     "dropped_queries",
     "dropped_instances",
     "cut_texts",
+    "cut_captions",
 )
 
 
@@ -30,7 +31,8 @@ class Shapes:
     max_queries: int
     min_queries: int
     max_tiles: int
-    num_positions: int  # of query texts
+    num_positions: int  # of texts
+    with_captions: bool = False
 
 
 def pack(
@@ -78,8 +80,20 @@ def pack(
         len(example.names) - arrays["instance_scores"].astype(bool).sum()
     )
     counts["cut_texts"] = sum(not tokenizer.fits(text) for text in texts)
+    if shapes.with_captions:
+        captions = [_choose(tile, rng) for tile in example.tile_captions]
+        arrays["caption_tokens"] = _padded(
+            tokenizer.encode_all(captions), (t, shapes.num_positions)
+        )
+        arrays["is_caption"] = _padded(np.array([bool(c) for c in captions], bool), (t,))
+        counts["cut_captions"] = sum(not tokenizer.fits(caption) for caption in captions)
     arrays["counts"] = np.array([counts.get(name, 0) for name in COUNTS], np.int32)
     return arrays
+
+
+def _choose(captions: Sequence[str], rng: np.random.Generator) -> str:
+    """One of an image's captions, each equally likely; empty without any."""
+    return captions[int(rng.integers(len(captions)))] if captions else ""
 
 
 def _pack_instances(

@@ -56,4 +56,5 @@ class Example:
     tile_boxes_cxcywh: Float32[np.ndarray, "t 4"]
     tile_of_instance: Int32[np.ndarray, " m"]
     tile_image_id: Int32[np.ndarray, " t"]
+    tile_captions: tuple[tuple[str, ...], ...] = ()  # of each tile; empty = of none
     counts: dict[str, int] = field(default_factory=dict)  # of what was skipped or left out

@@ -53,6 +53,7 @@ class TrainInput:
             min_queries=data.min_queries,
             max_tiles=self.max_tiles,
             num_positions=config.model.text.num_positions,
+            with_captions=data.with_captions,
         )
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()

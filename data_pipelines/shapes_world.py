@@ -14,6 +14,10 @@ Training frequencies are long-tailed (rare / common / frequent) and novel object
 categories are few in LVIS; in the test split every name is as likely as every other, so that each
 of them has enough boxes for its AP to mean something.
 
+Two splits have captions and no boxes, as images from the web: "image_text" (one or two large
+objects, every name equally likely) for contrastive pretraining, with "image_text_test" to measure
+it, and "crowded" (scenes as in training, every name equally likely) for pseudo-annotation.
+
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
 """
@@ -56,6 +60,7 @@ RAREST = 0.2  # training weight of the rarest base name; the most frequent has 1
 NOVEL_SHARE = 0.06  # of the training objects: half combinations, half words
 MAX_OBJECTS = 6
 SIZE_RANGE = (0.10, 0.45)  # of the image side; areas are uniform between
+LARGE_SIZE_RANGE = (0.30, 0.90)
 MAX_OCCLUSION = 0.3
 SUPERSAMPLING = 4
 
@@ -87,6 +92,26 @@ class ObjectName:
     @property
     def name(self) -> str:
         return f"{'striped ' if self.is_striped else ''}{self.colour} {self.shape}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the scenes of a split are like."""
+
+    number: int  # seeds the split's images
+    is_annotated: bool  # False: captions only
+    is_long_tailed: bool = False  # False: every name equally likely
+    max_objects: int = MAX_OBJECTS
+    size_range: tuple[float, float] = SIZE_RANGE
+
+
+SPLITS = {
+    "train": Split(0, is_annotated=True, is_long_tailed=True),
+    "test": Split(1, is_annotated=True),
+    "image_text": Split(2, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
+    "image_text_test": Split(3, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
+    "crowded": Split(4, is_annotated=False),
+}
 
 
 @dataclass(frozen=True)
@@ -188,7 +213,7 @@ class ShapesWorld:
 
     def _draw(self, index: int) -> Record:
         rng = self._rng(index)
-        scene = draw_scene(self.image_size, rng, self.split)
+        scene = draw_scene(self.image_size, rng, SPLITS[self.split])
         annotated = self._annotated(rng)
         boxes, names = [], []
         for item in scene.objects:
@@ -209,18 +234,20 @@ class ShapesWorld:
 
     def scene(self, index: int) -> Scene:
         """The scene with all its objects and masks, annotated or not."""
-        return draw_scene(self.image_size, self._rng(index), self.split)
+        return draw_scene(self.image_size, self._rng(index), SPLITS[self.split])
 
     def _rng(self, index: int) -> np.random.Generator:
         if not 0 <= index < self.num_images:
             raise IndexError(index)
         return np.random.default_rng(
-            [int(VERSION), {"train": 0, "test": 1}[self.split], self.image_size, index]
+            [int(VERSION), SPLITS[self.split].number, self.image_size, index]
         )
 
     def _annotated(self, rng: np.random.Generator) -> frozenset[int]:
         """Categories annotated exhaustively in this image."""
-        if self.split != "train":
+        if not SPLITS[self.split].is_annotated:
+            return frozenset()
+        if self.split == "test":
             return _everything()
         base = _members("base")
         if self.annotated_fraction >= 1:
@@ -254,7 +281,7 @@ def _groups(entry: ObjectName) -> tuple[str, ...]:
 def parameter_hash() -> str:
     """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
     content = hashlib.sha256(repr(object_names()).encode())
-    for split in ("train", "test"):
+    for split in SPLITS.values():
         for index in range(8):
             rng = np.random.default_rng([int(VERSION), index])
             content.update(draw_scene(64, rng, split).image.tobytes())
@@ -265,10 +292,10 @@ def parameter_hash() -> str:
 
 
 @cache
-def _cumulative_probabilities(split: str) -> Float64[np.ndarray, " c"]:
+def _cumulative_probabilities(is_long_tailed: bool) -> Float64[np.ndarray, " c"]:
     """Of each category: that an object belongs to it or to one before it."""
     names = object_names()
-    if split == "test":
+    if not is_long_tailed:
         return np.arange(1, len(names) + 1) / len(names)
     weights = np.array([entry.weight for entry in names])
     shares = {"base": 1 - NOVEL_SHARE, "novel_combination": NOVEL_SHARE / 2}
@@ -278,16 +305,16 @@ def _cumulative_probabilities(split: str) -> Float64[np.ndarray, " c"]:
     return np.cumsum(weights / weights.sum())
 
 
-def draw_scene(size: int, rng: np.random.Generator, split: str) -> Scene:
+def draw_scene(size: int, rng: np.random.Generator, split: Split) -> Scene:
     """Draws background and objects; an object that would hide too much is left out."""
     canvas = _background(size, rng)
-    cumulative = _cumulative_probabilities(split)
+    cumulative = _cumulative_probabilities(split.is_long_tailed)
     placed: list[tuple[int, np.ndarray]] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(1, MAX_OBJECTS + 1))):
+    for _ in range(int(rng.integers(1, split.max_objects + 1))):
         category = int(min(np.searchsorted(cumulative, rng.random()), len(cumulative) - 1))
         entry = object_names()[category]
-        side = math.sqrt(rng.uniform(SIZE_RANGE[0] ** 2, SIZE_RANGE[1] ** 2)) * size
+        side = math.sqrt(rng.uniform(split.size_range[0] ** 2, split.size_range[1] ** 2)) * size
         for _ in range(8):
             coverage, x0, y0 = _shape_coverage(entry.shape, side, size, rng)
             mask = np.zeros((size, size), bool)

@@ -32,6 +32,7 @@ class _Tile:
     instances: Instances
     negatives: Names
     unasked: Names  # in the picture but not (or not all) boxed: never negatives
+    captions: tuple[str, ...]
     counts: dict[str, int]
 
 
@@ -94,6 +95,7 @@ def eval_example(record: Record, *, image_size: int, preprocess: PreprocessConfi
         instances=_scaled(instances, image_size / max(image.size)),
         negatives=record.negatives,
         unasked=(*record.not_exhaustive, *_flat(outside)),
+        captions=record.captions,
         counts={"degenerate_boxes": len(outside)},
     )
     return _assemble([tile], image_size, preprocess, {})
@@ -165,6 +167,7 @@ def _augmented_tile(
         instances=instances.select(~is_tiny),
         negatives=record.negatives,
         unasked=(*record.not_exhaustive, *hidden, *_flat(outside), *_flat(tiny)),
+        captions=record.captions,
         counts={"degenerate_boxes": len(outside), "tiny_boxes": len(tiny)},
     )
 
@@ -242,6 +245,7 @@ def _assemble(
             [index for index, tile in placed for _ in tile.instances.names], np.int32
         ),
         tile_image_id=np.array([tile.image_id if tile else -1 for tile in tiles], np.int32),
+        tile_captions=tuple(tile.captions if tile else () for tile in tiles),
         counts=_sum_counts([counts, *(tile.counts for _, tile in placed)]),
     )
 

@@ -110,7 +110,7 @@ class ShapesWorldSource:
 
     kind: Literal["shapes_world"] = "shapes_world"
     weight: float = 1.0
-    split: Literal["train", "test"] = "train"
+    split: Literal["train", "test", "image_text", "image_text_test", "crowded"] = "train"
     image_size: int = 64
     num_images: int = 8192
     annotated_fraction: float = 1.0  # federated: share of base names annotated in each image
@@ -195,6 +195,7 @@ class DataConfig:
     train_prompts: Literal["none", "clip"] = "clip"
     eval_prompts: Literal["none", "clip_best7"] = "clip_best7"
     shuffle_labels: bool = False  # control: labels point at random queries
+    with_captions: bool = False  # batches carry a caption of every image
     num_workers: int = 0  # threads that make examples; 0 = one per core
 
 

@@ -182,6 +182,7 @@ def _device_batches(
             device = {
                 key: jax.make_array_from_process_local_data(placement, arrays[key])
                 for key in BATCH_KEYS
+                if key in arrays
             }
             yield Batch(**device), dict(zip(batching.COUNTS, totals, strict=True))
     finally:

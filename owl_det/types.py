@@ -39,6 +39,9 @@ class Batch:
     tile_boxes: Float[Array, "b t 4"]  # cxcywh
     tile_of_instance: Int32[Array, "b m"]
     tile_image_id: Int32[Array, "b t"]  # -1 = no tile
+    # Only with `config.data.with_captions`; one caption a tile.
+    caption_tokens: Int32[Array, "b t l"] | None = None
+    is_caption: Bool[Array, "b t"] | None = None
 
 
 @jax.tree_util.register_dataclass

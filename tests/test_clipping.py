@@ -52,7 +52,9 @@ def _assert_close(ours: Any, theirs: Any) -> None:
 def _rows(batch: Batch, rows: list[int]) -> Batch:
     index = jnp.array(rows)
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-    return Batch(**{k: v if k == "query_table" else v[index] for k, v in fields.items()})
+    return Batch(
+        **{k: v if k == "query_table" else v[index] for k, v in fields.items() if v is not None}
+    )
 
 
 @pytest.mark.parametrize("scope", PER_EXAMPLE)

@@ -43,7 +43,9 @@ def _assert_close(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-6
 def _one(batch: Batch, i: int) -> Batch:
     """A batch of one example (with the whole query table)."""
     fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(Batch)}
-    return Batch(**{k: v if k == "query_table" else v[i : i + 1] for k, v in fields.items()})
+    return Batch(
+        **{k: v if k == "query_table" else v[i : i + 1] for k, v in fields.items() if v is not None}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -67,4 +67,5 @@ def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
 
 def batch(config: Config, num_shards: int = 1) -> Batch:
     made = arrays(config, num_shards)
-    return Batch(**{f.name: jax.numpy.asarray(made[f.name]) for f in dataclasses.fields(Batch)})
+    names = [f.name for f in dataclasses.fields(Batch) if f.name in made]
+    return Batch(**{name: jax.numpy.asarray(made[name]) for name in names})
