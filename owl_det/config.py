@@ -23,7 +23,7 @@ from owl_det.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTowerConfig:
-    """A CLIP vision transformer: pre-norm, class token, quick-GELU."""
+    """A vision transformer; the defaults are CLIP's (SigLIP and LiT: see docs/towers.md)."""
 
     patch_size: int = 32
     width: int = 768
@@ -33,20 +33,30 @@ class ImageTowerConfig:
     # "sincos2d" starts the (learned) positions from a 2-D sine-cosine grid: from scratch, patches
     # find their neighbours far sooner than from CLIP's small random numbers.
     position_init: Literal["normal", "sincos2d"] = "normal"
+    pooling: Literal["class_token", "map"] = "class_token"  # map: attention pooling, no class token
+    pre_norm: bool = True  # a norm before the first layer
+    patch_bias: bool = False
+    # From the pooled token to the shared space: nothing, a matrix, a matrix and a bias.
+    projection: Literal["none", "linear", "affine"] = "linear"
     droplayer_rate: float = 0.2  # of the last layer; ramps linearly from 0 (first layer)
     dropout_rate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """A CLIP text transformer: causal, pooled at the end token."""
+    """A text transformer; the defaults are CLIP's: causal, pooled at the end token."""
 
+    # Whose rules turn text to ids; "siglip" and "siglip2" need a file (config.data.tokenizer).
+    tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
     vocabulary_size: int = 49408
     num_positions: int = 16
     width: int = 512
     num_layers: int = 12
     num_heads: int = 8
     mlp_width: int = 2048
+    is_causal: bool = True
+    pooling: Literal["end_token", "last"] = "end_token"  # last: at the last position, even padding
+    projection_bias: bool = False
     droplayer_rate: float = 0.1
     dropout_rate: float = 0.0
 
@@ -59,6 +69,9 @@ class ModelConfig:
     embedding_dim: int = 512  # of class embeddings and query embeddings
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    # Which contrastive parameters there are beside the detector's: image pooling and projection and
+    # a scale of the cosine, for "sigmoid" (SigLIP) also a bias.
+    contrastive: Literal["none", "softmax", "sigmoid"] = "none"
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     head_activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "gelu_tanh"
     norm_epsilon: float = 1e-5
@@ -70,6 +83,17 @@ class ModelConfig:
     attention: Literal["xla", "cudnn"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
     scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's ResNet-50 family (image side), a teacher: nothing of it is trained."""
+
+    image_size: int = 224
+    width: int = 64  # of the first stage; the last has 32 times as much
+    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
+    num_heads: int = 32  # of the attention pool
+    norm_epsilon: float = 1e-5  # of the batch norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +209,7 @@ class AugmentConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = ""  # root of the data set, for every source that names none of its own
+    tokenizer: str = ""  # tokenizer.json or spiece.model; empty = CLIP's vocabulary, built in
     train: dict[str, Source] = field(default_factory=dict)
     eval: dict[str, Source] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -245,11 +270,16 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2
     init_from: str = ""  # workdir or checkpoint whose parameters start the training
+    # Architecture, preprocessing and tokeniser are those of `init_from`, not of config.model; what
+    # concerns training only (noise, precision, memory) stays as config.model says.
+    model_from_init: bool = False
+    image_size: int = 0  # with model_from_init: side of the padded square; 0 = as in `init_from`
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     every_steps: int = 0  # 0 = only after the last step
+    before_training: bool = False  # also before the first step; a table compares first and last
     batch_size: int = 0  # 0 = batch_size of training
     top_k: int = 300  # query-box pairs kept per image
     max_images: int = 0  # per data set; 0 = all
@@ -384,6 +414,13 @@ def _check(config: Config) -> None:
     _require(
         model.image.position_init != "sincos2d" or model.image.width % 4 == 0,
         "config.model.image.width: sincos2d positions need a multiple of 4",
+    )
+    _require(
+        model.contrastive == "none"
+        or model.image.projection != "none"
+        or model.embedding_dim == model.image.width,
+        f"config.model.embedding_dim: {model.embedding_dim} is not the image tower's width "
+        f"{model.image.width}, and config.model.image.projection is none",
     )
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)
