@@ -33,7 +33,8 @@ class ImageTowerConfig:
     # "sincos2d" starts the (learned) positions from a 2-D sine-cosine grid: from scratch, patches
     # find their neighbours far sooner than from CLIP's small random numbers.
     position_init: Literal["normal", "sincos2d"] = "normal"
-    pooling: Literal["class_token", "map"] = "class_token"  # map: attention pooling, no class token
+    # How a whole image is pooled; map (attention pooling) and mean have no class token.
+    pooling: Literal["class_token", "map", "mean"] = "class_token"
     pre_norm: bool = True  # a norm before the first layer
     patch_bias: bool = False
     # From the pooled token to the shared space: nothing, a matrix, a matrix and a bias.
@@ -296,6 +297,8 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     name: str = "unnamed"
+    # contrastive: pretraining of the two towers on images and captions (config.model.contrastive)
+    task: Literal["detection", "contrastive"] = "detection"
     seed: int = 0
     batch_size: int = 256  # images (or mosaics) per step, over all devices
     num_steps: int = 1000
@@ -422,6 +425,8 @@ def _check(config: Config) -> None:
         f"config.model.embedding_dim: {model.embedding_dim} is not the image tower's width "
         f"{model.image.width}, and config.model.image.projection is none",
     )
+    if config.task == "contrastive":
+        _check_contrastive(config)
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)
         _require(0 <= value < 1, f"config.selection.{key}: must be in [0, 1), got {value}")
@@ -474,3 +479,28 @@ def _check(config: Config) -> None:
         value = getattr(config.preprocess, key)
         _require(len(value) == 3, f"config.preprocess.{key}: three numbers, got {list(value)}")
     _require(all(x > 0 for x in config.preprocess.std), "config.preprocess.std: must be positive")
+
+
+def _check_contrastive(config: Config) -> None:
+    """What contrastive pretraining asks of the other keys."""
+    _require(
+        config.model.contrastive != "none",
+        "config.model.contrastive: contrastive training needs softmax or sigmoid",
+    )
+    _require(
+        config.data.with_captions, "config.data.with_captions: contrastive training needs captions"
+    )
+    _require(
+        config.data.augment.mosaic_sizes == (1,),
+        "config.data.augment.mosaic_sizes: contrastive training takes single images, (1,)",
+    )
+    _require(
+        config.optimizer.clip.scope in ("none", "global"),
+        "config.optimizer.clip.scope: the contrastive loss couples the examples of a batch: none "
+        f"or global, not {config.optimizer.clip.scope}",
+    )
+    _require(
+        config.selection.token_drop_rate == 0 and config.selection.instance_top_k == 0,
+        "config.selection: contrastive training pools all tokens; set token_drop_rate and "
+        "instance_top_k to 0",
+    )

@@ -15,16 +15,20 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int32, Key, PyTree
+from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 
 from owl_det import optim, sharding
 from owl_det.config import Config
 from owl_det.errors import ConfigError
+from owl_det.losses import contrastive
 from owl_det.losses.total import total_loss
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import TOWERS, Detector
 from owl_det.types import Batch, Params, Predictions, Targets, TrainState
 
 Metrics = dict[str, Array]
+
+# CLIP bounds its learned scale: exp(logit_scale) <= 100 (arXiv 2103.00020, section 2.5).
+MAX_LOGIT_SCALE = 4.6052
 
 
 class Examples(NamedTuple):
@@ -41,7 +45,7 @@ def make_detector(config: Config) -> Detector:
 
 
 def init_params(config: Config, key: Key[Array, ""]) -> Params:
-    """Freshly initialised parameters."""
+    """Freshly initialised parameters; for contrastive training those of the towers alone."""
     side, length = config.model.image_size, config.model.text.num_positions
     variables = make_detector(config).init(
         key,
@@ -49,7 +53,10 @@ def init_params(config: Config, key: Key[Array, ""]) -> Params:
         jnp.zeros((1, 1, length), jnp.int32),
         jnp.ones((1, 1), bool),
     )
-    return cast(Params, variables["params"])
+    params = cast(Params, variables["params"])
+    if config.task == "contrastive":
+        return {name: value for name, value in params.items() if name in TOWERS}
+    return params
 
 
 def init_state(config: Config, params: Params | None = None) -> TrainState:
@@ -73,6 +80,8 @@ def train_step(
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if config.task == "contrastive":
+        params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
     factor = optim.schedule(config.schedule, config.num_steps)(state.step)
     metrics["learning_rate"] = config.optimizer.learning_rate * factor
     new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
@@ -92,12 +101,21 @@ def loss_and_gradients(
     scope = config.optimizer.clip.scope
     take = _mean_gradients if scope in ("none", "global") else _per_example_gradients
     gradients, losses, parts, extra = take(params, batch, key, config, num_shards, mesh)
-    count = jnp.maximum(batch.is_example.sum(), 1)
+    is_counted = _is_counted(batch, config)
+    count = jnp.maximum(is_counted.sum(), 1)
     metrics = {
-        name: jnp.where(batch.is_example, values, 0.0).sum() / count
+        name: jnp.where(is_counted, values, 0.0).sum() / count
         for name, values in {"loss": losses, **parts}.items()
     }
     return gradients, metrics | extra
+
+
+def _is_counted(batch: Batch, config: Config) -> Bool[Array, " b"]:
+    """Examples that the loss is a mean of: no fillers; with captions, where those are used."""
+    if config.task == "detection":
+        return batch.is_example
+    assert batch.is_caption is not None
+    return batch.is_example & batch.is_caption[:, 0]
 
 
 def example_losses(
@@ -119,6 +137,24 @@ def example_losses(
     )
     assert isinstance(predictions, Predictions)
     return total_loss(predictions, examples.targets, config.loss, config.selection)
+
+
+def contrastive_losses(
+    params: Params, batch: Batch, image_keys: Key[Array, " b"], text_key: Any, config: Config
+) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+    """Each image against the captions of the whole global batch, and the reverse."""
+    assert batch.caption_tokens is not None
+    tokens = batch.caption_tokens[:, 0]
+    detector = make_detector(config)
+    variables = {"params": optim.hold_frozen(params, config.optimizer)}
+    images = detector.apply(variables, batch.image, image_keys, method="embed_image")
+    texts = encode_queries(params, tokens, text_key, config)
+    logits = cast(Array, detector.apply(variables, images, texts, method="similarity"))
+    is_same_text = (tokens[:, None] == tokens[None]).all(-1)
+    is_counted = _is_counted(batch, config)
+    loss_of = {"softmax": contrastive.softmax_loss, "sigmoid": contrastive.sigmoid_loss}
+    losses = loss_of[config.model.contrastive](logits, is_same_text, is_counted)
+    return losses, {"accuracy": contrastive.accuracy(logits, is_same_text, is_counted)}
 
 
 def encode_queries(
@@ -171,13 +207,17 @@ def _mean_gradients(
 ) -> tuple[Params, Array, dict[str, Array], Metrics]:
     """Gradients of the mean loss, clipped as a whole where the scope says so."""
     examples, text_key = split_batch(batch, key)
-    count = jnp.maximum(batch.is_example.sum(), 1)
+    is_counted = _is_counted(batch, config)
+    count = jnp.maximum(is_counted.sum(), 1)
 
     def loss_fn(params: Params) -> tuple[Array, Any]:
-        table = encode_queries(params, batch.query_table, text_key, config)
-        queries = gather_queries(table, batch.query_index, num_shards)
-        losses, parts = example_losses(params, examples, queries, config)
-        return jnp.where(batch.is_example, losses, 0.0).sum() / count, (losses, parts)
+        if config.task == "contrastive":
+            losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
+        else:
+            table = encode_queries(params, batch.query_table, text_key, config)
+            queries = gather_queries(table, batch.query_index, num_shards)
+            losses, parts = example_losses(params, examples, queries, config)
+        return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
 
     gradients, (losses, parts) = jax.grad(loss_fn, has_aux=True)(params)
     norm = optax.tree.norm(gradients)

@@ -3,24 +3,13 @@
 Sources: Radford et al. 2021 (arXiv 2103.00020, figure 3), Zhai et al. 2023 (arXiv 2303.15343,
 equation 1 and algorithm 1). Pairs are one to one: row i of the images belongs to row i of the
 texts. Fillers are neither positives nor negatives. All rows of the global batch are contrasted:
-under `jax.jit` the compiler gathers the embeddings, and only them, across the data axes.
+under `jax.jit` the compiler gathers the embeddings, and only them, across the data axes. `logits`
+are those of `Detector.similarity`: images in rows, texts in columns.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
-
-# CLIP bounds its learned scale, exp(logit_scale) <= 100.
-MAX_LOGIT_SCALE = 4.605170185988092
-
-
-def pair_logits(
-    images: Float[Array, "b e"], texts: Float[Array, "b e"], logit_scale: Float[Array, ""]
-) -> Float[Array, "b b"]:
-    """exp(logit_scale) · cosine of every image (rows) with every text; inputs are unit length."""
-    scale = jnp.exp(jnp.minimum(logit_scale.astype(jnp.float32), MAX_LOGIT_SCALE))
-    cosine = jnp.einsum("ie,je->ij", images, texts, preferred_element_type=jnp.float32)
-    return scale * cosine
 
 
 def softmax_loss(

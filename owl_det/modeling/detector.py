@@ -23,7 +23,6 @@ from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
 from owl_det.types import ImageFeatures, Predictions
 
-
 # The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
 
@@ -101,6 +100,15 @@ class Detector(nn.Module):
         `row_keys` switch training noise on. Raises `ValueError` without contrastive parameters.
         """
         return self.image.embed(image, row_keys)
+
+    def embed_tokens(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
+        """Dense embeddings of a contrastive model: every token through the visual projection.
+
+        Raises `ValueError` without contrastive parameters.
+        """
+        if self.config.contrastive == "none":
+            raise ValueError("model.contrastive is none: there is no visual projection")
+        return self.image.project(self.image(image)[1])
 
     def similarity(
         self, image_embeddings: Float[Array, "b e"], text_embeddings: Float[Array, "u e"]

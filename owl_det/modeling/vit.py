@@ -105,7 +105,7 @@ class ImageTower(nn.Module):
         self.norm_post = Norm(model.norm_epsilon, self.dtype)
         if model.contrastive == "none":
             return
-        if not self.has_class_token:
+        if tower.pooling == "map":
             self.map_head = MapHead(
                 tower.num_heads,
                 tower.mlp_width,
@@ -169,8 +169,18 @@ class ImageTower(nn.Module):
         if self.model.contrastive == "none":
             raise ValueError("model.contrastive is none: the image tower has no pooling")
         class_token, tokens, _ = self(image, row_keys=row_keys)
-        pooled = self.map_head(tokens) if class_token is None else class_token
-        return pooled if self.tower.projection == "none" else self.visual_projection(pooled)
+        return self.project(self._pool(class_token, tokens))
+
+    def project(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
+        """From the tower's width to the space shared with texts."""
+        return x if self.tower.projection == "none" else self.visual_projection(x)
+
+    def _pool(
+        self, class_token: Float[Array, "b d"] | None, tokens: Float[Array, "b n d"]
+    ) -> Float[Array, "b d"]:
+        if class_token is not None:
+            return class_token
+        return self.map_head(tokens) if self.tower.pooling == "map" else tokens.mean(axis=1)
 
     def _embed(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         mean, std = (
