@@ -62,6 +62,16 @@ class TextTowerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's ResNet-50 (image side): a teacher, nothing of it is trained."""
+
+    width: int = 64  # of the first stage; the last has 32 times as much
+    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
+    num_heads: int = 32  # of the attention pool
+    norm_epsilon: float = 1e-5  # of the batch norms
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The detector: two towers and per-token heads."""
 
@@ -69,6 +79,8 @@ class ModelConfig:
     embedding_dim: int = 512  # of class embeddings and query embeddings
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    # Only in a checkpoint of kind "resnet", where it takes the place of `image`.
+    resnet: ResNetConfig = field(default_factory=ResNetConfig)
     # Which contrastive parameters there are beside the detector's: image pooling and projection and
     # a scale of the cosine, for "sigmoid" (SigLIP) also a bias.
     contrastive: Literal["none", "softmax", "sigmoid"] = "none"
@@ -83,17 +95,6 @@ class ModelConfig:
     attention: Literal["xla", "cudnn"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
     scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """CLIP's ResNet-50 family (image side), a teacher: nothing of it is trained."""
-
-    image_size: int = 224
-    width: int = 64  # of the first stage; the last has 32 times as much
-    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
-    num_heads: int = 32  # of the attention pool
-    norm_epsilon: float = 1e-5  # of the batch norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,6 +324,16 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     config = _build(Config, tree, "config")
     _check(config)
     return config
+
+
+def resolve_model(
+    model: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> tuple[ModelConfig, PreprocessConfig]:
+    """The two sections that travel with every checkpoint and export, checked. As `resolve`."""
+    # A config needs a source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}}
+    config = resolve({"model": model, "preprocess": preprocess, "data": data})
+    return config.model, config.preprocess
 
 
 def from_json(text: str) -> Config:

@@ -23,7 +23,6 @@ from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
 from owl_det.types import ImageFeatures, Predictions
 
-
 # The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
 
