@@ -73,8 +73,9 @@ def to_ours(
         _check_shape(rule, weights, shapes)
     parameters = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for rule in placed:
-        slot = parameters[rule.ours][rule.index]
-        slot[...] = _rearranged(weights.read(rule.theirs), rule.layout).reshape(slot.shape)
+        values = _rearranged(weights.read(rule.theirs), rule.layout)
+        parameter = parameters[rule.ours]
+        parameter[rule.index] = values.reshape(parameter[rule.index].shape)
     return parameters
 
 

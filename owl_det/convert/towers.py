@@ -206,10 +206,9 @@ def huggingface_layers(theirs: str, ours: str) -> list[Rule]:
     found = []
     for number, name in enumerate(("q_proj", "k_proj", "v_proj")):
         attention = f"{theirs}.self_attn.{name}"
-        kernel, bias = (LAYER, ALL, number), (LAYER, number)
         found += [
-            Rule(f"{attention}.weight", f"{blocks}/qkv/kernel", kernel, "linear"),
-            Rule(f"{attention}.bias", f"{blocks}/qkv/bias", bias, "flat"),
+            Rule(f"{attention}.weight", f"{blocks}/qkv/kernel", (LAYER, ALL, number), "linear"),
+            Rule(f"{attention}.bias", f"{blocks}/qkv/bias", (LAYER, number), "flat"),
         ]
     for name, layer in (
         ("self_attn.out_proj", "out"),

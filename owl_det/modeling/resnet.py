@@ -37,7 +37,8 @@ class FrozenBatchNorm(nn.Module):
         variance = self.param("variance", nn.initializers.ones, shape)
         factor = scale * jax.lax.rsqrt(variance + self.epsilon)
         shift = bias - mean * factor
-        return x * factor.astype(x.dtype) + shift.astype(x.dtype)
+        factor, shift = (y[None, None, None].astype(x.dtype) for y in (factor, shift))
+        return x * factor + shift
 
 
 class ConvNorm(nn.Module):
