@@ -138,14 +138,20 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     )
 
 
-def save_model(path: str | os.PathLike[str], model: LoadedModel) -> None:
-    """Writes a checkpoint of parameters alone, which `load_model` reads."""
+def save_model(
+    path: str | os.PathLike[str], model: LoadedModel, origin: dict[str, str] | None = None
+) -> None:
+    """Writes a checkpoint of parameters alone, which `load_model` reads.
+
+    `origin` is kept in the run file: where converted weights came from.
+    """
     run = {
         "format": FORMAT,
         "step": model.step,
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "origin": origin or {},
     }
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler) as writer:
