@@ -153,10 +153,13 @@ def load_detector(path: str | os.PathLike[str]) -> LoadedModel:
     return load_model(folder)
 
 
-def save_model(path: str | os.PathLike[str], model: LoadedModel) -> None:
+def save_model(
+    path: str | os.PathLike[str], model: LoadedModel, origin: dict[str, str] | None = None
+) -> None:
     """Writes a checkpoint of parameters alone, with the tokeniser's file; `load_model` reads it.
 
-    Raises `CheckpointError` if the tokeniser's file cannot be read.
+    `origin` is kept in the run file: where converted weights came from. Raises `CheckpointError`
+    if the tokeniser's file cannot be read.
     """
     folder = Path(path).absolute()
     described = _tokenizer_entry(model.tokenizer)
@@ -168,6 +171,7 @@ def save_model(path: str | os.PathLike[str], model: LoadedModel) -> None:
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
         "tokenizer": described,
+        "origin": origin or {},
     }
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler) as writer:

@@ -174,30 +174,32 @@ def _normalised(weights: Weights) -> Weights:
     Positions of an image tower with a class token get one for it in front: zeros, unless the file
     holds one.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
-    originals: dict[str, str] = {}
-    for original, shape in weights.shapes.items():
-        name = original.removeprefix("params/")
-        name = "img/pos_embedding" if name in _OLD_POSITIONS else name
-        if name in shapes:
-            raise CheckpointError(f"{weights.source}: tensor {name} is there twice")
-        if name in ("img/cls", "img/pos_embedding", "txt/pos_embedding"):
-            shape = tuple(size for size in shape if size != 1)
-        shapes[name], originals[name] = shape, original
+    weights = weights.renamed(_todays_name)
+    shapes = {name: _squeezed(name, shape) for name, shape in weights.shapes.items()}
     positions = shapes.get("img/pos_embedding", ())
     lacks_first = "img/cls" in shapes and len(positions) == 2 and _is_square(positions[0])
     if lacks_first:
         shapes["img/pos_embedding"] = (positions[0] + 1, positions[1])
 
     def read(name: str) -> np.ndarray:
-        values = weights.read(originals[name])
+        values = weights.read(name)
         if name == "img/pos_embedding" and lacks_first:
-            values = np.concatenate(
-                [np.zeros((1, positions[1]), np.float32), values.reshape(positions)]
-            )
+            first = np.zeros((1, positions[1]), np.float32)
+            values = np.concatenate([first, values.reshape(positions)])
         return values.reshape(shapes[name])
 
     return replace(weights, shapes=shapes, read=read)
+
+
+def _todays_name(name: str) -> str:
+    name = name.removeprefix("params/")
+    return "img/pos_embedding" if name in _OLD_POSITIONS else name
+
+
+def _squeezed(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if name in ("img/cls", "img/pos_embedding", "txt/pos_embedding"):
+        return tuple(size for size in shape if size != 1)
+    return shape
 
 
 def _is_square(number: int) -> bool:

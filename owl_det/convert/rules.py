@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from absl import logging
 
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import FLOATS, Weights
 from owl_det.errors import CheckpointError
 
 LAYER = "{i}"  # stands for the layer number in a name
@@ -74,8 +74,8 @@ def to_ours(
     parameters = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for rule in placed:
         values = _rearranged(weights.read(rule.theirs), rule.layout)
-        parameter = parameters[rule.ours]
-        parameter[rule.index] = values.reshape(parameter[rule.index].shape)
+        slot = parameters[rule.ours][rule.index].shape
+        parameters[rule.ours][rule.index] = values.reshape(slot)
     return parameters
 
 
@@ -96,7 +96,9 @@ def to_theirs(
         values = np.asarray(parameters[rule.ours])[rule.index]
         if values.size != np.prod(shape, dtype=np.int64):
             raise CheckpointError(f"{rule.theirs}: {rule.ours} {values.shape} does not fit {shape}")
-        tensors[rule.theirs] = np.ascontiguousarray(_restored(values, rule.layout, shape))
+        tensors[rule.theirs] = np.array(
+            _restored(values, rule.layout, shape), np.float32, order="C"
+        )
     return tensors
 
 
@@ -155,6 +157,11 @@ def _is_indexed(placed: Sequence[Rule], path: str, axis: int) -> bool:
 
 def _check_shape(rule: Rule, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
     theirs, shape = weights.shapes[rule.theirs], shapes[rule.ours]
+    if weights.dtypes[rule.theirs] not in FLOATS:
+        raise CheckpointError(
+            f"{weights.source}: tensor {rule.theirs} has dtype {weights.dtypes[rule.theirs]}; "
+            f"weights are {', '.join(FLOATS)}"
+        )
     # A view of one value, so that the shape of the slot costs no memory.
     slot = np.broadcast_to(np.float32(0), shape)[rule.index].shape
     if not _fits(theirs, slot, rule.layout):

@@ -14,6 +14,7 @@ def weights(tensors: Mapping[str, np.ndarray], source: str = "test") -> Weights:
     return Weights(
         source=source,
         shapes={name: tuple(value.shape) for name, value in tensors.items()},
+        dtypes=dict.fromkeys(tensors, "float32"),
         read=lambda name: np.asarray(tensors[name], np.float32),
     )
 
