@@ -6,11 +6,13 @@ names, from a safetensors file.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
 from owl_det.convert.rules import ALL, LAYER, Ignored, Rule, Table
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import Weights, open_weights
 from owl_det.types import LoadedModel
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -41,6 +43,20 @@ TABLE = Table(
     ),
     ignored=(Ignored(r".*\.position_ids", "numbers of the positions"),),
 )
+
+
+def read(source: str) -> LoadedModel:
+    """Towers from a folder of Hugging Face's (config.json, model.safetensors, and so on).
+
+    Raises `CheckpointError` as `load` and `open_weights` do.
+    """
+    folder = Path(source)
+    return load(
+        open_weights(folder),
+        towers.read_json(folder / "config.json"),
+        towers.read_json(folder / "preprocessor_config.json"),
+        towers.find_tokenizer(folder, FILES["clip"]),
+    )
 
 
 def load(
@@ -77,6 +93,14 @@ def load(
 
 
 # --- ResNet --------------------------------------------------------------------------------------
+
+
+def read_resnet(source: str) -> LoadedModel:
+    """CLIP's ResNet-50 from a safetensors file with OpenAI's names.
+
+    Raises `CheckpointError` as `load_resnet` and `open_weights` do; OpenAI's own `.pt` is refused.
+    """
+    return load_resnet(open_weights(source))
 
 
 def load_resnet(weights: Weights) -> LoadedModel:

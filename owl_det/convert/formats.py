@@ -16,7 +16,15 @@ Writer = Callable[[Path, LoadedModel, dict[str, str]], None]  # the last: where 
 
 def readers() -> dict[str, Reader]:
     """By format; each raises `CheckpointError` for what it cannot read."""
-    return {"scenic": _read_scenic, "hf": _read_huggingface, "owl_det": _read_own}
+    return {
+        "scenic": _read_scenic,
+        "hf": _read_huggingface,
+        "owl_det": _read_own,
+        "hf_clip": _read_clip,
+        "hf_siglip": _read_siglip,
+        "big_vision": _read_big_vision,
+        "openai_resnet": _read_resnet,
+    }
 
 
 def writers() -> dict[str, Writer]:
@@ -52,6 +60,30 @@ def _read_own(source: str) -> LoadedModel:
     from owl_det import checkpoint
 
     return checkpoint.load_model(source)
+
+
+def _read_clip(source: str) -> LoadedModel:
+    from owl_det.convert import clip
+
+    return clip.read(source)
+
+
+def _read_siglip(source: str) -> LoadedModel:
+    from owl_det.convert import siglip
+
+    return siglip.read(source)
+
+
+def _read_big_vision(source: str) -> LoadedModel:
+    from owl_det.convert import lit
+
+    return lit.read(source)
+
+
+def _read_resnet(source: str) -> LoadedModel:
+    from owl_det.convert import clip
+
+    return clip.read_resnet(source)
 
 
 def _write_own(target: Path, model: LoadedModel, origin: dict[str, str]) -> None:

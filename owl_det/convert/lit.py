@@ -5,19 +5,32 @@ BERT text tower (LiT-B16B, LiT-L16L) are another architecture and are refused.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table
 from owl_det.convert.siglip import PREPROCESS, tokenizer_kind
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import Weights, open_weights
 from owl_det.errors import CheckpointError
 from owl_det.types import LoadedModel
 
 _ATTENTION = "MultiHeadDotProductAttention_0"
 # How older files call the image positions; the class token's is the first of them.
 _OLD_POSITIONS = ("img/Transformer/posembed_input/pos_embedding", "img/Transformer/pos_embedding")
+
+
+def read(source: str) -> LoadedModel:
+    """Towers from an `.npz` of big_vision, with the tokeniser's file in the same folder.
+
+    Raises `CheckpointError` as `load` and `open_weights` do.
+    """
+    folder = Path(source).parent
+    return load(
+        open_weights(source), towers.find_tokenizer(folder, FILES["siglip"], FILES["siglip2"])
+    )
 
 
 def load(weights: Weights, tokenizer: str) -> LoadedModel:
@@ -130,9 +143,6 @@ def _encoder(weights: Weights, theirs: str, ours: str) -> list[Rule]:
         *_norm(f"{block}/LayerNorm_1", f"{blocks}/norm_2", layer),
         *_dense(f"{block}/MlpBlock_0/Dense_0", f"{blocks}/mlp_in", layer),
         *_dense(f"{block}/MlpBlock_0/Dense_1", f"{blocks}/mlp_out", layer),
-        *_norm(
-            f"{theirs}/encoder_norm", f"{ours}/{'norm_post' if ours == 'image' else 'norm_final'}"
-        ),
     ]
 
 

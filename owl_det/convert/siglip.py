@@ -11,7 +11,7 @@ from typing import Any
 from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
 from owl_det.convert.rules import Ignored, Rule, Table
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import Weights, open_weights
 from owl_det.errors import CheckpointError
 from owl_det.types import LoadedModel
 
@@ -46,6 +46,21 @@ TABLE = Table(
     ),
     ignored=(Ignored(r".*\.position_ids", "numbers of the positions"),),
 )
+
+
+def read(source: str) -> LoadedModel:
+    """Towers from a folder of Hugging Face's (config.json, model.safetensors, and so on).
+
+    A spiece.model makes it a SigLIP, else a tokenizer.json a SigLIP 2. Raises `CheckpointError` as
+    `load` and `open_weights` do.
+    """
+    folder = Path(source)
+    return load(
+        open_weights(folder),
+        towers.read_json(folder / "config.json"),
+        towers.read_json(folder / "preprocessor_config.json"),
+        towers.find_tokenizer(folder, FILES["siglip"], FILES["siglip2"]),
+    )
 
 
 def load(

@@ -1,9 +1,11 @@
 """What the converters of contrastive models share: sizes from shapes, rules of a layer, loading."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +13,7 @@ import jax
 from owl_det import checkpoint, optim
 from owl_det import config as config_lib
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import MAX_INDEX_BYTES, Weights
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.types import LoadedModel, Params
 
@@ -54,6 +56,29 @@ def load(
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
     shapes = {optim.path_name(path): leaf.shape for path, leaf in leaves}
     return dataclasses.replace(described, params=nested(to_ours(table, weights, shapes)))
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object of a small JSON file beside the weights; empty if there is none.
+
+    Raises `CheckpointError` if it is damaged or no object.
+    """
+    if not file.exists():
+        return {}
+    try:
+        if file.stat().st_size > MAX_INDEX_BYTES:
+            raise CheckpointError(f"{file}: more than {MAX_INDEX_BYTES} bytes")
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: not a JSON object")
+    return value
+
+
+def find_tokenizer(folder: Path, *names: str) -> str:
+    """The first of these files that is in the folder; empty if none is."""
+    return next((str(folder / name) for name in names if (folder / name).is_file()), "")
 
 
 def nested(flat: Mapping[str, Any]) -> Params:
