@@ -52,7 +52,7 @@ _TRAINING_KEYS = (
 )
 _TRAINING_TOWER_KEYS = ("droplayer_rate", "dropout_rate")
 # … and these too where the checkpoint has no heads.
-_HEAD_KEYS = ("head_activation", "merge_norm_epsilon", "box_bias")
+_HEAD_KEYS = ("has_objectness_head", "head_activation", "merge_norm_epsilon", "box_bias")
 # What a tower computes without showing it in a parameter's shape.
 _SAME_IN_TOWERS = ("pooling", "pre_norm", "is_causal", "tokenizer")
 

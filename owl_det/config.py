@@ -89,6 +89,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     merge_norm_epsilon: float = 1e-6  # of the norm after the class token is merged in
     box_bias: Literal["both", "location", "none"] = "both"
+    has_objectness_head: bool = True  # OWL-ViT has none: objectness is 0 for every token
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
     class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
@@ -101,8 +102,13 @@ class ModelConfig:
 class PreprocessConfig:
     """How pixels become the model's input. Travels with every checkpoint."""
 
-    resize: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's kernels, antialiased
-    pad_value: float = 0.5  # of the [0, 1] image, at the bottom and right
+    # pad: the longer side becomes the square's, the rest is padding at the bottom and right;
+    # stretch: both sides become the square's (Hugging Face's OWL-ViT).
+    geometry: Literal["pad", "stretch"] = "pad"
+    # Pillow's antialiased kernels, then padding; or "gaussian": padding, then a Gaussian filter and
+    # linear interpolation, as scikit-image does (Hugging Face's OWLv2 and Scenic's notebook).
+    resize: Literal["bilinear", "bicubic", "gaussian"] = "bilinear"
+    pad_value: float = 0.5  # of the [0, 1] image
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -439,6 +445,10 @@ def _check(config: Config) -> None:
         config.selection.instance_top_k >= 0,
         "config.selection.instance_top_k: must be 0 (all tokens) or positive",
     )
+    _require(
+        model.has_objectness_head or config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: needs config.model.has_objectness_head",
+    )
     for name, source in (*data.train.items(), *data.eval.items()):
         if isinstance(source, ShapesWorldSource):
             _require(
@@ -484,3 +494,4 @@ def _check(config: Config) -> None:
         value = getattr(config.preprocess, key)
         _require(len(value) == 3, f"config.preprocess.{key}: three numbers, got {list(value)}")
     _require(all(x > 0 for x in config.preprocess.std), "config.preprocess.std: must be positive")
+    _require(0 <= config.preprocess.pad_value <= 1, "config.preprocess.pad_value: in [0, 1]")

@@ -91,7 +91,12 @@ class Predictor:
                 keep = (scores >= threshold) & (labels < len(queries))
                 found.append(
                     Detections(
-                        inference.pixel_boxes(boxes[keep], image.height, image.width),
+                        inference.pixel_boxes(
+                            boxes[keep],
+                            image.height,
+                            image.width,
+                            self.model.preprocess.geometry,
+                        ),
                         scores[keep],
                         labels[keep].astype(np.int32),
                     )
@@ -110,13 +115,7 @@ class Predictor:
 
     def preprocess(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """Resizes and pads one image as the model was trained."""
-        settings = self.model.preprocess
-        return image_ops.resize_and_pad(
-            image,
-            self.model.model.image_size,
-            resize=settings.resize,
-            pad_value=settings.pad_value,
-        )
+        return image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
 
     def _tokens(self, queries: tuple[str, ...], mode: str) -> Int32[np.ndarray, "t q l"]:
         padded = -(-len(queries) // QUERY_BUCKET) * QUERY_BUCKET

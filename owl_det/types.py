@@ -72,7 +72,7 @@ class Predictions:
     boxes: Float[Array, "*b k 4"]  # cxcywh, in (0, 1)
     class_logits: Float[Array, "*b k q"]
     class_embeddings: Float[Array, "*b k d"]  # unit length
-    objectness_logits: Float[Array, "*b k"]
+    objectness_logits: Float[Array, "*b k"]  # 0 in a detector without an objectness head
     token_index: Int[Array, "*b k"]
 
 

@@ -133,7 +133,8 @@ class Evaluate:
         """Adds one image; returns a function that draws it."""
         record = self.source[index]
         height, width = image_ops.image_size(record.image)
-        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width)
+        geometry = self.config.preprocess.geometry
+        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]

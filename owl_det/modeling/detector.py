@@ -54,7 +54,8 @@ class Detector(nn.Module):
             config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
         )
         self.box_head = Mlp(4, config.head_activation, self.dtype)
-        self.objectness_head = Mlp(1, config.head_activation, self.dtype)
+        if config.has_objectness_head:
+            self.objectness_head = Mlp(1, config.head_activation, self.dtype)
         if config.contrastive != "none":
             initial = math.log(10.0 if config.contrastive == "sigmoid" else 1 / 0.07)
             self.logit_scale = self.param("logit_scale", nn.initializers.constant(initial), ())
@@ -131,7 +132,9 @@ class Detector(nn.Module):
         and classes (OWLv2, section 3.2).
         """
         tokens, index = features.tokens, features.token_index
-        objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+        objectness = jnp.zeros(tokens.shape[:2], jnp.float32)
+        if self.config.has_objectness_head:
+            objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
         if 0 < instance_top_k < tokens.shape[1]:
             objectness, chosen = jax.lax.top_k(objectness, instance_top_k)
             tokens = gather_tokens(tokens, chosen)
