@@ -23,7 +23,7 @@ from owl_det.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTowerConfig:
-    """A CLIP vision transformer: pre-norm, class token, quick-GELU."""
+    """A vision transformer; the defaults are CLIP's (SigLIP and LiT: see docs/towers.md)."""
 
     patch_size: int = 32
     width: int = 768
@@ -33,22 +33,42 @@ class ImageTowerConfig:
     # "sincos2d" starts the (learned) positions from a 2-D sine-cosine grid: from scratch, patches
     # find their neighbours far sooner than from CLIP's small random numbers.
     position_init: Literal["normal", "sincos2d"] = "normal"
+    pooling: Literal["class_token", "map"] = "class_token"  # map: attention pooling, no class token
+    pre_norm: bool = True  # a norm before the first layer
+    patch_bias: bool = False
+    # From the pooled token to the shared space: nothing, a matrix, a matrix and a bias.
+    projection: Literal["none", "linear", "affine"] = "linear"
     droplayer_rate: float = 0.2  # of the last layer; ramps linearly from 0 (first layer)
     dropout_rate: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTowerConfig:
-    """A CLIP text transformer: causal, pooled at the end token."""
+    """A text transformer; the defaults are CLIP's: causal, pooled at the end token."""
 
+    # Whose rules turn text to ids; "siglip" and "siglip2" need a file (config.data.tokenizer).
+    tokenizer: Literal["clip", "siglip", "siglip2"] = "clip"
     vocabulary_size: int = 49408
     num_positions: int = 16
     width: int = 512
     num_layers: int = 12
     num_heads: int = 8
     mlp_width: int = 2048
+    is_causal: bool = True
+    pooling: Literal["end_token", "last"] = "end_token"  # last: at the last position, even padding
+    projection_bias: bool = False
     droplayer_rate: float = 0.1
     dropout_rate: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's ResNet-50 (image side): a teacher, nothing of it is trained."""
+
+    width: int = 64  # of the first stage; the last has 32 times as much
+    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
+    num_heads: int = 32  # of the attention pool
+    norm_epsilon: float = 1e-5  # of the batch norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +79,17 @@ class ModelConfig:
     embedding_dim: int = 512  # of class embeddings and query embeddings
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    # Only in a checkpoint of kind "resnet", where it takes the place of `image`.
+    resnet: ResNetConfig = field(default_factory=ResNetConfig)
+    # Which contrastive parameters there are beside the detector's: image pooling and projection and
+    # a scale of the cosine, for "sigmoid" (SigLIP) also a bias.
+    contrastive: Literal["none", "softmax", "sigmoid"] = "none"
     activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "quick_gelu"
     head_activation: Literal["quick_gelu", "gelu", "gelu_tanh"] = "gelu_tanh"
     norm_epsilon: float = 1e-5
     merge_norm_epsilon: float = 1e-6  # of the norm after the class token is merged in
     box_bias: Literal["both", "location", "none"] = "both"
+    has_objectness_head: bool = True  # OWL-ViT has none: objectness is 0 for every token
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
     class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
@@ -76,8 +102,13 @@ class ModelConfig:
 class PreprocessConfig:
     """How pixels become the model's input. Travels with every checkpoint."""
 
-    resize: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's kernels, antialiased
-    pad_value: float = 0.5  # of the [0, 1] image, at the bottom and right
+    # pad: the longer side becomes the square's, the rest is padding at the bottom and right;
+    # stretch: both sides become the square's (Hugging Face's OWL-ViT).
+    geometry: Literal["pad", "stretch"] = "pad"
+    # Pillow's antialiased kernels, then padding; or "gaussian": padding, then a Gaussian filter and
+    # linear interpolation, as scikit-image does (Hugging Face's OWLv2 and Scenic's notebook).
+    resize: Literal["bilinear", "bicubic", "gaussian"] = "bilinear"
+    pad_value: float = 0.5  # of the [0, 1] image
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -185,6 +216,7 @@ class AugmentConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     path: str = ""  # root of the data set, for every source that names none of its own
+    tokenizer: str = ""  # tokenizer.json or spiece.model; empty = CLIP's vocabulary, built in
     train: dict[str, Source] = field(default_factory=dict)
     eval: dict[str, Source] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -244,11 +276,16 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2
     init_from: str = ""  # workdir or checkpoint whose parameters start the training
+    # Architecture, preprocessing and tokeniser are those of `init_from`, not of config.model; what
+    # concerns training only (noise, precision, memory) stays as config.model says.
+    model_from_init: bool = False
+    image_size: int = 0  # with model_from_init: side of the padded square; 0 = as in `init_from`
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     every_steps: int = 0  # 0 = only after the last step
+    before_training: bool = False  # also before the first step; a table compares first and last
     batch_size: int = 0  # 0 = batch_size of training
     top_k: int = 300  # query-box pairs kept per image
     max_images: int = 0  # per data set; 0 = all
@@ -293,6 +330,16 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     config = _build(Config, tree, "config")
     _check(config)
     return config
+
+
+def resolve_model(
+    model: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> tuple[ModelConfig, PreprocessConfig]:
+    """The two sections that travel with every checkpoint and export, checked. As `resolve`."""
+    # A config needs a source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}}
+    config = resolve({"model": model, "preprocess": preprocess, "data": data})
+    return config.model, config.preprocess
 
 
 def from_json(text: str) -> Config:
@@ -384,12 +431,23 @@ def _check(config: Config) -> None:
         model.image.position_init != "sincos2d" or model.image.width % 4 == 0,
         "config.model.image.width: sincos2d positions need a multiple of 4",
     )
+    _require(
+        model.contrastive == "none"
+        or model.image.projection != "none"
+        or model.embedding_dim == model.image.width,
+        f"config.model.embedding_dim: {model.embedding_dim} is not the image tower's width "
+        f"{model.image.width}, and config.model.image.projection is none",
+    )
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)
         _require(0 <= value < 1, f"config.selection.{key}: must be in [0, 1), got {value}")
     _require(
         config.selection.instance_top_k >= 0,
         "config.selection.instance_top_k: must be 0 (all tokens) or positive",
+    )
+    _require(
+        model.has_objectness_head or config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: needs config.model.has_objectness_head",
     )
     for name, source in (*data.train.items(), *data.eval.items()):
         if isinstance(source, ShapesWorldSource):
@@ -436,3 +494,4 @@ def _check(config: Config) -> None:
         value = getattr(config.preprocess, key)
         _require(len(value) == 3, f"config.preprocess.{key}: three numbers, got {list(value)}")
     _require(all(x > 0 for x in config.preprocess.std), "config.preprocess.std: must be positive")
+    _require(0 <= config.preprocess.pad_value <= 1, "config.preprocess.pad_value: in [0, 1]")

@@ -1,6 +1,6 @@
 """Detection with a frozen model: what evaluation and the predictor share."""
 
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,9 +80,15 @@ def detect(
 
 
 def pixel_boxes(
-    boxes_xyxy: Float32[np.ndarray, "n 4"], height: int, width: int
+    boxes_xyxy: Float32[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+    geometry: Literal["pad", "stretch"],
 ) -> Float32[np.ndarray, "n 4"]:
-    """Corners relative to the padded square → pixels of an image of this size, inside it."""
+    """Corners relative to the padded square → pixels of an image of this size, inside it.
+
+    `geometry` is how the image came into the square (`config.PreprocessConfig`).
+    """
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
     centres = np.concatenate([(low + high) / 2, high - low], axis=1)
-    return image_ops.boxes_from_padded(centres, height, width)
+    return image_ops.boxes_from_padded(centres, height, width, geometry)

@@ -8,8 +8,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from owl_det import checkpoint, train
 from owl_det import config as config_lib
-from owl_det import train
 from owl_det.errors import UserError
 from owl_det.optional import is_installed
 
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> None:
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     _quiet_libraries()
+    config = checkpoint.take_model(config, str(_WORKDIR.value))
     train.run(config, str(_WORKDIR.value))
 
 

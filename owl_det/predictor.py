@@ -13,8 +13,7 @@ from absl import logging
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from data_pipelines import image_ops, prompts
-from data_pipelines.tokenizer import ClipTokenizer
+from data_pipelines import image_ops, prompts, tokenizer
 from owl_det import checkpoint, inference
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import DataError
@@ -44,7 +43,7 @@ class Predictor:
     def __init__(self, model: LoadedModel):
         self.model = model
         detector = Detector(model.model, model.preprocess)
-        self._tokenizer = ClipTokenizer(model.model.text.num_positions)
+        self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
         self._encode = jax.jit(partial(inference.encode_queries, detector))
         self._detect = jax.jit(partial(inference.detect, detector), static_argnames="top_k")
         self._embeddings: dict[tuple[tuple[str, ...], str], jax.Array] = {}
@@ -53,9 +52,9 @@ class Predictor:
     def load(cls, path: str | os.PathLike[str]) -> "Predictor":
         """From a workdir (its latest checkpoint) or one checkpoint directory.
 
-        Raises `CheckpointError` if there is none.
+        Raises `CheckpointError` if there is none or it has no detection heads.
         """
-        return cls(checkpoint.load_model(path))
+        return cls(checkpoint.load_detector(path))
 
     def detect(
         self,
@@ -92,7 +91,12 @@ class Predictor:
                 keep = (scores >= threshold) & (labels < len(queries))
                 found.append(
                     Detections(
-                        inference.pixel_boxes(boxes[keep], image.height, image.width),
+                        inference.pixel_boxes(
+                            boxes[keep],
+                            image.height,
+                            image.width,
+                            self.model.preprocess.geometry,
+                        ),
                         scores[keep],
                         labels[keep].astype(np.int32),
                     )
@@ -111,13 +115,7 @@ class Predictor:
 
     def preprocess(self, image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
         """Resizes and pads one image as the model was trained."""
-        settings = self.model.preprocess
-        return image_ops.resize_and_pad(
-            image,
-            self.model.model.image_size,
-            resize=settings.resize,
-            pad_value=settings.pad_value,
-        )
+        return image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
 
     def _tokens(self, queries: tuple[str, ...], mode: str) -> Int32[np.ndarray, "t q l"]:
         padded = -(-len(queries) // QUERY_BUCKET) * QUERY_BUCKET

@@ -24,6 +24,7 @@ from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
 from owl_det.errors import UserError
+from owl_det.evaluation import comparison
 from owl_det.evaluation.evaluate import Evaluate
 from owl_det.metric_log import MetricLog
 from owl_det.types import Batch, TrainState
@@ -63,6 +64,10 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
     try:
+        if config.evaluation.before_training and first_step == 0:
+            before = evaluate(evaluations, state, folder, log, is_last=False)
+            if jax.process_index() == 0:
+                comparison.write_before(folder, before)
         for step in range(first_step + 1, config.num_steps + 1):
             _profile(config, folder, step)
             batch, counts = next(batches)
@@ -91,8 +96,11 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
 
 def evaluate(
     evaluations: list[Evaluate], state: TrainState, folder: Path, log: MetricLog, is_last: bool
-) -> None:
-    """Measures every evaluation set; writes summary, results and pictures."""
+) -> dict[str, dict[str, Any]]:
+    """Measures every evaluation set; writes summary, results and pictures.
+
+    Returns the summaries by evaluation set (on process 0).
+    """
     from owl_det import viz
     from owl_det.evaluation.coco import confusion_matrix
 
@@ -141,6 +149,9 @@ def evaluate(
             viz.plot_training_curve(
                 folder / "pictures" / "training_curve.png", folder / "metrics.jsonl"
             )
+        if is_last:
+            comparison.write_table(folder, summaries)
+    return summaries
 
 
 def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:

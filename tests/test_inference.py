@@ -1,6 +1,6 @@
 """Detection with a frozen model, against the same computed prompt by prompt in NumPy."""
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -79,14 +79,18 @@ def test_queries_are_encoded_prompt_by_prompt(model: tuple[Detector, Any]) -> No
     np.testing.assert_allclose(together[1, 2], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (33, 33)])
-def test_pixel_boxes_undo_the_padding(height: int, width: int) -> None:
+def test_pixel_boxes_undo_the_geometry(
+    height: int, width: int, geometry: Literal["pad", "stretch"]
+) -> None:
     pixels = np.array([[1, 2, 15, 18], [0, 0, width, height]], np.float32)
-    cxcywh = image_ops.boxes_to_padded(pixels, height, width)
+    cxcywh = image_ops.boxes_to_padded(pixels, height, width, geometry)
     half = cxcywh[:, 2:] / 2
     xyxy = np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], 1)
-    np.testing.assert_allclose(inference.pixel_boxes(xyxy, height, width), pixels, atol=1e-4)
+    back = inference.pixel_boxes(xyxy, height, width, geometry)
+    np.testing.assert_allclose(back, pixels, atol=1e-4)
     beyond = np.array([[-0.5, -0.5, 2.0, 2.0]], np.float32)
     np.testing.assert_array_equal(
-        inference.pixel_boxes(beyond, height, width), [[0, 0, width, height]]
+        inference.pixel_boxes(beyond, height, width, geometry), [[0, 0, width, height]]
     )

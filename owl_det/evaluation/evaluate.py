@@ -12,11 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines import image_ops, prompts, transforms
+from data_pipelines import image_ops, prompts, tokenizer, transforms
 from data_pipelines.features import Category, Example, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from data_pipelines.tokenizer import ClipTokenizer
 from owl_det import inference, sharding, viz
 from owl_det.config import Config
 from owl_det.errors import DataError
@@ -54,11 +53,11 @@ class Evaluate:
         self, detector: Detector, config: Config, source: Source, mesh: Mesh, name: str
     ) -> None:
         self.source, self.name, self.config, self.mesh = source, name, config, mesh
-        tokenizer = ClipTokenizer(config.model.text.num_positions)
+        words = tokenizer.build(config.model.text, config.data.tokenizer)
         templates = prompts.eval_prompts(config.data.eval_prompts)
         self.tokens = np.stack(
             [
-                tokenizer.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
+                words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
                 for t in templates
             ]
         )
@@ -134,7 +133,8 @@ class Evaluate:
         """Adds one image; returns a function that draws it."""
         record = self.source[index]
         height, width = image_ops.image_size(record.image)
-        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width)
+        geometry = self.config.preprocess.geometry
+        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]

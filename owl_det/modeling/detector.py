@@ -2,8 +2,12 @@
 
 Three steps that callers combine: `encode_text` (once per distinct query), `encode_image` and
 `predict` (which is cheap, so that new queries need no image tower).
+
+The towers alone are a contrastive model (CLIP, SigLIP, LiT) if `config.contrastive` says so:
+`embed_image`, `encode_text` and `similarity`.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,16 +16,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
-from owl_det.modeling.heads import ClassHead, Mlp, box_bias
+from owl_det.modeling.heads import ClassHead, Mlp, box_bias, unit_length
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
 from owl_det.types import ImageFeatures, Predictions
 
+# The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
+TOWERS = ("image", "text", "logit_scale", "logit_bias")
+
 
 class Detector(nn.Module):
-    """Encoder-only open-vocabulary detector (OWL-ViT, OWLv2)."""
+    """Encoder-only open-vocabulary detector (OWL-ViT, OWLv2).
+
+    A class token is merged into every patch token: norm(patch token · class token), as in the
+    authors' CLIP models. Towers with attention pooling have none: there the pooling head is left
+    out and the heads read the tokens as they come from the tower's final norm (arXiv 2205.06230,
+    section 3.1; the published code knows "drop" beside the product, and no LiT model is published
+    that says more).
+    """
 
     config: ModelConfig
     preprocess: PreprocessConfig
@@ -34,12 +48,19 @@ class Detector(nn.Module):
         config = self.config
         self.image = ImageTower(config, self.preprocess)
         self.text = TextTower(config)
-        self.merge_norm = Norm(config.merge_norm_epsilon, self.dtype)
+        if config.image.pooling == "class_token":
+            self.merge_norm = Norm(config.merge_norm_epsilon, self.dtype)
         self.class_head = ClassHead(
             config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
         )
         self.box_head = Mlp(4, config.head_activation, self.dtype)
-        self.objectness_head = Mlp(1, config.head_activation, self.dtype)
+        if config.has_objectness_head:
+            self.objectness_head = Mlp(1, config.head_activation, self.dtype)
+        if config.contrastive != "none":
+            initial = math.log(10.0 if config.contrastive == "sigmoid" else 1 / 0.07)
+            self.logit_scale = self.param("logit_scale", nn.initializers.constant(initial), ())
+        if config.contrastive == "sigmoid":
+            self.logit_bias = self.param("logit_bias", nn.initializers.constant(-10.0), ())
 
     def __call__(
         self,
@@ -48,6 +69,8 @@ class Detector(nn.Module):
         is_query: Bool[Array, "b q"],
     ) -> Predictions:
         """Inference on images that each bring their own queries."""
+        if self.is_initializing() and self.config.contrastive != "none":
+            self.embed_image(image)  # makes the parameters that detection has no use for
         b, q, length = query_tokens.shape
         queries = self.encode_text(query_tokens.reshape(b * q, length)).reshape(b, q, -1)
         return self.predict(self.encode_image(image), queries, is_query)
@@ -66,8 +89,33 @@ class Detector(nn.Module):
     ) -> ImageFeatures:
         """Token features: norm(patch token · class token). Training passes the last two."""
         class_token, tokens, index = self.image(image, selection, row_keys)
-        merged = self.merge_norm(tokens * class_token[:, None, :])
-        return ImageFeatures(tokens=merged, token_index=index)
+        if class_token is not None:
+            tokens = self.merge_norm(tokens * class_token[:, None, :])
+        return ImageFeatures(tokens=tokens, token_index=index)
+
+    def embed_image(
+        self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b e"]:
+        """Embeddings of whole images, in the space of `encode_text`; not of unit length.
+
+        `row_keys` switch training noise on. Raises `ValueError` without contrastive parameters.
+        """
+        return self.image.embed(image, row_keys)
+
+    def similarity(
+        self, image_embeddings: Float[Array, "b e"], text_embeddings: Float[Array, "u e"]
+    ) -> Float[Array, "b u"]:
+        """Contrastive logits, float32: exp(scale) · cos + bias (no bias in CLIP and LiT).
+
+        Raises `ValueError` without contrastive parameters.
+        """
+        if self.config.contrastive == "none":
+            raise ValueError("model.contrastive is none: there is no logit scale")
+        cosine = jnp.einsum(
+            "be,ue->bu", unit_length(image_embeddings, 0.0), unit_length(text_embeddings, 0.0)
+        )
+        logits = jnp.exp(self.logit_scale) * cosine
+        return logits + self.logit_bias if self.config.contrastive == "sigmoid" else logits
 
     def predict(
         self,
@@ -84,7 +132,9 @@ class Detector(nn.Module):
         and classes (OWLv2, section 3.2).
         """
         tokens, index = features.tokens, features.token_index
-        objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+        objectness = jnp.zeros(tokens.shape[:2], jnp.float32)
+        if self.config.has_objectness_head:
+            objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
         if 0 < instance_top_k < tokens.shape[1]:
             objectness, chosen = jax.lax.top_k(objectness, instance_top_k)
             tokens = gather_tokens(tokens, chosen)

@@ -1,4 +1,4 @@
-"""CLIP's text transformer: causal, pooled at the end token."""
+"""The text transformer of CLIP, LiT and SigLIP."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ class TextTower(nn.Module):
             num_layers=tower.num_layers,
             num_heads=tower.num_heads,
             mlp_width=tower.mlp_width,
-            is_causal=True,
+            is_causal=tower.is_causal,
             activation=model.activation,
             epsilon=model.norm_epsilon,
             droplayer_rate=tower.droplayer_rate,
@@ -46,7 +46,7 @@ class TextTower(nn.Module):
         self.norm_final = Norm(model.norm_epsilon, self.dtype)
         self.projection = nn.Dense(
             model.embedding_dim,
-            use_bias=False,
+            use_bias=tower.projection_bias,
             kernel_init=nn.initializers.normal(tower.width**-0.5),
             dtype=self.dtype,
         )
@@ -54,10 +54,18 @@ class TextTower(nn.Module):
     def __call__(
         self, tokens: Int[Array, "u l"], row_keys: Key[Array, " u"] | None = None
     ) -> Float[Array, "u d"]:
-        """Embeds texts; the end token has the highest id and marks where to pool."""
+        """Embeds texts, pooled as the config says: at the end token or at the last position.
+
+        The end token is that of the highest id (CLIP). Towers that pool at the last position
+        (SigLIP, LiT) read the padding too: they need rows of full length.
+        """
         length = tokens.shape[1]
         x = self.token_embedding[tokens] + self.position_embedding[None, :length]
         x = self.transformer(x.astype(self.dtype), row_keys)
+        return self.projection(self.norm_final(self._pool(x, tokens)))
+
+    def _pool(self, x: Float[Array, "u l d"], tokens: Int[Array, "u l"]) -> Float[Array, "u d"]:
+        if self.model.text.pooling == "last":
+            return x[:, -1]
         end = jnp.argmax(tokens, axis=-1)
-        pooled = jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
-        return self.projection(self.norm_final(pooled))
+        return jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]

@@ -1,5 +1,6 @@
-"""CLIP's vision transformer, with token dropping in front."""
+"""The vision transformer of CLIP, LiT and SigLIP, with token dropping in front."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from owl_det.config import ImageTowerConfig, ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.modeling import token_drop
+from owl_det.modeling.map_head import MapHead
 from owl_det.modeling.transformer import Norm, Transformer
 
 
@@ -21,23 +23,29 @@ def patchify(image: Float[Array, "b H W c"], patch_size: int) -> Float[Array, "b
 
 
 def _sincos_2d(key: Key[Array, ""], shape: tuple[int, int]) -> Float[Array, "n d"]:
-    """Sines and cosines of row and column, a quarter of the width each; zeros for the class token.
+    """Sines and cosines of row and column, a quarter of the width each.
+
+    Where there is one more position than the grid has, the first is the class token's: zeros.
 
     Wavelengths are geometric from 2π to 2π · 100 patches, as in MoCo v3 (arXiv 2104.02057) but
     shorter, for small grids.
     """
-    side = round((shape[0] - 1) ** 0.5)
+    side = math.isqrt(shape[0])
     frequencies = 100.0 ** -jnp.linspace(0, 1, shape[1] // 4)
     angles = jnp.arange(side)[:, None] * frequencies[None]
     axis = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
     rows = jnp.repeat(axis, side, axis=0)
     columns = jnp.tile(axis, (side, 1))
     grid = jnp.concatenate([rows, columns], axis=-1)
-    return jnp.concatenate([jnp.zeros((1, shape[1])), grid])
+    return jnp.concatenate([jnp.zeros((shape[0] - side * side, shape[1])), grid])
 
 
 class ImageTower(nn.Module):
-    """Patches, class token, positions, transformer, final norm.
+    """Patches, class token, positions, transformer, final norm; pooling for contrastive models.
+
+    The class token, the norm before the first layer and the bias of the patches are there if the
+    config says so. With attention pooling (SigLIP) there is no class token. The pooling head and
+    the projection to the shared space exist only in a contrastive model: a detector reads tokens.
 
     Images smaller than `model.image_size` use the top-left part of the position grid, as the
     authors do at lower inference resolutions.
@@ -54,6 +62,10 @@ class ImageTower(nn.Module):
     def dtype(self) -> Any:
         return jnp.dtype(self.model.dtype)
 
+    @property
+    def has_class_token(self) -> bool:
+        return self.tower.pooling == "class_token"
+
     def setup(self) -> None:
         tower, model = self.tower, self.model
         side = model.image_size // tower.patch_size
@@ -64,13 +76,17 @@ class ImageTower(nn.Module):
             nn.initializers.normal(fan_in**-0.5),
             (tower.patch_size, tower.patch_size, 3, tower.width),
         )
-        self.class_embedding = self.param("class_embedding", normal, (tower.width,))
+        if tower.patch_bias:
+            self.patch_bias = self.param("patch_bias", nn.initializers.zeros, (tower.width,))
+        if self.has_class_token:
+            self.class_embedding = self.param("class_embedding", normal, (tower.width,))
         self.position_embedding = self.param(
             "position_embedding",
             normal if tower.position_init == "normal" else _sincos_2d,
-            (1 + side * side, tower.width),
+            (self.has_class_token + side * side, tower.width),
         )
-        self.norm_pre = Norm(model.norm_epsilon, self.dtype)
+        if tower.pre_norm:
+            self.norm_pre = Norm(model.norm_epsilon, self.dtype)
         self.transformer = Transformer(
             width=tower.width,
             num_layers=tower.num_layers,
@@ -87,16 +103,34 @@ class ImageTower(nn.Module):
             dtype=self.dtype,
         )
         self.norm_post = Norm(model.norm_epsilon, self.dtype)
+        if model.contrastive == "none":
+            return
+        if not self.has_class_token:
+            self.map_head = MapHead(
+                tower.num_heads,
+                tower.mlp_width,
+                model.activation,
+                model.norm_epsilon,
+                self.dtype,
+            )
+        if tower.projection != "none":
+            self.visual_projection = nn.Dense(
+                model.embedding_dim,
+                use_bias=tower.projection == "affine",
+                kernel_init=normal,
+                dtype=self.dtype,
+            )
 
     def __call__(
         self,
         image: UInt8[Array, "b H W 3"],
         selection: SelectionConfig | None = None,
         row_keys: Key[Array, " b"] | None = None,
-    ) -> tuple[Float[Array, "b d"], Float[Array, "b n d"], Int[Array, "b n"]]:
+    ) -> tuple[Float[Array, "b d"] | None, Float[Array, "b n d"], Int[Array, "b n"]]:
         """Returns class token, patch tokens (both after the final norm) and their grid indices.
 
-        With `selection` and `row_keys` (training), patches are dropped and the blocks are noisy.
+        The class token is None in a tower with attention pooling. With `selection` and `row_keys`
+        (training), patches are dropped and the blocks are noisy.
         """
         b, height, width = image.shape[:3]
         p = self.tower.patch_size
@@ -115,12 +149,28 @@ class ImageTower(nn.Module):
                 noise=selection.token_drop_noise,
             )
             patches = token_drop.gather_tokens(patches, index)
-        tokens = self._embed(patches) + self._positions(height // p, width // p)[index]
-        class_token = self.class_embedding + self.position_embedding[0]
-        class_token = jnp.broadcast_to(class_token[None, None], (b, 1, tokens.shape[-1]))
-        x = jnp.concatenate([class_token.astype(tokens.dtype), tokens], axis=1)
-        x = self.norm_post(self.transformer(self.norm_pre(x), tower_keys))
-        return x[:, 0], x[:, 1:], index
+        x = self._embed(patches) + self._positions(height // p, width // p)[index]
+        if self.has_class_token:
+            class_token = self.class_embedding + self.position_embedding[0]
+            class_token = jnp.broadcast_to(class_token[None, None], (b, 1, x.shape[-1]))
+            x = jnp.concatenate([class_token.astype(x.dtype), x], axis=1)
+        if self.tower.pre_norm:
+            x = self.norm_pre(x)
+        x = self.norm_post(self.transformer(x, tower_keys))
+        return (x[:, 0], x[:, 1:], index) if self.has_class_token else (None, x, index)
+
+    def embed(
+        self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b e"]:
+        """The image's embedding in the shared space, not of unit length.
+
+        Raises `ValueError` if the model has no contrastive parameters.
+        """
+        if self.model.contrastive == "none":
+            raise ValueError("model.contrastive is none: the image tower has no pooling")
+        class_token, tokens, _ = self(image, row_keys=row_keys)
+        pooled = self.map_head(tokens) if class_token is None else class_token
+        return pooled if self.tower.projection == "none" else self.visual_projection(pooled)
 
     def _embed(self, patches: Float[Array, "b n p"]) -> Float[Array, "b n d"]:
         mean, std = (
@@ -128,7 +178,8 @@ class ImageTower(nn.Module):
             for values in (self.preprocess.mean, self.preprocess.std)
         )
         kernel = self.patch_kernel.reshape(patches.shape[-1], -1).astype(self.dtype)
-        return jnp.einsum("bnp,pd->bnd", ((patches - mean) / std).astype(self.dtype), kernel)
+        x = jnp.einsum("bnp,pd->bnd", ((patches - mean) / std).astype(self.dtype), kernel)
+        return x + self.patch_bias.astype(self.dtype)[None, None] if self.tower.patch_bias else x
 
     def _positions(self, h: int, w: int) -> Float[Array, "n d"]:
         side = self.model.image_size // self.tower.patch_size
@@ -136,5 +187,5 @@ class ImageTower(nn.Module):
             raise ValueError(
                 f"image of {h}x{w} patches is larger than the position grid {side}x{side}"
             )
-        grid = self.position_embedding[1:].reshape(side, side, -1)
+        grid = self.position_embedding[self.has_class_token :].reshape(side, side, -1)
         return grid[:h, :w].reshape(h * w, -1).astype(self.dtype)
