@@ -207,7 +207,7 @@ def _open_npz(path: Path) -> Weights:
 
 
 def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype, without the values. Raises `ValueError` if they are not as long as it says."""
+    """Shape and dtype, without the values. Raises `ValueError` if these are more or fewer."""
     with archive.open(member) as file:
         shape, dtype = _read_npy_header(file)
         length = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
