@@ -1,4 +1,4 @@
-"""What every converter of models needs: checked configs, parameters by path, and a `LoadedModel`."""
+"""What every converter of models needs: checked configs, parameters by path, whole models."""
 
 from typing import Any
 
