@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -21,7 +21,7 @@ from owl_det.errors import CheckpointError
 LAYER = "{i}"  # stands for the layer number in a name
 ALL = slice(None)
 
-Index: TypeAlias = tuple[int | slice | Literal["{i}"], ...]
+Index: TypeAlias = tuple[Any, ...]  # numbers, slices, and LAYER
 
 # How the values of their tensor become ours ("theirs → ours"):
 #   same        as they are

@@ -134,7 +134,7 @@ def _open_safetensors(path: Path) -> Weights:
         slices = {name: file.get_slice(name) for name in file.keys()}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {
-            name: _SAFETENSORS_NAMES.get(part.get_dtype(), part.get_dtype())
+            name: _SAFETENSORS_NAMES.get(str(part.get_dtype()), str(part.get_dtype()))
             for name, part in slices.items()
         }
     except SafetensorError as error:
