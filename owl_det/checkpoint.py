@@ -11,7 +11,6 @@ every shape against the model before anything is allocated, and runs no code fro
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +22,11 @@ from jaxtyping import PyTree
 
 from owl_det import config as config_lib
 from owl_det import optim, train_step
-from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.config import Config
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.types import Params, TrainState
+from owl_det.types import LoadedModel, Params, TrainState
 
 FORMAT = 1  # of the run file
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """All that inference needs."""
-
-    params: Params
-    model: ModelConfig
-    preprocess: PreprocessConfig
-    eval_prompts: str
-    step: int
 
 
 class Checkpoints:
@@ -109,16 +97,10 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     folder = find(path)
     run = _read_run_file(folder)
     try:
-        config = config_lib.resolve(
-            {
-                "model": run["model"],
-                "preprocess": run["preprocess"],
-                # A config needs a source to be whole; none is opened here.
-                "data": {"train": {"none": {"kind": "shapes_world"}}},
-            }
-        )
+        model, preprocess = config_lib.resolve_model(run["model"], run["preprocess"])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/run: {error}") from None
+    config = Config(model=model, preprocess=preprocess)
     template = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     _check_shapes(folder, template)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -131,8 +113,8 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         )
     return LoadedModel(
         params=params,
-        model=config.model,
-        preprocess=config.preprocess,
+        model=model,
+        preprocess=preprocess,
         eval_prompts=str(run["eval_prompts"]),
         step=int(run["step"]),
     )

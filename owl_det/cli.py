@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_predict(commands)
     _add_sample(commands)
+    _add_export(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -130,6 +131,23 @@ def _sample(arguments: argparse.Namespace) -> int:
         image_ops.decode_image(record.image).save(path)
         names = ", ".join(name for group in record.names for name in group)
         print(f"{path}: {names}")
+    return 0
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("export", help="write a checkpoint for other runtimes")
+    parser.add_argument("source", metavar="SRC", help="workdir or checkpoint")
+    parser.add_argument("target", metavar="DST", help="new folder")
+    formats = ("stablehlo", "saved_model", "onnx")
+    parser.add_argument("--format", choices=formats, default="stablehlo")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    """One JSON object on stdout: files, bytes, and differences from the checkpoint."""
+    from owl_det.export import export
+
+    print(json.dumps(export(arguments.source, arguments.target, arguments.format)))
     return 0
 
 

@@ -295,6 +295,16 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     return config
 
 
+def resolve_model(
+    model: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> tuple[ModelConfig, PreprocessConfig]:
+    """The two sections that travel with every checkpoint and export, checked. As `resolve`."""
+    # A config needs a source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}}
+    config = resolve({"model": model, "preprocess": preprocess, "data": data})
+    return config.model, config.preprocess
+
+
 def from_json(text: str) -> Config:
     """Reads what `to_json` wrote."""
     return resolve(json.loads(text))

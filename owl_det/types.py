@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 import jax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, UInt8
 
+from owl_det.config import ModelConfig, PreprocessConfig
+
 Params: TypeAlias = dict[str, Any]  # nested: parameter trees as Flax makes them
 
 
@@ -89,3 +91,14 @@ class TrainState:
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """All that inference needs."""
+
+    params: Params
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    eval_prompts: str
+    step: int
