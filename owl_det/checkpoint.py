@@ -100,7 +100,8 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
         model, preprocess = config_lib.resolve_model(run["model"], run["preprocess"])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/run: {error}") from None
-    config = Config(model=model, preprocess=preprocess)
+    # Shapes do not depend on the attention, and only a GPU traces the one of cuDNN.
+    config = Config(model=dataclasses.replace(model, attention="xla"), preprocess=preprocess)
     template = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     _check_shapes(folder, template)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

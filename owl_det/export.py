@@ -7,6 +7,7 @@ are chosen by the caller, so that `top_k` and thresholds stay free.
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -111,7 +112,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
     module, variables = tf.Module(), jax.tree.map(tf.Variable, jax.device_get(model.params))
-    module.params = variables
+    module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}
     for name, function in _named(inference.functions_of(model)).items():
         inputs, _ = stablehlo.signatures(model.model)[name]
@@ -144,23 +145,32 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
 def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
     for package in ("jax2onnx", "onnxruntime"):
         _require(package, "ONNX", "'owl-det[onnx]'")
-    import jax2onnx
-    import onnxruntime
+    import jax2onnx  # pyright: ignore[reportMissingImports]  # extra onnx
+    import onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
+    # Names every intermediate value of unknown shape; onnxruntime infers those itself.
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     for name, function in _named(inference.functions_of(model)).items():
         symbolic = _symbolic_inputs(model, name)
         inputs, outputs = stablehlo.signatures(model.model)[name]
         # jax2onnx replaces parts of jax.numpy while it traces, which Flax's scan does not survive;
         # so it is given the jaxpr, traced beforehand. Results are in the order of the dict's keys.
         jaxpr = jax.make_jaxpr(partial(function, model.params))(*symbolic)
-        jax2onnx.to_onnx(
+        proto = jax2onnx.to_onnx(
             jaxpr_as_fun(jaxpr),
             symbolic,
             model_name=name,
-            return_mode="file",
-            output_path=folder / f"{name}.onnx",
             input_names=list(inputs),
             output_names=sorted(outputs),
+        )
+        _replace_boolean_where(proto.graph)
+        # Parameters in a file of their own: a protobuf ends at 2 GiB.
+        onnx.save_model(
+            proto,
+            folder / f"{name}.onnx",
+            save_as_external_data=True,
+            location=f"{name}.onnx.data",
         )
 
     def run(inputs: Outputs) -> Outputs:
@@ -176,6 +186,34 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
         return outputs
 
     return run
+
+
+def _replace_boolean_where(graph: Any) -> None:
+    """Where(c, x, y) of booleans → (c ∧ x) ∨ (¬c ∧ y), in place: onnxruntime has no such Where.
+
+    The causal mask of the text tower needs it.
+    """
+    import onnx  # pyright: ignore[reportMissingImports]  # extra onnx
+    import onnx.helper  # pyright: ignore[reportMissingImports]
+
+    types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.output)}
+    nodes = []
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _replace_boolean_where(attribute.g)
+        if node.op_type != "Where" or types.get(node.output[0]) != onnx.TensorProto.BOOL:
+            nodes.append(node)
+            continue
+        (condition, x, y), (out,) = node.input, node.output
+        nodes += [
+            onnx.helper.make_node("Not", [condition], [f"{out}/not"]),
+            onnx.helper.make_node("And", [condition, x], [f"{out}/x"]),
+            onnx.helper.make_node("And", [f"{out}/not", y], [f"{out}/y"]),
+            onnx.helper.make_node("Or", [f"{out}/x", f"{out}/y"], [out]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 WRITERS: dict[str, Callable[[Path, LoadedModel], Runtime]] = {

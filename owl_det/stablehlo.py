@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.export
@@ -80,10 +80,11 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         query_embeddings: Float[Array, "t q e"],
         is_query: Bool[Array, " q"],
     ) -> TokenScores:
-        return TokenScores(**score.call(params, image, query_embeddings, is_query))
+        outputs = score.call(params, image, query_embeddings, is_query)
+        return TokenScores(**cast(dict[str, Array], outputs))
 
     def encode_queries(params: Params, tokens: Int32[Array, "t q l"]) -> Float[Array, "t q e"]:
-        return encode.call(params, tokens)["embeddings"]
+        return cast(dict[str, Array], encode.call(params, tokens))["embeddings"]
 
     loaded = LoadedModel(
         params=params,
@@ -148,7 +149,7 @@ def fingerprint(params: Params) -> str:
     for name, value in flatten(params).items():
         array = np.asarray(value)
         total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        total.update(np.ascontiguousarray(array))
+        total.update(array.tobytes())
     return total.hexdigest()[:24]
 
 
