@@ -189,7 +189,9 @@ def parameter_shapes(model: LoadedModel) -> PyTree:
     """Shapes of the parameters that a model of this kind and description has."""
     if model.kind == "resnet":
         return resnet.parameter_shapes(model.model, model.preprocess)
-    config = Config(model=model.model, preprocess=model.preprocess)
+    # Shapes do not depend on the attention, and only a GPU traces the one of cuDNN.
+    architecture = dataclasses.replace(model.model, attention="xla")
+    config = Config(model=architecture, preprocess=model.preprocess)
     shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     return _towers_of(shapes) if model.kind == "towers" else shapes
 

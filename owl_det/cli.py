@@ -18,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
+    _add_export(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -174,6 +175,23 @@ def _models(arguments: argparse.Namespace) -> int:
     from owl_det.convert import published
 
     print("\n".join(published.json_lines() if arguments.json else published.table_lines()))
+    return 0
+
+
+def _add_export(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("export", help="write a checkpoint for other runtimes")
+    parser.add_argument("source", metavar="SRC", help="workdir or checkpoint")
+    parser.add_argument("target", metavar="DST", help="new folder")
+    formats = ("stablehlo", "saved_model", "onnx")
+    parser.add_argument("--format", choices=formats, default="stablehlo")
+    parser.set_defaults(run=_export)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    """One JSON object on stdout: files, bytes, and differences from the checkpoint."""
+    from owl_det.export import export
+
+    print(json.dumps(export(arguments.source, arguments.target, arguments.format)))
     return 0
 
 

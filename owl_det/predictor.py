@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -14,10 +13,9 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
-from owl_det import checkpoint, inference
-from owl_det.checkpoint import LoadedModel
+from owl_det import inference, stablehlo
 from owl_det.errors import DataError
-from owl_det.modeling.detector import Detector
+from owl_det.types import LoadedModel
 
 # A file, its bytes, a Pillow image, or pixels [h, w, 3] or [h, w].
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | UInt8[np.ndarray, "..."]
@@ -40,20 +38,26 @@ class Detections:
 class Predictor:
     """A frozen detector. Preprocessing is that of training and evaluation."""
 
-    def __init__(self, model: LoadedModel):
+    def __init__(self, model: LoadedModel, functions: inference.Functions | None = None):
+        """`functions` are those of an export; without them the model's modules run."""
         self.model = model
-        detector = Detector(model.model, model.preprocess)
+        functions = functions or inference.functions_of(model)
         self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
-        self._encode = jax.jit(partial(inference.encode_queries, detector))
-        self._detect = jax.jit(partial(inference.detect, detector), static_argnames="top_k")
+        self._encode = jax.jit(functions.encode_queries)
+        self._detect = jax.jit(functions.detect, static_argnames="top_k")
         self._embeddings: dict[tuple[tuple[str, ...], str], jax.Array] = {}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Predictor":
-        """From a workdir (its latest checkpoint) or one checkpoint directory.
+        """From a workdir (its latest checkpoint), one checkpoint directory, or a StableHLO export.
 
-        Raises `CheckpointError` if there is none or it has no detection heads.
+        Raises `CheckpointError` if there is none or it has no detection heads. An export needs
+        neither Flax nor Orbax.
         """
+        if stablehlo.is_export(path):
+            return cls(*stablehlo.load(path))
+        from owl_det import checkpoint
+
         return cls(checkpoint.load_detector(path))
 
     def detect(
