@@ -11,7 +11,7 @@ import io
 import math
 import struct
 import zlib
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -157,7 +157,7 @@ def gaussian_zoom(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.nda
     factors = np.array([pixels.shape[0] / side, pixels.shape[1] / side, 1.0])
     sigma = np.maximum(0, (factors - 1) / 2)
     smooth = ndimage.gaussian_filter(pixels.astype(np.float32), sigma, mode="mirror")
-    zoomed = ndimage.zoom(smooth, 1 / factors, order=1, mode="mirror", grid_mode=True)
+    zoomed: Any = ndimage.zoom(smooth, 1 / factors, order=1, mode="mirror", grid_mode=True)
     return np.round(np.clip(zoomed, 0, 255)).astype(np.uint8)
 
 

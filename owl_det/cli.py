@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_predict(commands)
     _add_sample(commands)
+    _add_convert(commands)
+    _add_models(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -130,6 +132,48 @@ def _sample(arguments: argparse.Namespace) -> int:
         image_ops.decode_image(record.image).save(path)
         names = ", ".join(name for group in record.names for name in group)
         print(f"{path}: {names}")
+    return 0
+
+
+def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("convert", help="weights of other programs to ours and back")
+    parser.add_argument("source", metavar="SRC", help="file, folder or name on the hub")
+    parser.add_argument("target", metavar="DST", help="new folder")
+    # Names are checked by the list of formats itself, which takes seconds to import.
+    parser.add_argument("--from", dest="from_format", required=True, metavar="FORMAT")
+    parser.add_argument("--to", dest="to_format", default="owl_det", metavar="FORMAT")
+    parser.add_argument("--eval_prompts", choices=("none", "clip_best7"), help="kept with it")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    """One JSON object on stdout; what is left out or differs is logged."""
+    from absl import logging
+
+    from owl_det.convert import formats
+
+    logging.set_verbosity(logging.INFO)
+    model = formats.convert(
+        arguments.source,
+        Path(arguments.target),
+        arguments.from_format,
+        arguments.to_format,
+        eval_prompts=arguments.eval_prompts,
+    )
+    print(json.dumps({"wrote": arguments.target, **formats.summary(model)}))
+    return 0
+
+
+def _add_models(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("models", help="list published detectors and how to get them")
+    parser.add_argument("--json", action="store_true", help="one JSON object a model")
+    parser.set_defaults(run=_models)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from owl_det.convert import published
+
+    print("\n".join(published.json_lines() if arguments.json else published.table_lines()))
     return 0
 
 

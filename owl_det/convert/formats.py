@@ -4,8 +4,12 @@ A reader makes a `LoadedModel` of a file, folder or name; a writer makes a folde
 imported when asked for. Another format is one function in its own file and one entry here.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import jax
 
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import CheckpointError
@@ -32,16 +36,43 @@ def writers() -> dict[str, Writer]:
     return {"owl_det": _write_own, "hf": _write_huggingface}
 
 
-def convert(source: str, target: Path, from_format: str, to_format: str) -> LoadedModel:
-    """Reads `source` and writes it to the new or empty folder `target`; returns what was read.
+def convert(
+    source: str,
+    target: Path,
+    from_format: str,
+    to_format: str,
+    *,
+    eval_prompts: str | None = None,
+) -> LoadedModel:
+    """Reads `source` and writes it to the new or empty folder `target`; returns what was written.
 
-    Raises `CheckpointError` if the folder holds anything, before anything is read.
+    `eval_prompts` replaces those that the reader sets. Raises `CheckpointError`, before anything is
+    read, for a format that is not known and if the folder holds anything.
     """
+    read, write = readers().get(from_format), writers().get(to_format)
+    if read is None:
+        raise CheckpointError(f"--from {from_format}: is not one of {', '.join(readers())}")
+    if write is None:
+        raise CheckpointError(f"--to {to_format}: is not one of {', '.join(writers())}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CheckpointError(f"{target}: is not empty; name a new folder")
-    model = readers()[from_format](source)
-    writers()[to_format](target, model, {"format": from_format, "source": source})
+    model = read(source)
+    if eval_prompts is not None:
+        model = dataclasses.replace(model, eval_prompts=eval_prompts)
+    write(target, model, {"format": from_format, "source": source})
     return model
+
+
+def summary(model: LoadedModel) -> dict[str, Any]:
+    """What was converted, in few words and numbers."""
+    config = model.model
+    return {
+        "model": f"{config.image.width}x{config.image.num_layers}/{config.image.patch_size}",
+        "image_size": config.image_size,
+        "has_objectness_head": config.has_objectness_head,
+        "eval_prompts": model.eval_prompts,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
+    }
 
 
 def _read_scenic(source: str) -> LoadedModel:

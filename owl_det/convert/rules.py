@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from absl import logging
@@ -21,7 +21,7 @@ from owl_det.errors import CheckpointError
 LAYER = "{i}"  # stands for the layer number in a name
 ALL = slice(None)
 
-Index: TypeAlias = tuple[int | slice | Literal["{i}"], ...]
+Index: TypeAlias = tuple[Any, ...]  # numbers, slices, and LAYER
 
 # How the values of their tensor become ours ("theirs → ours"):
 #   same        as they are
@@ -66,6 +66,7 @@ def to_ours(
     the tensor, if one that a rule wants is missing, one that no rule knows is there, a shape does
     not fit, or a parameter is left without values.
     """
+    _check_layers(table, weights, shapes)
     placed = list(_expand(table, shapes))
     _check_names(table, weights, placed)
     _check_covered(placed, shapes, weights.source)
@@ -116,6 +117,18 @@ def _expand(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Rul
             yield dataclasses.replace(
                 rule, theirs=rule.theirs.replace(LAYER, str(layer)), index=index
             )
+
+
+def _check_layers(table: Table, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A number of layers that the file cannot hold is found before rules are made for each."""
+    for rule in table.rules:
+        if LAYER in rule.theirs and rule.ours in shapes:
+            num_layers = shapes[rule.ours][rule.index.index(LAYER)]
+            if num_layers > len(weights.shapes):
+                raise CheckpointError(
+                    f"{weights.source}: {num_layers} layers are described, but the file has only "
+                    f"{len(weights.shapes)} tensors"
+                )
 
 
 def _check_names(table: Table, weights: Weights, placed: Sequence[Rule]) -> None:

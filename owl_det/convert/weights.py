@@ -134,7 +134,7 @@ def _open_safetensors(path: Path) -> Weights:
         slices = {name: file.get_slice(name) for name in file.keys()}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {
-            name: _SAFETENSORS_NAMES.get(part.get_dtype(), part.get_dtype())
+            name: _SAFETENSORS_NAMES.get(str(part.get_dtype()), str(part.get_dtype()))
             for name, part in slices.items()
         }
     except SafetensorError as error:
@@ -207,7 +207,7 @@ def _open_npz(path: Path) -> Weights:
 
 
 def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], str]:
-    """Shape and dtype, without the values. Raises `ValueError` if they are not as long as it says."""
+    """Shape and dtype, without the values. Raises `ValueError` if these are more or fewer."""
     with archive.open(member) as file:
         shape, dtype = _read_npy_header(file)
         length = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
