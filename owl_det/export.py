@@ -64,7 +64,7 @@ def export(
     try:
         runtime = WRITERS[kind](scratch, model)
         _write_metadata(scratch, model, kind)
-        differences = _check(model, runtime)
+        differences = _check(model, runtime, kind)
         scratch.chmod(0o755)  # mkdtemp's folder is private
         scratch.replace(folder.absolute())
     except BaseException:
@@ -279,10 +279,12 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
     (folder / stablehlo.METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
-def _check(model: LoadedModel, runtime: Runtime) -> dict[str, float]:
+def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
     """The largest absolute difference of each output. Raises `UserError` beyond the tolerance."""
     inputs = _sample(model)
-    expected = _run(inference.functions_of(model), model, inputs)
+    # StableHLO runs here as the checkpoint does; the others run in full precision on the CPU.
+    with jax.default_matmul_precision("default" if kind == "stablehlo" else "highest"):
+        expected = _run(inference.functions_of(model), model, inputs)
     actual = runtime(inputs)
     differences = {
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())
