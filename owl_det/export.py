@@ -227,7 +227,8 @@ def _named(functions: Functions) -> dict[str, Callable[..., dict[str, Array]]]:
     """The functions with their outputs by name, as `stablehlo.signatures` lists them."""
 
     def encode_queries(params: Params, tokens: Array) -> dict[str, Array]:
-        return {"embeddings": functions.encode_queries(params, tokens)}
+        embeddings = functions.encode_queries(params, tokens)
+        return {"embeddings": embeddings.astype(jnp.float32)}  # whatever the model computes in
 
     def score_tokens(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
@@ -308,7 +309,7 @@ def _sample(model: LoadedModel) -> Outputs:
     return {
         "tokens": np.stack([tokens, tokens[::-1]]),
         "image": rng.integers(0, 256, (2, side, side, 3), np.uint8),
-        "query_embeddings": np.asarray(rng.normal(size=(2, 3, e)), jnp.dtype(model.model.dtype)),
+        "query_embeddings": rng.normal(size=(2, 3, e)).astype(np.float32),
         "is_query": np.array([True, True, False]),
     }
 
