@@ -64,7 +64,7 @@ def export(
     try:
         runtime = WRITERS[kind](scratch, model)
         _write_metadata(scratch, model, kind)
-        differences = _check(model, runtime)
+        differences = _check(model, runtime, kind)
         scratch.chmod(0o755)  # mkdtemp's folder is private
         scratch.replace(folder.absolute())
     except BaseException:
@@ -227,7 +227,8 @@ def _named(functions: Functions) -> dict[str, Callable[..., dict[str, Array]]]:
     """The functions with their outputs by name, as `stablehlo.signatures` lists them."""
 
     def encode_queries(params: Params, tokens: Array) -> dict[str, Array]:
-        return {"embeddings": functions.encode_queries(params, tokens)}
+        embeddings = functions.encode_queries(params, tokens)
+        return {"embeddings": embeddings.astype(jnp.float32)}  # whatever the model computes in
 
     def score_tokens(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
@@ -279,10 +280,12 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
     (folder / stablehlo.METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
 
 
-def _check(model: LoadedModel, runtime: Runtime) -> dict[str, float]:
+def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
     """The largest absolute difference of each output. Raises `UserError` beyond the tolerance."""
     inputs = _sample(model)
-    expected = _run(inference.functions_of(model), model, inputs)
+    # StableHLO runs here as the checkpoint does; the others run in full precision on the CPU.
+    with jax.default_matmul_precision("default" if kind == "stablehlo" else "highest"):
+        expected = _run(inference.functions_of(model), model, inputs)
     actual = runtime(inputs)
     differences = {
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())
@@ -306,7 +309,7 @@ def _sample(model: LoadedModel) -> Outputs:
     return {
         "tokens": np.stack([tokens, tokens[::-1]]),
         "image": rng.integers(0, 256, (2, side, side, 3), np.uint8),
-        "query_embeddings": np.asarray(rng.normal(size=(2, 3, e)), jnp.dtype(model.model.dtype)),
+        "query_embeddings": rng.normal(size=(2, 3, e)).astype(np.float32),
         "is_query": np.array([True, True, False]),
     }
 

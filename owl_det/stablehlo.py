@@ -102,7 +102,7 @@ def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict
     """Inputs (after the parameters) and outputs of each exported function, by name, in order."""
     side, e = model.image_size, model.embedding_dim
     n = (side // model.image.patch_size) ** 2
-    embeddings = (("t", "q", e), model.dtype)
+    embeddings = (("t", "q", e), "float32")
     return {
         "encode_queries": (
             {"tokens": (("t", "q", model.text.num_positions), "int32")},

@@ -314,6 +314,8 @@ def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
 ) -> None:
     if kind == "onnx":
         pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    else:
+        pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
     model = export._portable(_model(), kind)
     run = export.WRITERS[kind](tmp_path, model)
     functions = inference.functions_of(model)
