@@ -1,6 +1,10 @@
-"""Detection with a frozen model: what evaluation and the predictor share."""
+"""Detection with a frozen model: what evaluation and the predictor share.
 
-from typing import NamedTuple, cast
+An image becomes `TokenEmbeddings` once (`embed_tokens`); `rank` then scores queries against them
+without the image tower, so that detection and search in saved embeddings are the same arithmetic.
+"""
+
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 from data_pipelines import image_ops
 from owl_det import boxes as box_lib
 from owl_det.modeling.detector import Detector
-from owl_det.types import ImageFeatures, Params, Predictions
+from owl_det.modeling.heads import class_logits
+from owl_det.types import ImageFeatures, Params, TokenEmbeddings
+
+QUERY_CHUNK = 512  # queries scored at once: bounds the memory of the scores
 
 
 class TopPairs(NamedTuple):
@@ -45,38 +52,119 @@ def detect(
 
     Filler queries (`is_query` False) score 0.
     """
-    b, height, width = image.shape[:3]
-    p = detector.config.image.patch_size
+    tokens = embed_tokens(detector, params, image)
+    return rank(tokens, query_embeddings, is_query, top_k=top_k, dtype=detector.dtype)
+
+
+def embed_tokens(
+    detector: Detector,
+    params: Params,
+    image: UInt8[Array, "b H W 3"],
+    *,
+    num_tokens: int = 0,
+) -> TokenEmbeddings:
+    """One pass of the image tower. Sides smaller than the model's use a part of its position grid.
+
+    `num_tokens` > 0 keeps so many tokens of each image, those of highest objectness, best first.
+    """
     variables = {"params": params}
+    p = detector.config.image.patch_size
+    grid = (image.shape[1] // p, image.shape[2] // p)
     features = cast(ImageFeatures, detector.apply(variables, image, method="encode_image"))
+    tokens = cast(
+        TokenEmbeddings, detector.apply(variables, features, grid=grid, method="embed_tokens")
+    )
+    if not 0 < num_tokens < tokens.objectness_logits.shape[1]:
+        return tokens
+    _, chosen = jax.lax.top_k(tokens.objectness_logits, num_tokens)
+    return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, chosen), tokens)
+
+
+def rank(
+    tokens: TokenEmbeddings,
+    query_embeddings: Float[Array, "t q e"],
+    is_query: Bool[Array, " q"],
+    *,
+    top_k: int,
+    dtype: Any,
+    query_chunk: int = QUERY_CHUNK,
+) -> TopPairs:
+    """The `top_k` best query-box pairs, as in `detect`, of images that are embedded already.
+
+    Scores of `query_chunk` queries exist at a time; the best pairs so far are carried along.
+    """
+    b, n = tokens.logit_shift.shape
     t, q, e = query_embeddings.shape
-    queries = jnp.broadcast_to(query_embeddings[:, None], (t, b, q, e))
-    is_query = jnp.broadcast_to(is_query[None], (b, q))
-    predictions = cast(
-        Predictions,
-        detector.apply(
-            variables,
-            features,
-            queries[0],
-            is_query,
-            grid=(height // p, width // p),
-            method="predict",
-        ),
-    )
+    num_chunks = -(-q // query_chunk)
+    size = -(-q // num_chunks)
+    padding = num_chunks * size - q
+    queries = jnp.pad(query_embeddings, ((0, 0), (0, padding), (0, 0)))
+    queries = queries.reshape(t, num_chunks, size, e).swapaxes(0, 1)
+    # 1: a query; 0: a filler that scores 0; -1: padding, which ranks below every pair.
+    kind = jnp.pad(is_query.astype(jnp.int32), (0, padding), constant_values=-1)
+    k = min(top_k, n * q)
 
-    def add_prompt(total: Array, prompt_queries: Array) -> tuple[Array, None]:
-        logits = detector.apply(
-            variables, features, prompt_queries, is_query, method="class_logits"
+    def best_of_chunk(
+        best: tuple[Array, Array, Array], chunk: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        start, prompts, kind = chunk
+        scores = _mean_probability(tokens, prompts, dtype)
+        kind = kind[None, None, :]
+        scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32)).reshape(b, n * size)
+        scores, pair = jax.lax.top_k(scores, min(k, n * size))
+        found = scores, pair // size, start + pair % size
+        both = [jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        scores, place = jax.lax.top_k(both[0], k)
+        token, query = (jnp.take_along_axis(x, place, axis=1) for x in both[1:])
+        return (scores, token, query), None
+
+    nothing = jnp.full((b, k), -1.0), jnp.zeros((b, k), jnp.int32), jnp.zeros((b, k), jnp.int32)
+    starts = jnp.arange(num_chunks, dtype=jnp.int32) * size
+    (scores, token, query), _ = jax.lax.scan(
+        best_of_chunk, nothing, (starts, queries, kind.reshape(num_chunks, size))
+    )
+    boxes = jnp.take_along_axis(box_lib.cxcywh_to_xyxy(tokens.boxes), token[..., None], axis=1)
+    return TopPairs(boxes_xyxy=boxes, scores=scores, query=query)
+
+
+def _mean_probability(
+    tokens: TokenEmbeddings, prompts: Float[Array, "t q e"], dtype: Any
+) -> Float[Array, "b n q"]:
+    def add_prompt(total: Array, queries: Array) -> tuple[Array, None]:
+        logits = class_logits(
+            tokens.class_embeddings, tokens.logit_shift, tokens.logit_scale, queries, dtype
         )
-        return total + jax.nn.sigmoid(cast(Array, logits)), None
+        return total + jax.nn.sigmoid(logits), None
 
-    total, _ = jax.lax.scan(add_prompt, jax.nn.sigmoid(predictions.class_logits), queries[1:])
-    scores = (total / t).reshape(b, -1)
-    best, pair = jax.lax.top_k(scores, min(top_k, scores.shape[1]))
-    boxes = jnp.take_along_axis(
-        box_lib.cxcywh_to_xyxy(predictions.boxes), (pair // q)[..., None], axis=1
-    )
-    return TopPairs(boxes_xyxy=boxes, scores=best, query=pair % q)
+    shape = (*tokens.logit_shift.shape, prompts.shape[1])
+    total, _ = jax.lax.scan(add_prompt, jnp.zeros(shape), prompts)
+    return total / prompts.shape[0]
+
+
+def choose_query_token(
+    tokens: TokenEmbeddings, query_boxes: Float[Array, "b 4"], has_box: Bool[Array, " b"]
+) -> Int[Array, " b"]:
+    """The token of each query image that stands for its query box (cxcywh).
+
+    As in the authors' code (google-research/scenic, projects/owl_vit/notebooks/inference.py): of
+    the tokens whose predicted box overlaps the query box at least 0.8 times as much as the best
+    one does, the token whose class embedding has the smallest product with the mean embedding of
+    the image. Training matches one token to an object and makes background of the others, and
+    background is what the mean is like. Overlap is IoU, or GIoU where no predicted box touches.
+    Without a box (`has_box` False) it is the token of highest objectness.
+    """
+    boxes_xyxy = box_lib.cxcywh_to_xyxy(tokens.boxes)
+    query_xyxy = box_lib.cxcywh_to_xyxy(query_boxes)[:, None]
+    iou = box_lib.pairwise_iou(query_xyxy, boxes_xyxy)[0][:, 0]
+    giou = box_lib.pairwise_giou(query_xyxy, boxes_xyxy)[:, 0]
+    overlap = jnp.where(jnp.any(iou > 0, axis=1, keepdims=True), iou, giou)
+    best = jnp.max(overlap, axis=1, keepdims=True)
+    # The authors' 0.8 · best, which a negative GIoU would put above the best itself.
+    is_candidate = overlap >= best - 0.2 * jnp.abs(best)
+    embeddings = tokens.class_embeddings * tokens.embedding_norm[..., None]
+    similarity = jnp.einsum("bne,be->bn", embeddings, jnp.mean(embeddings, axis=1))
+    of_box = jnp.argmin(jnp.where(is_candidate, similarity, jnp.inf), axis=1)
+    return jnp.where(has_box, of_box, jnp.argmax(tokens.objectness_logits, axis=1))
 
 
 def pixel_boxes(

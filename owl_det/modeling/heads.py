@@ -68,15 +68,43 @@ class ClassHead(nn.Module):
     ) -> tuple[Float[Array, "b n q"], Float[Array, "b n e"]]:
         """Returns float32 logits (`MASKED_LOGIT` for filler queries) and unit-length embeddings."""
         embeddings = unit_length(self.embedding(tokens))
-        cosine = jnp.einsum(
-            "bne,bqe->bnq",
-            embeddings.astype(self.dtype),
-            unit_length(query_embeddings).astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scale = jax.nn.elu(self.logit_scale(tokens)) + 1
-        logits = (cosine + self.logit_shift(tokens)) * scale
+        shift, scale = self.calibrate(tokens)
+        logits = class_logits(embeddings, shift, scale, query_embeddings, self.dtype)
         return jnp.where(is_query[:, None, :], logits, MASKED_LOGIT), embeddings
+
+    def calibrate(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+        """Each token's shift, and its scale elu(·) + 1, in float32."""
+        scale = jax.nn.elu(self.logit_scale(tokens)) + 1
+        return self.logit_shift(tokens)[..., 0], scale[..., 0]
+
+    def embed(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n e"], Float[Array, "b n"]]:
+        """Class embeddings, unit length, and the lengths they had."""
+        embeddings = self.embedding(tokens).astype(jnp.float32)
+        return unit_length(embeddings), jnp.linalg.norm(embeddings, axis=-1)
+
+
+def class_logits(
+    embeddings: Float[Array, "b n e"],
+    shift: Float[Array, "b n"],
+    scale: Float[Array, "b n"],
+    query_embeddings: Float[Array, "*b q e"],
+    dtype: Any,
+) -> Float[Array, "b n q"]:
+    """(cos + shift) · scale in float32; the cosine's product is computed in `dtype`.
+
+    `embeddings` have unit length. Queries are one set for all images, or one of each image's own.
+    """
+    cosine = jnp.einsum(
+        "bne,bqe->bnq" if query_embeddings.ndim == 3 else "bne,qe->bnq",
+        embeddings.astype(dtype),
+        unit_length(query_embeddings).astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return (cosine + shift[..., None]) * scale[..., None]
 
 
 def box_bias(h: int, w: int, kind: str) -> Float[Array, "n 4"]:
