@@ -104,25 +104,30 @@ def rank(
     kind = jnp.pad(is_query.astype(jnp.int32), (0, padding), constant_values=-1)
     k = min(top_k, n * q)
 
-    def best_of_chunk(
-        best: tuple[Array, Array, Array], chunk: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        start, prompts, kind = chunk
-        scores = _mean_probability(tokens, prompts, dtype)
+    def best_of(start: Array, prompts: Array, kind: Array) -> tuple[Array, Array, Array]:
         kind = kind[None, None, :]
+        scores = _mean_probability(tokens, prompts, dtype)
         scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32)).reshape(b, n * size)
         scores, pair = jax.lax.top_k(scores, min(k, n * size))
-        found = scores, pair // size, start + pair % size
-        both = [jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]
+        return scores, pair // size, start + pair % size
+
+    def merge(
+        best: tuple[Array, Array, Array], chunk: tuple[Array, Array, Array]
+    ) -> tuple[tuple[Array, Array, Array], None]:
+        both = [jnp.concatenate(x, axis=1) for x in zip(best, best_of(*chunk), strict=True)]
         scores, place = jax.lax.top_k(both[0], k)
         token, query = (jnp.take_along_axis(x, place, axis=1) for x in both[1:])
         return (scores, token, query), None
 
-    nothing = jnp.full((b, k), -1.0), jnp.zeros((b, k), jnp.int32), jnp.zeros((b, k), jnp.int32)
     starts = jnp.arange(num_chunks, dtype=jnp.int32) * size
-    (scores, token, query), _ = jax.lax.scan(
-        best_of_chunk, nothing, (starts, queries, kind.reshape(num_chunks, size))
-    )
+    chunks = starts, queries, kind.reshape(num_chunks, size)
+    if num_chunks == 1:
+        scores, token, query = best_of(*(x[0] for x in chunks))
+    else:
+        empty = jnp.zeros((b, k), jnp.int32)
+        (scores, token, query), _ = jax.lax.scan(
+            merge, (jnp.full((b, k), -1.0), empty, empty), chunks
+        )
     boxes = jnp.take_along_axis(box_lib.cxcywh_to_xyxy(tokens.boxes), token[..., None], axis=1)
     return TopPairs(boxes_xyxy=boxes, scores=scores, query=query)
 

@@ -273,7 +273,9 @@ class Predictor:
         if images.tokens.class_embeddings.shape[2] != width:
             raise DataError(f"{images.source}: class embeddings are not {width} wide")
         encoded, num_queries = self._encoded(queries, prompt_mode)
-        padded, is_query = _pad_queries(encoded, num_queries)
+        # Ranking compiles in no time: a few queries go as they are, and not with fillers.
+        few = num_queries < QUERY_BUCKET
+        padded, is_query = _pad_queries(encoded, num_queries, num_queries if few else None)
         num_tokens = images.tokens.logit_shift.shape[1]
         scores = num_tokens * min(padded.shape[1], inference.QUERY_CHUNK)
         chunk = min(len(images), max(1, SCORES_AT_ONCE // scores))
@@ -418,9 +420,9 @@ def _bucket(count: int) -> int:
 
 
 def _pad_queries(
-    encoded: Float32[np.ndarray, "t q e"], num_queries: int
+    encoded: Float32[np.ndarray, "t q e"], num_queries: int, width: int | None = None
 ) -> tuple[Float32[np.ndarray, "t p e"], Bool[np.ndarray, " p"]]:
-    width = _bucket(num_queries)
+    width = width or _bucket(num_queries)
     padded = np.pad(encoded, ((0, 0), (0, width - num_queries), (0, 0)))
     return padded, np.arange(width) < num_queries
 
