@@ -4,8 +4,13 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from owl_det.errors import UserError
+
+if TYPE_CHECKING:
+    from owl_det.embeddings import QueryEmbeddings
+    from owl_det.predictor import Detections, Predictor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
@@ -15,6 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="owl-det", description="Open-vocabulary detection.")
     commands = parser.add_subparsers(dest="command", required=True)
     _add_predict(commands)
+    _add_embed(commands)
+    _add_search(commands)
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
@@ -31,11 +38,26 @@ def _add_predict(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("predict", help="detect named things in images")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
-    parser.add_argument("--query", action="append", required=True, help="what to look for; repeat")
-    parser.add_argument("--threshold", type=float, default=0.1)
-    parser.add_argument("--top_k", type=int, default=300, help="query-box pairs per image")
+    parser.add_argument("--query", action="append", default=[], help="what to look for; repeat")
+    parser.add_argument(
+        "--query_image",
+        action="append",
+        default=[],
+        metavar="FILE[:X0,Y0,X1,Y1]",
+        help="look for what this image shows, in a box of pixels; repeat",
+    )
+    _add_filters(parser)
+    parser.add_argument("--image_size", type=int, help="inference resolution; default: the model's")
     parser.add_argument("--out", metavar="DIR", help="where to write drawn pictures")
     parser.set_defaults(run=_predict)
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threshold", type=float, default=0.1)
+    parser.add_argument("--top_k", type=int, default=300, help="query-box pairs per image")
+    parser.add_argument(
+        "--nms_iou", type=float, help="drop boxes that overlap a better one of their query more"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -46,32 +68,158 @@ def _predict(arguments: argparse.Namespace) -> int:
     from owl_det.predictor import Predictor
 
     paths = _image_paths(arguments.images)
+    if not arguments.query and not arguments.query_image:
+        raise UserError("predict: give at least one --query or --query_image")
     predictor = Predictor.load(arguments.checkpoint)
+    queries = _queries(predictor, arguments)
     num_failed = 0
     for path in tqdm(paths, unit="image", disable=len(paths) < 5):
         try:
             (found,) = predictor.detect(
-                [path], arguments.query, threshold=arguments.threshold, top_k=arguments.top_k
+                [path],
+                queries,
+                threshold=arguments.threshold,
+                top_k=arguments.top_k,
+                image_size=arguments.image_size,
+                nms_iou=arguments.nms_iou,
             )
         except UnreadableImage as error:
             print(f"owl-det: skipped {error}", file=sys.stderr)
             num_failed += 1
             continue
-        detections = [
-            {
-                "query": arguments.query[label],
-                "label": int(label),
-                "score": round(float(score), 5),
-                "box": [round(float(x), 2) for x in box],
-            }
-            for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
-        ]
+        detections = _described(found, [*arguments.query, *arguments.query_image])
         print(json.dumps({"image": str(path), "detections": detections}), flush=True)
         if arguments.out:
             _draw(path, _picture_path(Path(arguments.out), path, paths), detections)
+    return _exit_code(num_failed, len(paths))
+
+
+def _queries(
+    predictor: "Predictor", arguments: argparse.Namespace
+) -> "list[str] | QueryEmbeddings":
+    """Texts, then query images. Raises `UserError` where an image cannot be read."""
+    from data_pipelines.image_ops import UnreadableImage
+
+    if not arguments.query_image:
+        return arguments.query
+    pairs = [_image_and_box(text) for text in arguments.query_image]
+    images, boxes = [image for image, _ in pairs], [box for _, box in pairs]
+    try:
+        queries = predictor.encode_image_queries(images, boxes, arguments.query_image)
+    except UnreadableImage as error:
+        raise UserError(f"--query_image: {error}") from None
+    if not arguments.query:
+        return queries
+    return predictor.encode_queries(arguments.query) + queries
+
+
+def _image_and_box(text: str) -> tuple[str, list[float] | None]:
+    """Splits FILE:X0,Y0,X1,Y1; a file's own name may hold colons."""
+    file, _, numbers = text.rpartition(":")
+    try:
+        box = [float(number) for number in numbers.split(",")]
+    except ValueError:
+        return text, None
+    if not file or len(box) != 4:
+        raise UserError(f"--query_image {text}: give FILE or FILE:X0,Y0,X1,Y1 in pixels")
+    return file, box
+
+
+def _described(found: "Detections", queries: list[str]) -> list[dict[str, object]]:
+    return [
+        {
+            "query": queries[label],
+            "label": int(label),
+            "score": round(float(score), 5),
+            "box": [round(float(x), 2) for x in box],
+        }
+        for box, score, label in zip(found.boxes, found.scores, found.labels, strict=True)
+    ]
+
+
+def _exit_code(num_failed: int, num_images: int) -> int:
     if num_failed:
-        print(f"owl-det: {num_failed} of {len(paths)} images could not be read", file=sys.stderr)
+        print(f"owl-det: {num_failed} of {num_images} images could not be read", file=sys.stderr)
     return 1 if num_failed else 0
+
+
+def _add_embed(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("embed", help="embed images once, to search them later")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
+    parser.add_argument("--out", required=True, metavar="EMB", help="folder to write")
+    parser.add_argument(
+        "--num_tokens", type=int, default=0, help="tokens kept by objectness; 0 = all, exact"
+    )
+    parser.add_argument("--image_size", type=int, help="inference resolution; default: the model's")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--shard_size", type=int, default=256, help="images in a file")
+    parser.set_defaults(run=_embed)
+
+
+def _embed(arguments: argparse.Namespace) -> int:
+    """Writes the folder; unreadable images are left out and named on stderr."""
+    from tqdm import tqdm
+
+    from data_pipelines.image_ops import UnreadableImage
+    from owl_det import embeddings
+    from owl_det.predictor import Predictor
+
+    paths = _image_paths(arguments.images)
+    if arguments.shard_size < 1:
+        raise UserError(f"embed: --shard_size must be positive, got {arguments.shard_size}")
+    writer = embeddings.Writer(arguments.out)
+    predictor = Predictor.load(arguments.checkpoint)
+    failed: list[UnreadableImage] = []
+
+    def skip(error: UnreadableImage) -> None:
+        print(f"owl-det: skipped {error}", file=sys.stderr)
+        failed.append(error)
+
+    with writer:
+        for start in tqdm(range(0, len(paths), arguments.shard_size), unit="shard", disable=None):
+            here = paths[start : start + arguments.shard_size]
+            writer.add(
+                predictor.embed_images(
+                    here,
+                    [str(path) for path in here],
+                    num_tokens=arguments.num_tokens,
+                    batch_size=arguments.batch_size,
+                    image_size=arguments.image_size,
+                    on_unreadable=skip,
+                )
+            )
+    return _exit_code(len(failed), len(paths))
+
+
+def _add_search(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("search", help="detect named things in embedded images")
+    parser.add_argument("embeddings", metavar="EMB", help="what owl-det embed wrote")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
+    parser.add_argument("--query", action="append", required=True, help="what to look for; repeat")
+    _add_filters(parser)
+    parser.set_defaults(run=_search)
+
+
+def _search(arguments: argparse.Namespace) -> int:
+    """One JSON line an image on stdout, as `predict` prints them."""
+    from owl_det import embeddings
+    from owl_det.predictor import Predictor
+
+    shards = embeddings.read(arguments.embeddings)
+    predictor = Predictor.load(arguments.checkpoint)
+    for shard in shards:
+        results = predictor.search(
+            shard,
+            arguments.query,
+            threshold=arguments.threshold,
+            top_k=arguments.top_k,
+            nms_iou=arguments.nms_iou,
+        )
+        for name, found in zip(shard.names, results, strict=True):
+            detections = _described(found, arguments.query)
+            print(json.dumps({"image": name, "detections": detections}))
+    return 0
 
 
 def _image_paths(arguments: list[str]) -> list[Path]:

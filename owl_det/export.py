@@ -1,8 +1,8 @@
 """Exports: a checkpoint as StableHLO, TensorFlow SavedModel or ONNX, checked after writing.
 
-All three hold the same two functions (see `stablehlo.signatures`) with symbolic numbers of images,
-prompts and queries, and `export.json` beside them. All token scores are returned: the best pairs
-are chosen by the caller, so that `top_k` and thresholds stay free.
+All three hold two functions (`FUNCTIONS`, `stablehlo.signatures`) with symbolic numbers of images,
+prompts and queries, and `export.json` beside them. The best pairs are chosen by the caller, so that
+`top_k` and thresholds stay free.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ from jaxtyping import Array
 
 import owl_det
 from data_pipelines import prompts, tokenizer
-from owl_det import checkpoint, inference, stablehlo
+from owl_det import boxes as box_lib
+from owl_det import checkpoint, embeddings, inference, stablehlo
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import Functions
 from owl_det.optional import is_installed
@@ -38,6 +39,13 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1}
 SAMPLE_QUERIES = ("a cat", "two red circles", "photo")
 
 Outputs: TypeAlias = dict[str, np.ndarray]
+# StableHLO is run by `Predictor`, which ranks queries itself; the users of the others get scores.
+FUNCTIONS = {
+    "stablehlo": ("encode_queries", "embed_tokens"),
+    "saved_model": ("encode_queries", "score_tokens"),
+    "onnx": ("encode_queries", "score_tokens"),
+}
+
 # A runtime runs both functions of what was written, on inputs by name.
 Runtime: TypeAlias = Callable[[Outputs], Outputs]
 
@@ -92,7 +100,7 @@ def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
     flat = {k: np.asarray(v) for k, v in stablehlo.flatten(model.params).items()}
     safetensors.numpy.save_file(flat, folder / stablehlo.PARAMS)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    for name, function in _named(inference.functions_of(model)).items():
+    for name, function in _named(inference.functions_of(model), model, "stablehlo").items():
         exported = jax.export.export(jax.jit(function), platforms=stablehlo.PLATFORMS)(
             params, *_symbolic_inputs(model, name)
         )
@@ -100,7 +108,7 @@ def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
 
     def run(inputs: Outputs) -> Outputs:
         loaded, functions = stablehlo.load(folder)
-        return _run(functions, loaded, inputs)
+        return _run(functions, loaded, inputs, "stablehlo")
 
     return run
 
@@ -114,7 +122,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     module, variables = tf.Module(), jax.tree.map(tf.Variable, jax.device_get(model.params))
     module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}
-    for name, function in _named(inference.functions_of(model)).items():
+    for name, function in _named(inference.functions_of(model), model, "saved_model").items():
         inputs, _ = stablehlo.signatures(model.model)[name]
         converted = jax2tf.convert(
             function,
@@ -134,7 +142,8 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     def run(inputs: Outputs) -> Outputs:
         loaded = tf.saved_model.load(str(folder)).signatures
         outputs: Outputs = {}
-        for name, (keys, _) in stablehlo.signatures(model.model).items():
+        for name in FUNCTIONS["saved_model"]:
+            keys, _ = stablehlo.signatures(model.model)[name]
             made = loaded[name](**{key: tf.constant(inputs[key]) for key in keys})
             outputs |= {key: value.numpy() for key, value in made.items()}
         return outputs
@@ -151,7 +160,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
 
     # Names every intermediate value of unknown shape; onnxruntime infers those itself.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    for name, function in _named(inference.functions_of(model)).items():
+    for name, function in _named(inference.functions_of(model), model, "onnx").items():
         symbolic = _symbolic_inputs(model, name)
         inputs, outputs = stablehlo.signatures(model.model)[name]
         # jax2onnx replaces parts of jax.numpy while it traces, which Flax's scan does not survive;
@@ -177,7 +186,8 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # it warns of every constant that jax2onnx left unused
         outputs: Outputs = {}
-        for name, (keys, made) in stablehlo.signatures(model.model).items():
+        for name in FUNCTIONS["onnx"]:
+            keys, made = stablehlo.signatures(model.model)[name]
             session = onnxruntime.InferenceSession(
                 folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
             )
@@ -223,19 +233,33 @@ WRITERS: dict[str, Callable[[Path, LoadedModel], Runtime]] = {
 }
 
 
-def _named(functions: Functions) -> dict[str, Callable[..., dict[str, Array]]]:
-    """The functions with their outputs by name, as `stablehlo.signatures` lists them."""
+def _named(
+    functions: Functions, model: LoadedModel, kind: str
+) -> dict[str, Callable[..., dict[str, Array]]]:
+    """The functions of a format, outputs by name as `stablehlo.signatures` lists them."""
 
     def encode_queries(params: Params, tokens: Array) -> dict[str, Array]:
         embeddings = functions.encode_queries(params, tokens)
         return {"embeddings": embeddings.astype(jnp.float32)}  # whatever the model computes in
 
+    def embed_tokens(params: Params, image: Array) -> dict[str, Array]:
+        tokens = functions.embed_tokens(params, image)
+        return {field.name: getattr(tokens, field.name) for field in dataclasses.fields(tokens)}
+
     def score_tokens(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
     ) -> dict[str, Array]:
-        return functions.score_tokens(params, image, query_embeddings, is_query)._asdict()
+        tokens = functions.embed_tokens(params, image)
+        scores = inference.score(tokens, query_embeddings, jnp.dtype(model.model.dtype))
+        return {
+            "boxes_xyxy": box_lib.cxcywh_to_xyxy(tokens.boxes),
+            "scores": jnp.where(is_query[None, None, :], scores, 0.0),
+            "class_embeddings": tokens.class_embeddings,
+            "objectness_logits": tokens.objectness_logits,
+        }
 
-    return {"encode_queries": encode_queries, "score_tokens": score_tokens}
+    every = (encode_queries, embed_tokens, score_tokens)
+    return {f.__name__: f for f in every if f.__name__ in FUNCTIONS[kind]}
 
 
 def _symbolic_inputs(model: LoadedModel, name: str) -> list[jax.ShapeDtypeStruct]:
@@ -262,7 +286,7 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         "version": stablehlo.VERSION,
         "format": kind,
         "step": model.step,
-        "fingerprint": stablehlo.fingerprint(model.params),
+        "fingerprint": embeddings.fingerprint(model),
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
@@ -272,7 +296,7 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
             "num_positions": model.model.text.num_positions,
             "file": Path(model.tokenizer).name,  # empty = CLIP's vocabulary
         },
-        "functions": stablehlo.signatures(model.model),
+        "functions": {name: stablehlo.signatures(model.model)[name] for name in FUNCTIONS[kind]},
         "platforms": stablehlo.PLATFORMS if kind != "onnx" else None,
         "sha256": {str(path.relative_to(folder)): stablehlo.sha256(path) for path in files},
         "written_with": {"owl_det": owl_det.__version__, "jax": jax.__version__},
@@ -285,7 +309,7 @@ def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
     inputs = _sample(model)
     # StableHLO runs here as the checkpoint does; the others run in full precision on the CPU.
     with jax.default_matmul_precision("default" if kind == "stablehlo" else "highest"):
-        expected = _run(inference.functions_of(model), model, inputs)
+        expected = _run(inference.functions_of(model), model, inputs, kind)
     actual = runtime(inputs)
     differences = {
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())
@@ -314,9 +338,9 @@ def _sample(model: LoadedModel) -> Outputs:
     }
 
 
-def _run(functions: Functions, model: LoadedModel, inputs: Outputs) -> Outputs:
+def _run(functions: Functions, model: LoadedModel, inputs: Outputs, kind: str) -> Outputs:
     outputs: dict[str, Array] = {}
-    for name, function in _named(functions).items():
+    for name, function in _named(functions, model, kind).items():
         keys, _ = stablehlo.signatures(model.model)[name]
         outputs |= jax.jit(function)(model.params, *(inputs[key] for key in keys))
     return jax.device_get(outputs)

@@ -4,11 +4,13 @@
              tokenizer.json               where the checkpoint has one (or spiece.model)
              params.safetensors           parameters, float32, named by their path in the tree
              encode_queries.jax_export    (params, tokens) → embeddings
-             score_tokens.jax_export      (params, pixels, embeddings, is_query) → token scores
+             embed_tokens.jax_export      (params, pixels) → what decides each token's scores
 
 The two functions are StableHLO in `jax.export`'s envelope, lowered for every platform in
-`PLATFORMS`, with symbolic numbers of images (b), prompts (t) and queries (q). Loading needs JAX,
-and neither Flax nor Orbax. The files are untrusted: sizes, hashes, shapes and types are checked
+`PLATFORMS`, with symbolic numbers of images (b), prompts (t) and queries (q). Queries are scored
+and ranked outside, by `inference.rank`, so that every use of a checkpoint is one of an export.
+
+Loading needs JAX, and neither Flax nor Orbax. The files are untrusted: sizes, hashes, shapes and types are checked
 before parameters are allocated, and a function that calls outside XLA is refused.
 """
 
@@ -22,29 +24,31 @@ from typing import Any, TypeAlias, cast
 
 import jax
 import jax.export
-import numpy as np
 import safetensors
-from jaxtyping import Array, Bool, Float, Int32, UInt8
+from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
 from owl_det import config as config_lib
 from owl_det.config import ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.inference import Functions, TokenScores
-from owl_det.types import LoadedModel, Params
+from owl_det.inference import Functions
+from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 VERSION = 1  # of the metadata
 PLATFORMS = ("cpu", "cuda", "tpu")
 METADATA = "export.json"
 PARAMS = "params.safetensors"
 ENCODE_QUERIES = "encode_queries.jax_export"
-SCORE_TOKENS = "score_tokens.jax_export"
+EMBED_TOKENS = "embed_tokens.jax_export"
 
 MAX_METADATA_BYTES = 1 << 20
 MAX_FUNCTION_BYTES = 1 << 26  # parameters are not inside: a function takes some ten thousand bytes
 # `shape_assertion` is how jax.export checks symbolic sizes. Any other custom call reaches native
 # code with arguments that the file chooses.
 NATIVE_CALL = re.compile(r"custom_call(?! @shape_assertion\()[^\n(]{0,40}")
+
+# Of each token, one number each.
+PER_TOKEN = ("embedding_norm", "logit_shift", "logit_scale", "objectness_logits")
 
 # Sizes, those that are symbolic by their letter, and dtype.
 Signature: TypeAlias = tuple[tuple[int | str, ...], str]
@@ -69,20 +73,14 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         prompts.eval_prompts(metadata["eval_prompts"])
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    for name in (PARAMS, ENCODE_QUERIES, SCORE_TOKENS):
+    for name in (PARAMS, ENCODE_QUERIES, EMBED_TOKENS):
         _check_hash(folder / name, metadata["sha256"].get(name))
     encode = _read_function(folder / ENCODE_QUERIES, *signatures(model)["encode_queries"])
-    score = _read_function(folder / SCORE_TOKENS, *signatures(model)["score_tokens"])
-    params = _read_params(folder / PARAMS, [encode, score])
+    embed = _read_function(folder / EMBED_TOKENS, *signatures(model)["embed_tokens"])
+    params = _read_params(folder / PARAMS, [encode, embed])
 
-    def score_tokens(
-        params: Params,
-        image: UInt8[Array, "b H W 3"],
-        query_embeddings: Float[Array, "t q e"],
-        is_query: Bool[Array, " q"],
-    ) -> TokenScores:
-        outputs = score.call(params, image, query_embeddings, is_query)
-        return TokenScores(**cast(dict[str, Array], outputs))
+    def embed_tokens(params: Params, image: UInt8[Array, "b H W 3"]) -> TokenEmbeddings:
+        return TokenEmbeddings(**cast(dict[str, Array], embed.call(params, image)))
 
     def encode_queries(params: Params, tokens: Int32[Array, "t q l"]) -> Float[Array, "t q e"]:
         return cast(dict[str, Array], encode.call(params, tokens))["embeddings"]
@@ -95,22 +93,30 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         step=metadata["step"],
         tokenizer=_find_tokenizer(folder, metadata),
     )
-    return loaded, Functions(encode_queries, score_tokens)
+    return loaded, Functions(encode_queries, embed_tokens, is_one_size=True)
 
 
 def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict[str, Signature]]]:
-    """Inputs (after the parameters) and outputs of each exported function, by name, in order."""
+    """Inputs (after the parameters) and outputs of each function that is exported, by name."""
     side, e = model.image_size, model.embedding_dim
     n = (side // model.image.patch_size) ** 2
-    embeddings = (("t", "q", e), "float32")
+    embeddings, image = (("t", "q", e), "float32"), (("b", side, side, 3), "uint8")
     return {
         "encode_queries": (
             {"tokens": (("t", "q", model.text.num_positions), "int32")},
             {"embeddings": embeddings},
         ),
+        "embed_tokens": (
+            {"image": image},
+            {
+                "boxes": (("b", n, 4), "float32"),
+                "class_embeddings": (("b", n, e), "float32"),
+                **dict.fromkeys(PER_TOKEN, (("b", n), "float32")),
+            },
+        ),
         "score_tokens": (
             {
-                "image": (("b", side, side, 3), "uint8"),
+                "image": image,
                 "query_embeddings": embeddings,
                 "is_query": (("q",), "bool"),
             },
@@ -143,16 +149,6 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return params
-
-
-def fingerprint(params: Params) -> str:
-    """Hex digits that are the same for the same parameters, in whatever format they are stored."""
-    total = hashlib.sha256()
-    for name, value in flatten(params).items():
-        array = np.asarray(value)
-        total.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        total.update(array.tobytes())
-    return total.hexdigest()[:24]
 
 
 def sha256(path: Path) -> str:

@@ -78,6 +78,19 @@ class Predictions:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenEmbeddings:
+    """What of each token decides its score for any query: (cos + shift) · scale, and its box."""
+
+    boxes: Float[Array, "*b n 4"]  # cxcywh, in (0, 1)
+    class_embeddings: Float[Array, "*b n e"]  # unit length
+    embedding_norm: Float[Array, "*b n"]  # the length that class embeddings had
+    logit_shift: Float[Array, "*b n"]
+    logit_scale: Float[Array, "*b n"]
+    objectness_logits: Float[Array, "*b n"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
     """One-to-one matching of predictions and instances, seen from the instances."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from owl_det import checkpoint, cli, export, inference, stablehlo, train_step
+from owl_det import checkpoint, cli, embeddings, export, inference, stablehlo, train_step
 from owl_det.errors import CheckpointError, UserError
 from owl_det.predictor import Predictor
 from owl_det.types import LoadedModel, Params
@@ -142,9 +142,9 @@ def test_metadata_describes_the_model(exported: Path) -> None:
     metadata = json.loads((exported / stablehlo.METADATA).read_text())
     model = _model()
     assert metadata["model"]["image"] == dataclasses.asdict(model.model.image)
-    assert metadata["fingerprint"] == stablehlo.fingerprint(model.params)
-    other = jax.tree.map(lambda x: x + 1, model.params)
-    assert metadata["fingerprint"] != stablehlo.fingerprint(other)
+    assert metadata["fingerprint"] == embeddings.fingerprint(model)
+    other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
+    assert metadata["fingerprint"] != embeddings.fingerprint(other)
     assert metadata["tokenizer"]["num_positions"] == 8 and len(metadata["prompt_templates"]) == 7
     loaded, _ = stablehlo.load(exported)
     assert loaded.preprocess == model.preprocess and loaded.step == 5
@@ -167,7 +167,7 @@ def test_cudnn_attention_becomes_portable(tmp_path: Path) -> None:
 
 
 def test_damaged_files_are_one_clear_error(copy: Path) -> None:
-    for name in (stablehlo.PARAMS, stablehlo.ENCODE_QUERIES, stablehlo.SCORE_TOKENS):
+    for name in (stablehlo.PARAMS, stablehlo.ENCODE_QUERIES, stablehlo.EMBED_TOKENS):
         file = copy / name
         content = file.read_bytes()
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -186,7 +186,7 @@ def test_damaged_files_are_one_clear_error(copy: Path) -> None:
 
 
 def test_functions_of_another_model_are_refused(copy: Path) -> None:
-    encode, score = copy / stablehlo.ENCODE_QUERIES, copy / stablehlo.SCORE_TOKENS
+    encode, score = copy / stablehlo.ENCODE_QUERIES, copy / stablehlo.EMBED_TOKENS
     encode.write_bytes(score.read_bytes())
     _edit(copy, rehash=stablehlo.ENCODE_QUERIES)
     with pytest.raises(CheckpointError, match=r"encode_queries.*inputs and outputs are not those"):
@@ -253,7 +253,7 @@ def test_a_function_that_calls_native_code_is_refused(copy: Path) -> None:
 
 
 def test_an_oversized_function_is_not_read(copy: Path) -> None:
-    with (copy / stablehlo.SCORE_TOKENS).open("wb") as file:
+    with (copy / stablehlo.EMBED_TOKENS).open("wb") as file:
         file.truncate(stablehlo.MAX_FUNCTION_BYTES + 1)
     with pytest.raises(CheckpointError, match="bytes are too many for a function"):
         stablehlo.load(copy)

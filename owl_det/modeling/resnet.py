@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig
 from owl_det.modeling.attention import attend
-from owl_det.modeling.heads import unit_length
 from owl_det.modeling.text import TextTower
+from owl_det.scoring import unit_length
 
 STRIDE = 32  # pixels per position of the last feature map
 _EXPANSION = 4  # of a bottleneck's output over its width
