@@ -9,7 +9,7 @@ that is read, and checked or told when writing.
 import json
 import logging as std_logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def read(source: str) -> LoadedModel:
 
     Raises `CheckpointError`, naming file and field, for what is missing or does not fit.
     """
-    folder = _folder(source)
+    folder = find_folder(source)
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
@@ -233,7 +233,8 @@ def _preprocess_config(file: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _folder(source: str) -> Path:
+def find_folder(source: str, files: Sequence[str] = _FILES) -> Path:
+    """The folder of that name, or these files of a hub repository; `CheckpointError` if neither."""
     folder = Path(source)
     if folder.is_dir():
         return folder
@@ -247,7 +248,7 @@ def _folder(source: str) -> Path:
         ) from None
     std_logging.getLogger("huggingface_hub").setLevel(std_logging.ERROR)
     try:
-        return Path(snapshot_download(source, allow_patterns=_FILES))
+        return Path(snapshot_download(source, allow_patterns=list(files)))
     except Exception as error:  # of many kinds: offline, no such name, no right to read
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -287,6 +288,14 @@ def _check_expressible(model: ModelConfig) -> None:
         "box_bias": (model.box_bias, "both"),
         "embedding_dim": (model.embedding_dim, model.text.width),
         "text.vocabulary_size": (model.text.vocabulary_size, clip_vocabulary.SIZE),
+        "text.tokenizer": (model.text.tokenizer, "clip"),
+        "text.pooling": (model.text.pooling, "end_token"),
+        "text.is_causal": (model.text.is_causal, True),
+        "text.projection_bias": (model.text.projection_bias, False),
+        "image.pooling": (model.image.pooling, "class_token"),
+        "image.pre_norm": (model.image.pre_norm, True),
+        "image.patch_bias": (model.image.patch_bias, False),
+        "contrastive": (model.contrastive, "none"),
     }
     for key, (value, only) in wanted.items():
         if value != only:

@@ -1,6 +1,7 @@
 """`owl-det convert` and `owl-det models`."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from owl_det import checkpoint, cli
 from owl_det.checkpoint import LoadedModel
-from owl_det.convert import clip_vocabulary, models
+from owl_det.convert import clip_vocabulary, formats, models
 from tests import tiny
 
 
@@ -80,11 +81,31 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     assert "owl-det convert google/owlv2-large-patch14-ensemble models/owlv2-l14-ensemble" in text
     assert cli.main(["models", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if line["kind"] == "detector"]
     assert len({row["name"] for row in rows}) == len({row["hub"] for row in rows}) == 9
     for row in rows:
         patch_size = int(row["name"].split("-")[1][1:])
         assert row["image_size"] % patch_size == 0
+    towers = [line for line in lines if line["kind"] == "towers"]
+    assert len({row["command"] for row in towers}) == len(towers) > 20
+    for row in towers:
+        patch = re.search(r"patch(\d+)", row["source"])
+        assert patch and row["image_size"] % int(patch[1]) == 0, row
+        assert row["command"].split(" --from ")[1] in formats.readers()
+
+
+def test_towers_are_converted_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A CLIP ResNet of random numbers, the one tower format that needs no other library."""
+    with pytest.raises(SystemExit):
+        cli.main(["convert"])
+    capsys.readouterr()
+    (tmp_path / "clip.pt").write_bytes(b"PK\x03\x04 TorchScript archive/data.pkl")
+    arguments = ["convert", str(tmp_path / "clip.pt"), str(tmp_path / "new")]
+    assert cli.main([*arguments, "--from", "openai_resnet"]) == 2
+    assert "clip.pt" in capsys.readouterr().err
 
 
 def test_vocabulary_is_clip_s() -> None:
