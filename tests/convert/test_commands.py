@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import jax
@@ -95,17 +96,16 @@ def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         assert row["command"].split(" --from ")[1] in formats.readers()
 
 
-def test_towers_are_converted_and_described(
+def test_openai_s_own_archive_is_refused_with_the_remedy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A CLIP ResNet of random numbers, the one tower format that needs no other library."""
-    with pytest.raises(SystemExit):
-        cli.main(["convert"])
-    capsys.readouterr()
-    (tmp_path / "clip.pt").write_bytes(b"PK\x03\x04 TorchScript archive/data.pkl")
-    arguments = ["convert", str(tmp_path / "clip.pt"), str(tmp_path / "new")]
+    with zipfile.ZipFile(tmp_path / "RN50.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("archive/code/__torch__.py", "raise SystemExit(7)")
+    arguments = ["convert", str(tmp_path / "RN50.pt"), str(tmp_path / "new")]
     assert cli.main([*arguments, "--from", "openai_resnet"]) == 2
-    assert "clip.pt" in capsys.readouterr().err
+    said = capsys.readouterr().err.strip()
+    assert "RN50.pt" in said and "safetensors" in said and "\n" not in said, said
 
 
 def test_vocabulary_is_clip_s() -> None:
