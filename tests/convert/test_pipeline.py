@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import optimize
 
 from owl_det import checkpoint
 from owl_det.checkpoint import LoadedModel
@@ -78,17 +79,14 @@ def _unmatched(
     boxes = np.clip(boxes, 0, sides)
     scores = np.array([d["score"] for d in theirs])
     labels = np.array([queries.index(d["label"]) for d in theirs])
-    is_free = np.ones(len(theirs), bool)
-    unmatched = []
-    for i, (box, score, label) in enumerate(zip(ours.boxes, ours.scores, ours.labels, strict=True)):
-        fits = is_free & (labels == label) & (np.abs(scores - score) <= 1e-3)
-        # Theirs are cut to whole pixels: ours lie up to one above, and half of one either way.
-        fits &= ((box >= boxes - 0.5) & (box <= boxes + 1.5)).all(-1)
-        if fits.any():
-            is_free[np.flatnonzero(fits)[np.abs(scores - score)[fits].argmin()]] = False
-        else:
-            unmatched.append(i)
-    return unmatched
+    # Theirs are cut to whole pixels: ours lie up to one above, and half of one either way.
+    ours_of = ours.boxes[:, None]
+    fits = ((ours_of >= boxes - 0.5) & (ours_of <= boxes + 1.5)).all(-1)
+    fits &= np.abs(ours.scores[:, None] - scores) <= 1e-3
+    fits &= ours.labels[:, None] == labels
+    # Boxes of equal score may lie close together: one for one, as well as it can be done.
+    rows, columns = optimize.linear_sum_assignment(~fits)
+    return sorted(set(range(len(ours))) - set(rows[fits[rows, columns]].tolist()))
 
 
 @pytest.mark.parametrize("has_objectness_head", [True, False])
