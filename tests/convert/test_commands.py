@@ -2,8 +2,11 @@
 
 import json
 import re
+import sys
+import types
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -75,6 +78,24 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert message in error and error.count("\n") == 0
     assert not (tmp_path / "new").exists()
     assert (full / "file").read_text() == "mine"
+
+
+def test_without_a_connection_the_hub_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["convert", "google/owlvit-base-patch32", str(tmp_path / "new"), "--from", "hf"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert cli.main(command) == 2
+    assert "pip install huggingface_hub" in capsys.readouterr().err
+
+    def offline(*arguments: Any, **options: Any) -> str:
+        raise ConnectionError("no route\nto host")
+
+    hub = types.SimpleNamespace(snapshot_download=offline)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert "the hub does not give it (no route to host)" in error and "\n" not in error
 
 
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
