@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config: Any = base.default()
     config.name = "quickstart"
     config.batch_size = 32
-    config.num_steps = 10_000
+    config.num_steps = 7000
     tiny_model(config)
     data = config.data
     base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=16_384))
@@ -63,5 +63,5 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
     config.checkpoint.every_steps = 500
-    config.evaluation.every_steps = 5000
+    config.evaluation.every_steps = 3500
     return config

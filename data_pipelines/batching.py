@@ -147,5 +147,7 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
     out["query_index"], out["is_query"], out["counts"] = index, is_query, counts
     # An instance whose every label was masked out is no longer asked for.
     has_label = (out["instance_labels"] & is_query[:, None, :]).any(axis=-1)
+    lost = (out["is_instance"] & ~has_label).sum(axis=-1)
+    counts[:, COUNTS.index("dropped_instances")] += lost.astype(np.int32)
     out["is_instance"] = out["is_instance"] & has_label
     return out

@@ -39,9 +39,17 @@ class DivergedError(UserError):
 def run(config: Config, workdir: str) -> None:
     """Trains to `config.num_steps`, from the latest checkpoint in `workdir` if there is one.
 
-    Raises `UserError` for what a user can mend. On SIGTERM it saves and returns.
+    Raises `UserError` for what a user can mend. On SIGTERM, from this moment on, it finishes the
+    step (or the first one), saves and returns.
     """
-    folder = Path(workdir)
+    stop = _StopSignal()
+    try:
+        _train(config, Path(workdir), stop)
+    finally:
+        stop.restore()
+
+
+def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     mesh = sharding.make_mesh(config.mesh)
     data = TrainInput(config)
     evaluations = _open_evaluations(config, mesh)
@@ -52,7 +60,6 @@ def run(config: Config, workdir: str) -> None:
     if jax.process_index() == 0:
         (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
     log = MetricLog(folder, first_step, jax.process_index() == 0)
-    stop = _StopSignal()
     step_fn = train_step.jit_train_step(config, mesh, state)
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
@@ -85,7 +92,6 @@ def run(config: Config, workdir: str) -> None:
         checkpoints.wait()
         checkpoints.close()
         log.close()
-        stop.restore()
 
 
 def evaluate(

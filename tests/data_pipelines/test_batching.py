@@ -153,6 +153,9 @@ def test_tables_give_back_what_they_hold(
         positives = {names[0] for names in asked[part] if names}
         if len(positives) <= room:
             assert out["is_instance"][part].sum() == sum(bool(names) for names in asked[part])
+    lost = batch["is_instance"].sum(1) - out["is_instance"].sum(1)
+    column = batching.COUNTS.index("dropped_instances")
+    np.testing.assert_array_equal(out["counts"][:, column], lost)
     # An instance is asked for exactly where one of its queries is.
     has_query = (out["instance_labels"] & out["is_query"][:, None]).any(-1)
     np.testing.assert_array_equal(out["is_instance"], batch["is_instance"] & has_query)
