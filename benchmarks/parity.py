@@ -45,8 +45,8 @@ def main() -> None:
 
 def save_random(folder: Path, kind: str, image_size: int, patch_size: int) -> None:
     """A base model whose tensors are all drawn from distributions of their own."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     name = {"owlvit": "OwlViT", "owlv2": "Owlv2"}[kind]
     vision = {"image_size": image_size, "patch_size": patch_size}
@@ -66,8 +66,8 @@ def save_random(folder: Path, kind: str, image_size: int, patch_size: int) -> No
 
 def compare(folder: Path) -> dict[str, Any]:
     """Largest absolute differences, the spread of the outputs, and seconds of one image."""
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     ours = huggingface.read(str(folder))
     side = ours.model.image_size

@@ -297,11 +297,8 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def _convert(arguments: argparse.Namespace) -> int:
     """One JSON object on stdout; what is left out or differs is logged."""
-    from absl import logging
-
     from owl_det.convert import formats
 
-    logging.set_verbosity(logging.INFO)
     model = formats.convert(
         arguments.source,
         Path(arguments.target),

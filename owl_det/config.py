@@ -419,10 +419,19 @@ def _check(config: Config) -> None:
     for key in ("batch_size", "num_steps"):
         _require(getattr(config, key) > 0, f"config.{key}: must be positive")
     for name, tower in (("image", model.image), ("text", model.text)):
+        for key in ("width", "num_layers", "num_heads", "mlp_width"):
+            _require(getattr(tower, key) > 0, f"config.model.{name}.{key}: must be positive")
         _require(
             tower.width % tower.num_heads == 0,
             f"config.model.{name}.num_heads: {tower.num_heads} does not divide width {tower.width}",
         )
+    for name, value in (
+        ("embedding_dim", model.embedding_dim),
+        ("image.patch_size", model.image.patch_size),
+        ("text.vocabulary_size", model.text.vocabulary_size),
+        ("text.num_positions", model.text.num_positions),
+    ):
+        _require(value > 0, f"config.model.{name}: must be positive")
     _require(
         model.image_size > 0 and model.image_size % model.image.patch_size == 0,
         f"config.model.image_size: not a multiple of the patch size {model.image.patch_size}",

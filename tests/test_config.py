@@ -42,6 +42,13 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"num_steps": 0}, "config.num_steps"),
         ({"optimizer": {"clip": {"microbatch": 0}}}, "clip.microbatch: must be positive"),
         ({"optimizer": {"clip": {"norm": -1.0}}}, "clip.norm: must be positive"),
+        (
+            {"model": {"has_objectness_head": False}, "selection": {"instance_top_k": 3}},
+            "config.selection.instance_top_k: needs config.model.has_objectness_head",
+        ),
+        ({"preprocess": {"pad_value": 2}}, "config.preprocess.pad_value"),
+        ({"model": {"text": {"num_heads": 0}}}, "config.model.text.num_heads: must be positive"),
+        ({"model": {"image": {"patch_size": 0}}}, "config.model.image.patch_size: must be pos"),
         ({"preprocess": {"mean": [0.5]}}, "config.preprocess.mean: three numbers"),
         ({"preprocess": {"std": [0.2, 0.0, 0.2]}}, "config.preprocess.std: must be positive"),
         ({"preprocess": {"mean": 0.5}}, "config.preprocess.mean: expected a list, got float"),

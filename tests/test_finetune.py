@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from owl_det.config import Config
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.modeling.detector import TOWERS, Detector
+from owl_det.predictor import Predictor
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -281,9 +283,35 @@ def _write_coco(root: Path) -> None:
         (root / f"{name}.json").write_text(json.dumps(content))
 
 
+def _sentencepiece(folder: Path) -> Path:
+    library = pytest.importorskip("sentencepiece", reason="needs the extra siglip")
+    names = [category.name for category in ShapesWorld(split="train").categories]
+    library.SentencePieceTrainer.train(
+        sentence_iterator=iter(names * 20),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
 @pytest.mark.slow
-def test_one_config_fine_tunes_from_any_checkpoint(saved: Path, tmp_path: Path) -> None:
-    """configs/finetune.py, made small: runs, compares before and after, and goes on."""
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) -> None:
+    """configs/finetune.py, made small: runs, compares before and after, goes on, predicts."""
+    towers = _towers()
+    if family == "siglip":
+        towers = _towers(
+            **SIGLIP, model__text__tokenizer="siglip", model__text__vocabulary_size=100
+        )
+        towers = dataclasses.replace(towers, tokenizer=str(_sentencepiece(tmp_path)))
+    checkpoint.save_model(tmp_path / "towers", towers)
     _write_coco(tmp_path / "data")
     tree: Any = importlib.import_module("configs.finetune").get_config().to_dict()
     tree["data"] |= {
@@ -296,14 +324,14 @@ def test_one_config_fine_tunes_from_any_checkpoint(saved: Path, tmp_path: Path) 
         "num_workers": 1,
     }
     tree["data"]["augment"]["crop_probability"] = 0.0
-    tree["checkpoint"] |= {"init_from": str(saved), "every_steps": 100}
+    tree["checkpoint"] |= {"init_from": str(tmp_path / "towers"), "every_steps": 100}
     tree["model"]["text"]["num_positions"] = 8
     tree["optimizer"] |= {"learning_rate": 1e-3, "clip": {"scope": "global"}}
     tree["schedule"]["warmup_steps"] = 0
     tree |= {"batch_size": 8, "num_steps": 2}
     workdir = tmp_path / "w"
     config = checkpoint.take_model(config_lib.resolve(tree), workdir)
-    assert config.model.image.width == 32
+    assert config.model.image.width == 32 and config.model.text.tokenizer == family
     train.run(config, str(workdir))
     before = json.loads((workdir / "eval" / "before.json").read_text())["val"]
     after = json.loads((workdir / "eval" / "summary.json").read_text())
@@ -312,10 +340,15 @@ def test_one_config_fine_tunes_from_any_checkpoint(saved: Path, tmp_path: Path) 
     assert before["num_instances"] == after["num_instances"] > 0
     (row,) = (row for row in rows if row["metric"] == "AP50")
     assert (row["before"], row["after"]) == (before["AP50"], after["AP50"])
-    # The model of a run that goes on is its own: the start may be gone.
+    # The model of a run that goes on is its own, tokeniser and all: the start may be gone.
     tree["checkpoint"]["init_from"] = str(tmp_path / "gone")
+    shutil.rmtree(tmp_path / "towers")
     again = checkpoint.take_model(config_lib.resolve(tree), workdir)
     assert again.model == config.model
+    found = Predictor.load(workdir).detect(
+        [tmp_path / "data" / "images" / "0.png"], ["red circle", "zebra"], threshold=0.0, top_k=5
+    )
+    assert len(found[0]) == 5
 
 
 def test_the_comparison_has_a_row_for_each_metric_of_both() -> None:

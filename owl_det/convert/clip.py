@@ -6,18 +6,19 @@ names, from a safetensors file.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
+from owl_det.convert.huggingface import find_folder
 from owl_det.convert.rules import ALL, LAYER, Ignored, Rule, Table
-from owl_det.convert.weights import Weights, open_weights
+from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.types import LoadedModel
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 PREPROCESS = {"resize": "bicubic", "mean": MEAN, "std": STD}
+_FILES = ["*.json", "model*.safetensors"]
 _RESNET_STEM = 3  # convolutions
 
 TABLE = Table(
@@ -46,15 +47,15 @@ TABLE = Table(
 
 
 def read(source: str) -> LoadedModel:
-    """Towers from a folder of Hugging Face's (config.json, model.safetensors, and so on).
+    """Towers from a folder of Hugging Face's, or from the hub if `source` is `owner/name`.
 
     Raises `CheckpointError` as `load` and `open_weights` do.
     """
-    folder = Path(source)
+    folder = find_folder(source, _FILES)
     return load(
         open_weights(folder),
-        towers.read_json(folder / "config.json"),
-        towers.read_json(folder / "preprocessor_config.json"),
+        read_json(folder / "config.json"),
+        read_json(folder / "preprocessor_config.json"),
         towers.find_tokenizer(folder, FILES["clip"]),
     )
 

@@ -35,7 +35,9 @@ def write(folder: Path, *, max_length: int) -> None:
         "bos_token": _START_TOKEN,
         "eos_token": _END_TOKEN,
         "unk_token": _END_TOKEN,
-        "pad_token": "!",  # id 0, which OWL-ViT pads with; CLIP itself pads with the end token
+        # What CLIP pads with. Published OWL-ViT folders pad with "!" (id 0), which makes padding of
+        # each "!" in a text too; what follows the first end token is never looked at.
+        "pad_token": _END_TOKEN,
     }
     settings = {
         **special,

@@ -65,11 +65,16 @@ def convert(
 
 def summary(model: LoadedModel) -> dict[str, Any]:
     """What was converted, in few words and numbers."""
-    config = model.model
+    config, image = model.model, model.model.image
+    if model.kind == "resnet":
+        tower = f"ResNet {config.resnet.width}x{'-'.join(map(str, config.resnet.num_blocks))}"
+    else:
+        tower = f"{image.width}x{image.num_layers}/{image.patch_size}"
     return {
-        "model": f"{config.image.width}x{config.image.num_layers}/{config.image.patch_size}",
+        "kind": model.kind,
+        "model": tower,
         "image_size": config.image_size,
-        "has_objectness_head": config.has_objectness_head,
+        "has_objectness_head": model.kind == "detector" and config.has_objectness_head,
         "eval_prompts": model.eval_prompts,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(model.params)),
     }

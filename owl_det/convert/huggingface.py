@@ -9,7 +9,7 @@ that is read, and checked or told when writing.
 import json
 import logging as std_logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def read(source: str) -> LoadedModel:
 
     Raises `CheckpointError`, naming file and field, for what is missing or does not fit.
     """
-    folder = _folder(source)
+    folder = find_folder(source)
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
     if kind not in _DEFAULTS:
@@ -81,6 +81,7 @@ def read(source: str) -> LoadedModel:
         _preprocess_config(folder / "preprocessor_config.json", kind),
         str(folder),
     )
+    _check_side(folder / "preprocessor_config.json", model.image_size)
     return models.read(table(kind), weights, model, preprocess)
 
 
@@ -213,7 +214,7 @@ def _preprocess_config(file: Path, kind: str) -> dict[str, Any]:
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or kind
     is_stretched = "owlvit" in str(name).lower()
     wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True}
-    wanted |= {"do_center_crop": False} if is_stretched else {"do_pad": True}
+    wanted |= {} if is_stretched else {"do_pad": True}
     for key, value in wanted.items():
         if (settings.get(key) if settings.get(key) is not None else value) is not value:
             raise CheckpointError(f"{file}: {key} must be {str(value).lower()}")
@@ -233,21 +234,33 @@ def _preprocess_config(file: Path, kind: str) -> dict[str, Any]:
     }
 
 
-def _folder(source: str) -> Path:
+def _check_side(file: Path, image_size: int) -> None:
+    """Images must be prepared at the model's size; a crop to that size takes nothing away."""
+    settings = read_json(file)
+    keys = ["size", "crop_size"] if settings.get("do_center_crop") else ["size"]
+    for key in keys:
+        size = settings.get(key)
+        sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size]
+        if size is not None and sides != [image_size] * len(sides):
+            raise CheckpointError(f"{file}: {key} {size} is not the model's {image_size} pixels")
+
+
+def find_folder(source: str, files: Sequence[str] = _FILES) -> Path:
+    """The folder of that name, or these files of a hub repository; `CheckpointError` if neither."""
     folder = Path(source)
     if folder.is_dir():
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         raise CheckpointError(f"{source}: not a folder with config.json and model.safetensors")
     try:
-        from huggingface_hub import snapshot_download
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise CheckpointError(
             f"{source}: no such folder; to fetch it from the hub, pip install huggingface_hub"
         ) from None
     std_logging.getLogger("huggingface_hub").setLevel(std_logging.ERROR)
     try:
-        return Path(snapshot_download(source, allow_patterns=_FILES))
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=list(files)))
     except Exception as error:  # of many kinds: offline, no such name, no right to read
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -287,6 +300,14 @@ def _check_expressible(model: ModelConfig) -> None:
         "box_bias": (model.box_bias, "both"),
         "embedding_dim": (model.embedding_dim, model.text.width),
         "text.vocabulary_size": (model.text.vocabulary_size, clip_vocabulary.SIZE),
+        "text.tokenizer": (model.text.tokenizer, "clip"),
+        "text.pooling": (model.text.pooling, "end_token"),
+        "text.is_causal": (model.text.is_causal, True),
+        "text.projection_bias": (model.text.projection_bias, False),
+        "image.pooling": (model.image.pooling, "class_token"),
+        "image.pre_norm": (model.image.pre_norm, True),
+        "image.patch_bias": (model.image.patch_bias, False),
+        "contrastive": (model.contrastive, "none"),
     }
     for key, (value, only) in wanted.items():
         if value != only:

@@ -145,7 +145,7 @@ def _check_names(table: Table, weights: Weights, placed: Sequence[Rule]) -> None
             raise CheckpointError(f"{weights.source}: unknown tensor {name}; nothing was converted")
         left_out[reason] = left_out.get(reason, 0) + 1
     for reason, count in left_out.items():
-        logging.info("%s: %d tensors left out: %s", weights.source, count, reason)
+        logging.warning("%s: %d tensors left out: %s", weights.source, count, reason)
 
 
 def _check_covered(

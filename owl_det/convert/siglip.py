@@ -10,12 +10,14 @@ from typing import Any
 
 from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
+from owl_det.convert.huggingface import find_folder
 from owl_det.convert.rules import Ignored, Rule, Table
-from owl_det.convert.weights import Weights, open_weights
+from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.errors import CheckpointError
 from owl_det.types import LoadedModel
 
 PREPROCESS = {"resize": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+_FILES = ["*.json", "spiece.model", "model*.safetensors"]
 _HEAD, _MAP = "vision_model.head", "image/map_head"
 
 TABLE = Table(
@@ -49,16 +51,16 @@ TABLE = Table(
 
 
 def read(source: str) -> LoadedModel:
-    """Towers from a folder of Hugging Face's (config.json, model.safetensors, and so on).
+    """Towers from a folder of Hugging Face's, or from the hub if `source` is `owner/name`.
 
     A spiece.model makes it a SigLIP, else a tokenizer.json a SigLIP 2. Raises `CheckpointError` as
     `load` and `open_weights` do.
     """
-    folder = Path(source)
+    folder = find_folder(source, _FILES)
     return load(
         open_weights(folder),
-        towers.read_json(folder / "config.json"),
-        towers.read_json(folder / "preprocessor_config.json"),
+        read_json(folder / "config.json"),
+        read_json(folder / "preprocessor_config.json"),
         towers.find_tokenizer(folder, FILES["siglip"], FILES["siglip2"]),
     )
 

@@ -1,7 +1,6 @@
 """What the converters of contrastive models share: sizes from shapes, rules of a layer, loading."""
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from typing import Any
 import jax
 
 from owl_det import checkpoint, optim
-from owl_det import config as config_lib
+from owl_det.convert import models
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
-from owl_det.convert.weights import MAX_INDEX_BYTES, Weights
-from owl_det.errors import CheckpointError, ConfigError
-from owl_det.types import LoadedModel, Params
+from owl_det.convert.weights import Weights
+from owl_det.errors import CheckpointError
+from owl_det.types import LoadedModel
 
 # What Hugging Face's configs call them → `ModelConfig.activation`.
 ACTIVATIONS = {
@@ -40,57 +39,24 @@ def load(
 
     Raises `CheckpointError`, naming what does not fit.
     """
-    try:
-        checked, pixels = config_lib.resolve_model(model, preprocess)
-    except ConfigError as error:
-        raise CheckpointError(f"{weights.source}: {error}") from None
+    checked, pixels = models.resolve(dict(model), dict(preprocess), weights.source)
     described = LoadedModel(
         kind=kind,  # pyright: ignore[reportArgumentType]
         params={},
         model=checked,
         preprocess=pixels,
-        eval_prompts="clip_best7",
+        eval_prompts=models.EVAL_PROMPTS,
         step=0,
         tokenizer=tokenizer,
     )
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
     shapes = {optim.path_name(path): leaf.shape for path, leaf in leaves}
-    return dataclasses.replace(described, params=nested(to_ours(table, weights, shapes)))
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object of a small JSON file beside the weights; empty if there is none.
-
-    Raises `CheckpointError` if it is damaged or no object.
-    """
-    if not file.exists():
-        return {}
-    try:
-        if file.stat().st_size > MAX_INDEX_BYTES:
-            raise CheckpointError(f"{file}: more than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: not a JSON object")
-    return value
+    return dataclasses.replace(described, params=models.unflatten(to_ours(table, weights, shapes)))
 
 
 def find_tokenizer(folder: Path, *names: str) -> str:
     """The first of these files that is in the folder; empty if none is."""
     return next((str(folder / name) for name in names if (folder / name).is_file()), "")
-
-
-def nested(flat: Mapping[str, Any]) -> Params:
-    """A tree from paths with slashes."""
-    tree: Params = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
 
 
 def shape_of(weights: Weights, name: str, num_axes: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint
+from owl_det import checkpoint, cli
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
 from owl_det.modeling.detector import Detector
@@ -94,6 +94,22 @@ def test_a_checkpoint_of_towers_keeps_every_bit(towers: LoadedModel, tmp_path: P
     jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
     with pytest.raises(CheckpointError, match="no detection heads"):
         checkpoint.load_detector(tmp_path / "clip")
+
+
+def test_a_folder_becomes_a_checkpoint_by_the_command(
+    reference: Any,
+    towers: LoadedModel,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reference.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+    arguments = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--from", "hf_clip"]
+    assert cli.main(["convert", *arguments]) == 0, capsys.readouterr().err
+    loaded = checkpoint.load_model(tmp_path / "ours")
+    assert loaded.kind == "towers" and loaded.model == towers.model
+    assert loaded.preprocess.mean == (0.1, 0.2, 0.3)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
 
 
 @pytest.mark.parametrize(

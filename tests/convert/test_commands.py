@@ -1,7 +1,12 @@
 """`owl-det convert` and `owl-det models`."""
 
 import json
+import re
+import sys
+import types
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +14,7 @@ import pytest
 
 from owl_det import checkpoint, cli
 from owl_det.checkpoint import LoadedModel
-from owl_det.convert import clip_vocabulary, models
+from owl_det.convert import clip_vocabulary, formats, models
 from tests import tiny
 
 
@@ -75,16 +80,53 @@ def test_mistakes_are_one_line_and_exit_code_2(
     assert (full / "file").read_text() == "mine"
 
 
+def test_without_a_connection_the_hub_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["convert", "google/owlvit-base-patch32", str(tmp_path / "new"), "--from", "hf"]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert cli.main(command) == 2
+    assert "pip install huggingface_hub" in capsys.readouterr().err
+
+    def offline(*arguments: Any, **options: Any) -> str:
+        raise ConnectionError("no route\nto host")
+
+    hub = types.SimpleNamespace(snapshot_download=offline)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err.strip()
+    assert "the hub does not give it (no route to host)" in error and "\n" not in error
+
+
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     text = capsys.readouterr().out
     assert "owl-det convert google/owlv2-large-patch14-ensemble models/owlv2-l14-ensemble" in text
     assert cli.main(["models", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = [line for line in lines if line["kind"] == "detector"]
     assert len({row["name"] for row in rows}) == len({row["hub"] for row in rows}) == 9
     for row in rows:
         patch_size = int(row["name"].split("-")[1][1:])
         assert row["image_size"] % patch_size == 0
+    towers = [line for line in lines if line["kind"] == "towers"]
+    assert len({row["command"] for row in towers}) == len(towers) > 20
+    for row in towers:
+        patch = re.search(r"patch(\d+)", row["source"])
+        assert patch and row["image_size"] % int(patch[1]) == 0, row
+        assert row["command"].split(" --from ")[1] in formats.readers()
+
+
+def test_openai_s_own_archive_is_refused_with_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(tmp_path / "RN50.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
+        archive.writestr("archive/code/__torch__.py", "raise SystemExit(7)")
+    arguments = ["convert", str(tmp_path / "RN50.pt"), str(tmp_path / "new")]
+    assert cli.main([*arguments, "--from", "openai_resnet"]) == 2
+    said = capsys.readouterr().err.strip()
+    assert "RN50.pt" in said and "safetensors" in said and "\n" not in said, said
 
 
 def test_vocabulary_is_clip_s() -> None:
