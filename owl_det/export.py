@@ -73,7 +73,7 @@ def export(
         runtime = WRITERS[kind](scratch, model)
         _write_metadata(scratch, model, kind)
         differences = _check(model, runtime, kind)
-        scratch.chmod(0o755)  # mkdtemp's folder is private
+        _publish(scratch)
         scratch.replace(folder.absolute())
     except BaseException:
         shutil.rmtree(scratch)
@@ -86,6 +86,12 @@ def export(
         "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
         "max_abs_difference": differences,
     }
+
+
+def _publish(folder: Path) -> None:
+    """Lets others read what mkdtemp and some of the writers keep private."""
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _portable(model: LoadedModel, kind: str) -> LoadedModel:

@@ -149,6 +149,7 @@ def test_metadata_describes_the_model(exported: Path) -> None:
     loaded, _ = stablehlo.load(exported)
     assert loaded.preprocess == model.preprocess and loaded.step == 5
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    assert {path.stat().st_mode & 0o777 for path in exported.iterdir()} == {0o644}
     functions = sum((exported / name).stat().st_size for name in metadata["sha256"])
     functions -= (exported / stablehlo.PARAMS).stat().st_size
     assert functions < 200_000  # parameters are not inside
