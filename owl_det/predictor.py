@@ -288,6 +288,10 @@ class Predictor:
             found += _detections(pairs, sizes, num_queries, threshold)
         return [_suppress(x, nms_iou, nms_across_queries) for x in found]
 
+    def forget_texts(self) -> None:
+        """Empties the memory of the last texts' embeddings, which spares the text tower."""
+        self._encode_texts.cache_clear()
+
     # --- parts -----------------------------------------------------------------------------------
 
     def preprocess(
