@@ -327,23 +327,30 @@ def _iou(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("across", [False, True])
 def test_suppression_drops_what_a_better_box_covers(
-    predictor: Predictor, embedded: ImageEmbeddings, across: bool
+    predictor: Predictor,
+    embedded: ImageEmbeddings,
+    across: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    texts = ["cat", "dog"]
-    everything = predictor.search(embedded, texts, threshold=0.0)[0]
+    rng = np.random.default_rng(4)
+    low = rng.uniform(0, 20, (60, 2))
+    everything = Detections(
+        np.concatenate([low, low + rng.uniform(5, 15, (60, 2))], 1).astype(np.float32),
+        np.linspace(0.9, 0.1, 60, dtype=np.float32),
+        rng.integers(0, 2, 60).astype(np.int32),
+    )
     kept: list[int] = []
-    for row in range(len(everything)):
+    for row in range(60):
         rivals = [i for i in kept if across or everything.labels[i] == everything.labels[row]]
         if all(_iou(everything.boxes[i], everything.boxes[row]) <= 0.3 for i in rivals):
             kept.append(row)
-    found = predictor.search(
-        embedded, texts, threshold=0.0, nms_iou=0.3, nms_across_queries=across
-    )[0]
-    assert 0 < len(kept) < len(everything)
+    assert 0 < len(kept) < 60
+    monkeypatch.setattr(predictor_lib, "_detections", lambda *_: [everything])
+    found = predictor.search(embedded, ["a", "b"], nms_iou=0.3, nms_across_queries=across)[0]
     np.testing.assert_array_equal(found.boxes, everything.boxes[kept])
     np.testing.assert_array_equal(found.labels, everything.labels[kept])
     with pytest.raises(DataError, match="nms_iou: 2"):
-        predictor.search(embedded, texts, threshold=0.0, nms_iou=2)
+        predictor.search(embedded, ["a", "b"], nms_iou=2)
 
 
 def test_embeddings_of_another_checkpoint_are_refused(
