@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,11 +35,19 @@ def write_images(folder: Path, num_images: int, image_size: int) -> list[Path]:
     return paths
 
 
-def timed(task: Callable[[], list[Detections]]) -> tuple[list[Detections], float, float]:
-    """What the task returns, and the seconds it took: of the clock and of the processors."""
+class Timed(NamedTuple):
+    """What a task returned, and the seconds it took: of the clock and of the processors."""
+
+    found: list[Detections]
+    wall: float
+    cpu: float
+
+
+def timed(task: Callable[[], list[Detections]]) -> Timed:
+    """Runs the task once."""
     wall, cpu = time.perf_counter(), time.process_time()
     found = task()
-    return found, time.perf_counter() - wall, time.process_time() - cpu
+    return Timed(found, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def differences(ours: list[Detections], theirs: list[Detections]) -> dict[str, Any]:
@@ -84,26 +92,27 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         shards = embeddings.read(saved)
         return [x for shard in shards for x in predictor.search(shard, arguments.query)]
 
-    _, embed_wall, _ = timed(embed)
-    rounds = [(timed(detect), timed(search)) for _ in range(arguments.repeats + 1)][1:]
+    embedded = timed(embed)
+    rounds = [(timed(detect), timed(search)) for _ in range(arguments.repeats + 1)]
+    detected, searched = zip(*rounds[1:], strict=True)  # the first compiles
     seconds = {
-        f"{name}_{clock}_seconds": statistics.median(turn[task][place] for turn in rounds)
-        for task, name in enumerate(("detect", "search"))
-        for place, clock in ((1, "wall"), (2, "cpu"))
+        "detect_wall_seconds": statistics.median(turn.wall for turn in detected),
+        "detect_cpu_seconds": statistics.median(turn.cpu for turn in detected),
+        "search_wall_seconds": statistics.median(turn.wall for turn in searched),
+        "search_cpu_seconds": statistics.median(turn.cpu for turn in searched),
     }
-    (detected, _, _), (searched, _, _) = rounds[-1]
     return {
         "machine": machine(),
         "num_images": arguments.num_images,
         "image_size": side,
         "queries": len(arguments.query),
         "batch_size": batch_size,
-        "embed_wall_seconds": embed_wall,
+        "embed_wall_seconds": embedded.wall,
         **seconds,
         "faster_wall": seconds["detect_wall_seconds"] / seconds["search_wall_seconds"],
         "faster_cpu": seconds["detect_cpu_seconds"] / seconds["search_cpu_seconds"],
         "bytes_per_image": sum(f.stat().st_size for f in saved.iterdir()) / arguments.num_images,
-        **differences(searched, detected),
+        **differences(searched[-1].found, detected[-1].found),
     }
 
 
