@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from owl_det.errors import ConfigError
 
+Protocol = Literal["coco", "lvis", "fixed"]
+
 # --- model ---------------------------------------------------------------------------------------
 
 
@@ -248,6 +250,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    # Which detections count: "coco" 100 per image and category, "lvis" 300 per image, "fixed"
+    # 10,000 per category over the data set and no limit per image.
+    protocol: Protocol = "coco"
     every_steps: int = 0  # 0 = only after the last step
     batch_size: int = 0  # 0 = batch_size of training
     top_k: int = 300  # query-box pairs kept per image
