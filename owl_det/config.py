@@ -127,6 +127,8 @@ class CocoSource:
     path: str = ""  # root folder; empty = data.path
     annotations: str = "annotations.json"  # relative to the root
     images: str = "images"
+    # OV-COCO: 48 base and 17 novel categories for evaluation, the base ones alone for training.
+    subset: Literal["all", "ov_coco", "ov_coco_base"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)

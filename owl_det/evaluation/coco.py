@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 from data_pipelines.features import Category
 from owl_det.config import Protocol
 from owl_det.errors import DataError
-from owl_det.evaluation.rows import GroupedRows, RowFile
+from owl_det.evaluation.rows import RowFile
 
 # Boxes are in pixels of the raw image.
 GroundTruth: TypeAlias = tuple[

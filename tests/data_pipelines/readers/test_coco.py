@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.image_ops import UnreadableImage
-from data_pipelines.readers.coco import CocoReader
+from data_pipelines.readers.coco import CocoReader, plain_name
 from owl_det.errors import DataError
 
 
@@ -90,7 +90,11 @@ def test_degenerate_boxes_are_counted_and_their_names_are_no_negatives(write, ca
 
 def test_lvis_is_federated(write):
     reader = write(lvis_content())
-    assert [c.groups for c in reader.categories] == [("rare",), ("common",), ("frequent",)]
+    assert [c.groups for c in reader.categories] == [
+        ("rare", "novel"),
+        ("common", "base"),
+        ("frequent", "base"),
+    ]
     assert reader.categories[0].name == "traffic light"
     assert reader[0].negatives == reader[1].negatives == ("dog",)
     assert reader[1].not_exhaustive == ("traffic light",)
@@ -202,7 +206,7 @@ def test_real_lvis_records(shared_data, tmp_path, folder):
         "frequent": 315,
     }
     one = reader[0]
-    names = {c["id"]: c["name"].replace("_", " ") for c in raw["categories"]}
+    names = {c["id"]: plain_name(c["name"]) for c in raw["categories"]}
     assert one.negatives == tuple(names[i] for i in first["neg_category_ids"])
     boxed = [a for a in raw["annotations"] if a["image_id"] == first["id"]]
     assert one.names == tuple((names[a["category_id"]],) for a in boxed)
