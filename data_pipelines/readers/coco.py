@@ -41,7 +41,7 @@ class CocoReader(folder.FolderReader):
         Raises `DataError` if either is missing, the file is malformed (field named), an annotation
         refers to an unknown image or category, or a category to keep is not in the file.
         """
-        content = _load(annotations)
+        content = _without_placeholders(_load(annotations), annotations)
         if groups is not None:
             content = _restrict(content, groups, annotations)
         entries = {
@@ -80,6 +80,29 @@ def plain_name(name: str) -> str:
     """
     plain = re.sub(r"[^A-Za-z0-9-]+", " ", name)
     return re.sub(r"-+", "-", plain).strip()
+
+
+def _without_placeholders(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content without the unused category 0 that Roboflow's exports begin with.
+
+    It is the supercategory of the others and often has the name of one of them.
+    """
+    entries = list(_list(content, "categories", file))
+    parents = {e.get("supercategory") for e in entries if isinstance(e, dict)}
+    used = {
+        entry.get("category_id")
+        for entry in _list(content, "annotations", file)
+        if isinstance(entry, dict)
+    }
+    kept = [
+        e
+        for e in entries
+        if not isinstance(e, dict)
+        or e.get("supercategory") != "none"
+        or e.get("id") in used
+        or e.get("name") not in parents
+    ]
+    return {**content, "categories": kept}
 
 
 def _restrict(content: dict[str, Any], groups: Mapping[str, Names], file: Path) -> dict[str, Any]:
