@@ -177,10 +177,10 @@ class CocoEvaluator:
         if image_id in self._image_ids:
             raise DataError(f"image {image_id}: added twice; image ids must differ within a source")
         true_boxes, true_categories, is_crowd = ground_truth
-        if true_areas is None:
-            true_areas = np.prod(_xywh(np.reshape(true_boxes, (-1, 4)))[:, 2:], axis=1)
+        of_boxes = np.prod(_xywh(np.reshape(true_boxes, (-1, 4)))[:, 2:], axis=1)
+        areas = of_boxes if true_areas is None else true_areas
         self._check(f"image {image_id}, ground truth", true_boxes, true_categories, is_crowd)
-        self._check(f"image {image_id}, areas", true_boxes, true_categories, true_areas)
+        self._check(f"image {image_id}, areas", true_boxes, true_categories, areas)
         boxes, scores, categories = detections
         self._check(f"image {image_id}, detections", boxes, categories, scores)
         best = np.argsort(-np.asarray(scores), kind="stable")[: self.limits.per_image]
@@ -189,7 +189,7 @@ class CocoEvaluator:
         true = np.zeros(len(true_categories), _TRUE)
         true["image_id"], true["category"] = image_id, true_categories
         true["box_xyxy"] = np.reshape(true_boxes, (-1, 4))
-        true["area"], true["is_crowd"] = np.minimum(true_areas, _MAX_AREA), is_crowd
+        true["area"], true["is_crowd"] = np.minimum(areas, _MAX_AREA), is_crowd
         found = np.zeros(len(keep), _FOUND)
         found["image_id"], found["category"] = image_id, np.asarray(categories)[keep]
         found["box_xyxy"] = np.reshape(boxes, (-1, 4))[keep]
