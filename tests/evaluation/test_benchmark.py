@@ -1,6 +1,7 @@
 """`owl-det evaluate` and the data sets that it opens."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ NAMES = ("cat", "dog")
 def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1)),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
@@ -175,7 +176,7 @@ def test_wrong_flags_are_one_clear_error(flags, message, capsys):
     assert evaluate(Path("nowhere"), *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("owl-det: ")
-    assert __import__("re").search(message, line)
+    assert re.search(message, line)
 
 
 def test_several_sets_have_no_single_results_file(model):
