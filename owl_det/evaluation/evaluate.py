@@ -1,6 +1,7 @@
 """Runs a detector over a source and measures it; training and `owl-det evaluate` share it."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -126,15 +127,20 @@ class Evaluate:
         local = self.batch_size // count
         placement = sharding.batch_sharding(self.mesh)
         side = self.detector.config.image_size
-        for start in range(0, num_images, self.batch_size):
-            indices = range(start, min(start + self.batch_size, num_images))
-            mine = range(start + number * local, start + (number + 1) * local)
-            examples = [self._example(i) if i < num_images else None for i in mine]
-            pixels = np.zeros((local, side, side, 3), np.uint8)
-            for row, example in enumerate(examples):
-                if example is not None:
-                    pixels[row] = example.image
-            yield indices, jax.make_array_from_process_local_data(placement, pixels), examples
+        # Decoding and resizing release the interpreter lock.
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, num_images, self.batch_size):
+                indices = range(start, min(start + self.batch_size, num_images))
+                mine = range(start + number * local, start + (number + 1) * local)
+                examples: list[Example | None] = [None] * local
+                wanted = [i for i in mine if i < num_images]
+                examples[: len(wanted)] = pool.map(self._example, wanted)
+                pixels = np.zeros((local, side, side, 3), np.uint8)
+                for row, example in enumerate(examples):
+                    if example is not None:
+                        pixels[row] = example.image
+                images = jax.make_array_from_process_local_data(placement, pixels)
+                yield indices, images, examples
 
     def _example(self, index: int) -> Example | None:
         try:
