@@ -54,4 +54,5 @@ def use_self_training(config: Any) -> None:
     data.max_instances = 400
     data.max_queries = 300
     config.evaluation.every_steps = 50_000
+    config.evaluation.protocol = "lvis"
     config.checkpoint.every_steps = 5000

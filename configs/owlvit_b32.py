@@ -24,12 +24,13 @@ def get_config() -> ConfigDict:
     return config
 
 
-def use_lvis(config: ConfigDict) -> None:
+def use_lvis(config: Any) -> None:
     """LVIS JSON for training and evaluation, relative to `config.data.path`."""
-    data: Any = config.data
+    data = config.data
     for group, split in ((data.train, "train"), (data.eval, "val")):
         annotations = f"annotations/lvis_v1_{split}.json"
         base.add_source(group, "lvis", CocoSource(annotations=annotations, images="images"))
+    config.evaluation.protocol = "lvis"
 
 
 def use_paper_training(config: Any) -> None:

@@ -51,9 +51,11 @@ def _shapes_world(source: config_lib.ShapesWorldSource, root: Path) -> Source:
 
 
 def _coco(source: config_lib.CocoSource, root: Path) -> Source:
+    from data_pipelines import ov_coco
     from data_pipelines.readers.coco import CocoReader
 
-    return CocoReader(root / source.annotations, root / source.images)
+    groups = {"all": None, "ov_coco": ov_coco.GROUPS, "ov_coco_base": ov_coco.BASE_GROUPS}
+    return CocoReader(root / source.annotations, root / source.images, groups=groups[source.subset])
 
 
 def _voc(source: config_lib.VocSource, root: Path) -> Source:

@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_predict(commands)
     _add_embed(commands)
     _add_search(commands)
+    _add_evaluate(commands)
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
@@ -256,6 +257,71 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     labels = [str(d["query"]) for d in detections]
     viz.save_png(target, viz.draw_detections(image, boxes, labels, scores))
+
+
+def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("evaluate", help="measure a checkpoint on a benchmark")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        choices=("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world"),
+    )
+    parser.add_argument(
+        "--annotations", default="", metavar="PATH", help="JSON file; folder of labels (voc, yolo)"
+    )
+    parser.add_argument(
+        "--images", default="", metavar="DIR", help="of odinw: the folder of data sets"
+    )
+    parser.add_argument("--split_list", default="", metavar="FILE", help="of voc: image stems")
+    parser.add_argument("--split", default="valid", choices=("valid", "test"), help="of odinw")
+    parser.add_argument(
+        "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
+    )
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="query-box pairs per image: 300; fixed: 3,000"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_images", type=int, default=0, help="per data set; 0 = all")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write the metrics")
+    parser.add_argument(
+        "--results", metavar="FILE.json", help="where to write detections in COCO's format"
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from owl_det import checkpoint
+    from owl_det.evaluation import benchmark
+
+    settings = benchmark.settings(
+        arguments.dataset,
+        protocol=arguments.protocol,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        max_images=arguments.max_images,
+    )
+    sources = benchmark.open_sources(
+        benchmark.Location(
+            kind=arguments.dataset,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            split_list=arguments.split_list,
+            split=arguments.split,
+        )
+    )
+    model = checkpoint.load_model(arguments.checkpoint)
+    content = benchmark.run(
+        model, sources, settings, prompts=arguments.prompts, results=arguments.results
+    )
+    print(benchmark.table(content))
+    if arguments.out:
+        benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
+    return 0
 
 
 def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from owl_det.errors import ConfigError
 
+Protocol = Literal["coco", "lvis", "fixed"]
+
 # --- model ---------------------------------------------------------------------------------------
 
 
@@ -156,6 +158,8 @@ class CocoSource:
     path: str = ""  # root folder; empty = data.path
     annotations: str = "annotations.json"  # relative to the root
     images: str = "images"
+    # OV-COCO: 48 base and 17 novel categories for evaluation, the base ones alone for training.
+    subset: Literal["all", "ov_coco", "ov_coco_base"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,6 +288,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    # Which detections count: "coco" 100 per image and category, "lvis" 300 per image, "fixed"
+    # 10,000 per category over the data set and no limit per image.
+    protocol: Protocol = "coco"
     every_steps: int = 0  # 0 = only after the last step
     before_training: bool = False  # also before the first step; a table compares first and last
     batch_size: int = 0  # 0 = batch_size of training

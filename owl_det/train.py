@@ -25,7 +25,7 @@ from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
 from owl_det.errors import UserError
 from owl_det.evaluation import comparison
-from owl_det.evaluation.evaluate import Evaluate
+from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.metric_log import MetricLog
 from owl_det.types import Batch, TrainState
 
@@ -116,15 +116,7 @@ def evaluate(
         name, evaluator = measure.name, result.evaluator
         metrics = evaluator.compute()
         scalars = metrics.scalars()
-        summaries[name] = {
-            "step": step,
-            **{key: round(value, 6) for key, value in scalars.items()},
-            "num_images": metrics.num_images,
-            "num_instances": metrics.num_instances,
-            "unreadable_images": result.num_unreadable,
-            "dataset": measure.source.version,
-            "seconds": round(time.time() - started, 1),
-        }
+        summaries[name] = summary(measure, result, metrics, step, time.time() - started)
         log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
         evaluator.write_results(folder / "eval" / f"results_{name}.json")
         picture = viz.picture_grid(result.pictures)
@@ -156,8 +148,19 @@ def evaluate(
 
 def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:
     detector = train_step.make_detector(config)
+    settings = dataclasses.replace(
+        config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
+    )
     return [
-        Evaluate(detector, config, source_lib.build(entry, config.data.path), mesh, name)
+        Evaluate(
+            detector,
+            source_lib.build(entry, config.data.path),
+            mesh,
+            name,
+            settings=settings,
+            eval_prompts=config.data.eval_prompts,
+            tokenizer_file=config.data.tokenizer,
+        )
         for name, entry in config.data.eval.items()
     ]
 

@@ -15,7 +15,7 @@ from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, embeddings, sharding, train_step
 from owl_det import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
-from owl_det.config import MeshConfig
+from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import CheckpointError, DataError
 from owl_det.evaluation.evaluate import Evaluate
@@ -119,10 +119,17 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
 
 
 def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
-    config = tiny.config(data__eval_prompts="none", batch_size=2)
+    config = tiny.config()
     source = ShapesWorld(split="test", image_size=50, num_images=3)
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    evaluate = Evaluate(train_step.make_detector(config), config, source, mesh, "shapes")
+    evaluate = Evaluate(
+        train_step.make_detector(config),
+        source,
+        mesh,
+        "shapes",
+        settings=EvaluationConfig(batch_size=2),
+        eval_prompts="none",
+    )
     expected = evaluate(model.params).evaluator.images
     found = Predictor(model).detect(
         [np.asarray(source[i].image) for i in range(3)],
