@@ -314,7 +314,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             split=arguments.split,
         )
     )
-    model = checkpoint.load_model(arguments.checkpoint)
+    model = checkpoint.load_detector(arguments.checkpoint)
     content = benchmark.run(
         model, sources, settings, prompts=arguments.prompts, results=arguments.results
     )

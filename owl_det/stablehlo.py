@@ -10,8 +10,8 @@ The two functions are StableHLO in `jax.export`'s envelope, lowered for every pl
 `PLATFORMS`, with symbolic numbers of images (b), prompts (t) and queries (q). Queries are scored
 and ranked outside, by `inference.rank`, so that every use of a checkpoint is one of an export.
 
-Loading needs JAX, and neither Flax nor Orbax. The files are untrusted: sizes, hashes, shapes and types are checked
-before parameters are allocated, and a function that calls outside XLA is refused.
+Loading needs JAX, and neither Flax nor Orbax. The files are untrusted: sizes, hashes, shapes and
+types are checked before parameters are allocated, and a function that calls outside XLA is refused.
 """
 
 import hashlib
