@@ -1,5 +1,6 @@
 """What every converter of models needs: checked configs, parameters by path, whole models."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from owl_det.types import Params
 
 # How the authors evaluate every published detector.
 EVAL_PROMPTS = "clip_best7"
+# Beyond these the number of positions overflows before shapes can be compared with the file's.
+MAX_IMAGE_SIZE, MAX_SIZE = 2**14, 2**20
 
 
 def resolve(
@@ -29,7 +32,18 @@ def resolve(
         config = config_lib.resolve({"model": model, "preprocess": preprocess, "data": data})
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
+    tree = dataclasses.asdict(config.model)
+    _check_size(where, "model.image_size", tree.pop("image_size"), MAX_IMAGE_SIZE)
+    for name in ("image", "text"):
+        for key, value in tree[name].items():
+            _check_size(where, f"model.{name}.{key}", value, MAX_SIZE)
+    _check_size(where, "model.embedding_dim", tree["embedding_dim"], MAX_SIZE)
     return config.model, config.preprocess
+
+
+def _check_size(where: str, key: str, value: Any, limit: int) -> None:
+    if isinstance(value, int) and value > limit:
+        raise CheckpointError(f"{where}: {key} {value} is absurdly large; the limit is {limit}")
 
 
 def read(
