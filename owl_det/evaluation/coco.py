@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
+from absl import logging
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
@@ -335,6 +336,7 @@ class CocoEvaluator:
                 {"score": found["score"], "lvis_mark": found["is_exempt"]},
             ),
             "bbox",
+            print_function=logging.debug,
         )
         # Beyond this no image or category has any.
         run.params.maxDets = [self.limits.per_image_and_category or max(1, len(found))]
