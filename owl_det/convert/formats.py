@@ -24,10 +24,10 @@ def readers() -> dict[str, Reader]:
         "scenic": _read_scenic,
         "hf": _read_huggingface,
         "owl_det": _read_own,
-        "hf_clip": _read_clip,
-        "hf_siglip": _read_siglip,
-        "big_vision": _read_big_vision,
-        "openai_resnet": _read_resnet,
+        "clip": _read_clip,
+        "siglip": _read_siglip,
+        "lit": _read_big_vision,
+        "clip_resnet": _read_resnet,
     }
 
 

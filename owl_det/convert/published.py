@@ -74,7 +74,7 @@ def _clip(name: str, parameters: int, hub: str, image_size: int = 224) -> Publis
         parameters=parameters,
         tokenizer="built in",
         source=f"openai/{hub}",
-        from_format="hf_clip",
+        from_format="clip",
     )
 
 
@@ -86,7 +86,7 @@ def _siglip(name: str, parameters: int, image_size: int = 0) -> PublishedTowers:
         parameters=parameters,
         tokenizer="tokenizer.json" if name.startswith("siglip2") else "spiece.model",
         source=f"google/{name}",
-        from_format="hf_siglip",
+        from_format="siglip",
     )
 
 
@@ -143,9 +143,9 @@ def table_lines() -> list[str]:
         *_aligned(towers),
         "",
         "CLIP's ResNet-50, a teacher: OpenAI's tensors, saved as safetensors, convert with",
-        "owl-det convert FILE models/clip-rn50 --from openai_resnet",
+        "owl-det convert FILE models/clip-rn50 --from clip_resnet",
         "LiT and SigLIP of big_vision (text_transformer; spiece.model beside the file):",
-        "owl-det convert FILE.npz models/NAME --from big_vision",
+        "owl-det convert FILE.npz models/NAME --from lit",
     ]
 
 

@@ -104,7 +104,7 @@ def test_a_folder_becomes_a_checkpoint_by_the_command(
 ) -> None:
     reference.save_pretrained(tmp_path / "hf")
     (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
-    arguments = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--from", "hf_clip"]
+    arguments = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--from", "clip"]
     assert cli.main(["convert", *arguments]) == 0, capsys.readouterr().err
     loaded = checkpoint.load_model(tmp_path / "ours")
     assert loaded.kind == "towers" and loaded.model == towers.model

@@ -124,7 +124,7 @@ def test_openai_s_own_archive_is_refused_with_the_remedy(
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
         archive.writestr("archive/code/__torch__.py", "raise SystemExit(7)")
     arguments = ["convert", str(tmp_path / "RN50.pt"), str(tmp_path / "new")]
-    assert cli.main([*arguments, "--from", "openai_resnet"]) == 2
+    assert cli.main([*arguments, "--from", "clip_resnet"]) == 2
     said = capsys.readouterr().err.strip()
     assert "RN50.pt" in said and "safetensors" in said and "\n" not in said, said
 
