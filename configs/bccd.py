@@ -1,8 +1,10 @@
 """BCCD: 364 real microscope images of blood cells, Pascal VOC XML.
 
 Command:  python -m owl_det.main --config=configs/bccd.py --workdir=W --config.data.path=BCCD
-          Trains on ImageSets/Main/trainval.txt, evaluates on test.txt.
+          Trains on ImageSets/Main/trainval.txt, evaluates on test.txt. Add
+          --config.checkpoint.init_from=RUN to start from the quickstart's towers and heads.
 Hardware: two CPU cores.
+Measured: @BCCD@
 """
 
 from typing import Any
@@ -45,4 +47,5 @@ def get_config() -> ConfigDict:
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
+    config.evaluation.every_steps = 500
     return config

@@ -155,6 +155,7 @@ def test_metadata_describes_the_model(exported: Path) -> None:
     assert functions < 200_000  # parameters are not inside
 
 
+@pytest.mark.slow
 def test_bfloat16_models_export(tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path / "checkpoint", _model(dtype="bfloat16"))
     report = export.export(tmp_path / "checkpoint", tmp_path / "export")
@@ -287,7 +288,8 @@ def test_an_export_that_differs_is_not_kept(
     def write_wrong(folder: Path, model: LoadedModel) -> export.Runtime:
         functions = inference.functions_of(model)
         return lambda inputs: {
-            k: v + np.float32(0.01) for k, v in export._run(functions, model, inputs).items()
+            k: v + np.float32(0.01)
+            for k, v in export._run(functions, model, inputs, "stablehlo").items()
         }
 
     monkeypatch.setitem(export.WRITERS, "stablehlo", write_wrong)

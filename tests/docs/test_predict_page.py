@@ -19,6 +19,7 @@ def _blocks(page: str) -> list[str]:
     return [match.group(1) or match.group(2) for match in pattern.finditer(page)]
 
 
+@pytest.mark.slow
 def test_examples_run(
     repository_root: Path,
     tmp_path: Path,
