@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_predict(commands)
     _add_sample(commands)
+    _add_annotate(commands)
+    _add_ensemble(commands)
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -130,6 +132,117 @@ def _sample(arguments: argparse.Namespace) -> int:
         image_ops.decode_image(record.image).save(path)
         names = ", ".join(name for group in record.names for name in group)
         print(f"{path}: {names}")
+    return 0
+
+
+def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("annotate", help="pseudo-boxes for image-text pairs (OWL-ST)")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the annotator")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="folder of .tar or .tfrecord files or of images, or shapes_world:SPLIT:NUM[:SIZE]",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the records")
+    parser.add_argument(
+        "--labels",
+        default="union",
+        help="curated, ngrams, union, or a list of names as in --vocabulary",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        dest="vocabularies",
+        action="append",
+        default=[],
+        help="curated names: text or COCO JSON file, tfds:BUILDER, shapes_world; repeat to merge",
+    )
+    parser.add_argument("--max_ngrams", type=int, default=300, help="N-grams of one image")
+    parser.add_argument(
+        "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
+    )
+    parser.add_argument("--min_box_score", type=float, default=0.1)
+    parser.add_argument("--min_image_score", type=float, default=0.3)
+    parser.add_argument(
+        "--keep_below",
+        type=float,
+        default=0.05,
+        help="weaker boxes stay in the records down to this score; 1 = none do",
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
+    parser.add_argument(
+        "--shards",
+        dest="num_shards",
+        type=int,
+        default=0,
+        help="cut a folder of images or shapes world into so many; files are shards already",
+    )
+    parser.add_argument("--shard_index", type=int, help="do only this shard")
+    parser.add_argument("--shard_step", type=int, default=0, help="and every so-many-th after it")
+    parser.add_argument("--runner", choices=["direct", "beam"], default="direct")
+    parser.add_argument(
+        "--beam_option", action="append", default=[], help="--beam_option=--runner=…; repeat"
+    )
+    parser.set_defaults(run=_annotate)
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    """Prints the counts of all complete shards as one JSON line; 1 if images were unreadable."""
+    from absl import logging
+
+    from owl_det.annotate import job
+
+    logging.set_verbosity(logging.INFO)
+    done = job.run(
+        job.from_arguments(arguments),
+        shard_index=arguments.shard_index,
+        shard_step=arguments.shard_step,
+        runner=arguments.runner,
+        beam_options=arguments.beam_option,
+    )
+    counts = done.counts()
+    keys = ("images", "unreadable", "recorded images", "recorded boxes")
+    print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
+    return 1 if counts["unreadable"] else 0
+
+
+def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("ensemble", help="average two checkpoints of one model")
+    parser.add_argument("--self-trained", required=True, metavar="DIR", help="weight 1 - w")
+    parser.add_argument("--fine-tuned", required=True, metavar="DIR", help="weight w")
+    parser.add_argument("--weight", type=float, help="w; 0.4 is best for L/14 on ODinW")
+    parser.add_argument("--sweep", help="weights to evaluate instead, such as 0,0.2,0.4,0.6,0.8,1")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument(
+        "--in-domain", default="shapes_world:base", help="with --sweep: SOURCE[:GROUP]"
+    )
+    parser.add_argument("--out-of-domain", default="shapes_world:novel", help="likewise")
+    parser.add_argument("--num-images", type=int, default=512, help="of each; 0 = all")
+    parser.set_defaults(run=_ensemble)
+
+
+def _ensemble(arguments: argparse.Namespace) -> int:
+    """Writes one checkpoint, or evaluates a range of weights and draws the trade-off."""
+    from owl_det import ensemble
+
+    if (arguments.weight is None) == (arguments.sweep is None):
+        raise UserError("ensemble: give either --weight or --sweep")
+    if arguments.weight is not None:
+        ensemble.save(
+            arguments.self_trained, arguments.fine_tuned, arguments.weight, arguments.out
+        )
+        return 0
+    points = ensemble.sweep(
+        arguments.self_trained,
+        arguments.fine_tuned,
+        ensemble.parse_weights(arguments.sweep),
+        arguments.out,
+        in_domain=arguments.in_domain,
+        out_of_domain=arguments.out_of_domain,
+        num_images=arguments.num_images,
+    )
+    for point in points:
+        print(json.dumps(point))
     return 0
 
 
