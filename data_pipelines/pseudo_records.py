@@ -1,7 +1,7 @@
 """The files of pseudo-annotated images: written by `owl-det annotate`, read in training.
 
     <folder>/job.json                          what made the records
-             boxes-00003-of-00010.jsonl        one line an image: its boxes, and where its pixels are
+             boxes-00003-of-00010.jsonl        one line an image: boxes, and where its pixels are
              images-00003-of-00010.tar         the images, as they came (WebDataset reads it too)
              quarantine-00003-of-00010.jsonl   what could not be read, and why
              shard-00003-of-00010.json         counts; written last: the shard is complete

@@ -188,11 +188,8 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _annotate(arguments: argparse.Namespace) -> int:
     """Prints the counts of all complete shards as one JSON line; 1 if images were unreadable."""
-    from absl import logging
-
     from owl_det.annotate import job
 
-    logging.set_verbosity(logging.INFO)
     done = job.run(
         job.from_arguments(arguments),
         shard_index=arguments.shard_index,
@@ -208,16 +205,23 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("ensemble", help="average two checkpoints of one model")
-    parser.add_argument("--self-trained", required=True, metavar="DIR", help="weight 1 - w")
-    parser.add_argument("--fine-tuned", required=True, metavar="DIR", help="weight w")
-    parser.add_argument("--weight", type=float, help="w; 0.4 is best for L/14 on ODinW")
-    parser.add_argument("--sweep", help="weights to evaluate instead, such as 0,0.2,0.4,0.6,0.8,1")
-    parser.add_argument("--out", required=True, metavar="DIR")
     parser.add_argument(
-        "--in-domain", default="shapes_world:base", help="with --sweep: SOURCE[:GROUP]"
+        "--self_trained", "--self-trained", required=True, metavar="DIR", help="has weight 1 - w"
     )
-    parser.add_argument("--out-of-domain", default="shapes_world:novel", help="likewise")
-    parser.add_argument("--num-images", type=int, default=512, help="of each; 0 = all")
+    parser.add_argument(
+        "--fine_tuned", "--fine-tuned", required=True, metavar="DIR", help="has weight w"
+    )
+    parser.add_argument("--weight", type=float, help="w; writes the checkpoint")
+    parser.add_argument("--sweep", help="evaluates weights instead, such as 0,0.2,0.4,0.6,0.8,1")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    source = "kind=shapes_world,split=test"
+    parser.add_argument(
+        "--in_domain",
+        default=f"{source},group=base",
+        help="with --sweep: a source as in a config, and a group of its names",
+    )
+    parser.add_argument("--out_of_domain", default=f"{source},group=novel", help="likewise")
+    parser.add_argument("--max_images", type=int, default=512, help="of each; 0 = all")
     parser.set_defaults(run=_ensemble)
 
 
@@ -228,9 +232,7 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     if (arguments.weight is None) == (arguments.sweep is None):
         raise UserError("ensemble: give either --weight or --sweep")
     if arguments.weight is not None:
-        ensemble.save(
-            arguments.self_trained, arguments.fine_tuned, arguments.weight, arguments.out
-        )
+        ensemble.save(arguments.self_trained, arguments.fine_tuned, arguments.weight, arguments.out)
         return 0
     points = ensemble.sweep(
         arguments.self_trained,
@@ -239,7 +241,7 @@ def _ensemble(arguments: argparse.Namespace) -> int:
         arguments.out,
         in_domain=arguments.in_domain,
         out_of_domain=arguments.out_of_domain,
-        num_images=arguments.num_images,
+        max_images=arguments.max_images,
     )
     for point in points:
         print(json.dumps(point))

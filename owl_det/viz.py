@@ -287,7 +287,7 @@ def plot_trade_off(
     xlabel: str,
     ylabel: str,
 ) -> None:
-    """Points (label, x, y) on a line in their order; those that no other beats on both are filled."""
+    """Points (label, x, y) on a line in their order; filled where no other beats them on both."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
     x, y = ([point[axis] for point in points] for axis in (1, 2))
@@ -298,8 +298,15 @@ def plot_trade_off(
             for other, (_, qx, qy) in enumerate(points)
             if other != index
         )
-        axes.scatter(px, py, s=50, zorder=2, edgecolors=_COLORS[0], linewidths=1.5,
-                     facecolors="white" if is_beaten else _COLORS[0])
+        axes.scatter(
+            px,
+            py,
+            s=50,
+            zorder=2,
+            edgecolors=_COLORS[0],
+            linewidths=1.5,
+            facecolors="white" if is_beaten else _COLORS[0],
+        )
         axes.annotate(label, (px, py), textcoords="offset points", xytext=(7, 5), fontsize=9)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.set_title("Filled: no other weight is better on both", fontsize=11)

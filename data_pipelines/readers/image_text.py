@@ -220,11 +220,12 @@ def _json_texts(entry: Any) -> tuple[str, ...]:
         raise ValueError("the JSON is no object")
     for field in TEXT_FIELDS:
         value = entry.get(field)
-        texts = value if isinstance(value, list) else [value]
-        if value is not None and all(isinstance(text, str) for text in texts):
-            for text in texts:
-                text.encode()  # JSON can hold half characters, which no file can
-            return tuple(texts)
+        values = value if isinstance(value, list) else [value]
+        texts = tuple(text for text in values if isinstance(text, str))
+        for text in texts:
+            text.encode()  # JSON can hold half characters, which no file can
+        if texts and len(texts) == len(values):
+            return texts
     return ()
 
 
@@ -246,11 +247,10 @@ class _TfRecordShards:
         position = 0
         try:
             for position, raw in enumerate(tf.data.TFRecordDataset(str(file)), start=1):
-                yield _tfrecord_sample(f"{position - 1:08d}", raw.numpy(), tf)
+                yield _tfrecord_sample(f"{position - 1:08d}", bytes(raw.numpy()), tf)
         except tf.errors.OpError as error:
-            yield Unreadable(
-                key=f"{position:08d}", reason=f"{file.name} is damaged from here on: {error.message}"
-            )
+            reason = f"{file.name} is damaged from here on: {error.message}"
+            yield Unreadable(key=f"{position:08d}", reason=reason)
 
 
 def _tfrecord_sample(key: str, raw: bytes, tf: Any) -> Sample | Unreadable:

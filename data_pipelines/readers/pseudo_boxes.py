@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,8 @@ class PseudoBoxesReader:
     def __init__(self, folder: Path, *, min_box_score: float, min_image_score: float):
         """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
         job = pseudo_records.read_json(_existing(folder / "job.json"))
-        floor, self._max_ngrams = _number(job, "floor", folder), int(_number(job, "max_ngrams", folder))
+        floor = _number(job, "floor", folder)
+        self._max_ngrams = int(_number(job, "max_ngrams", folder))
         if min_box_score < floor:
             raise DataError(
                 f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
@@ -58,7 +59,7 @@ class PseudoBoxesReader:
         self._uses_ngrams = job.get("uses_ngrams") is True
         summaries = [self._summary(shard) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
-        self._images, self._boxes = self._read_boxes(summaries, min_image_score)
+        self._images, self._boxes = self._read_boxes(min_image_score)
         if not self._images.texts:
             raise DataError(
                 f"{folder}: no image has a box of {min_image_score} or more; lower the key "
@@ -126,46 +127,41 @@ class PseudoBoxesReader:
             )
         return pseudo_records.read_json(path)
 
-    def _read_boxes(
-        self, summaries: list[dict[str, Any]], min_image_score: float
-    ) -> tuple[_Images, _Boxes]:
+    def _read_boxes(self, min_image_score: float) -> tuple[_Images, _Boxes]:
+        """The images that count, with all their boxes; fills the list of phrases."""
         known: dict[str, int] = {}
         place: list[tuple[int, int, int]] = []
-        counts: list[int] = [0]
         texts: list[tuple[str, ...]] = []
-        boxes: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
+        boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)]
+        scores: list[np.ndarray] = [np.zeros(0, np.float32)]
         phrase: list[int] = []
-        for shard in range(len(summaries)):
-            file = _existing(self._file("boxes", shard))
-            end = _existing(self._file("images", shard)).stat().st_size
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    where = f"{file}, line {number}"
-                    entry = _parse(line, end, where)
-                    if not len(entry["scores"]) or max(entry["scores"]) < min_image_score:
-                        continue
-                    place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
-                    counts.append(len(entry["scores"]))
-                    texts.append(tuple(entry["texts"]))
-                    boxes.append(entry["boxes_xyxy"])
-                    scores.append(entry["scores"])
-                    phrase += [known.setdefault(p, len(known)) for p in entry["phrases"]]
+        for shard, entry in self._entries():
+            if not len(entry["scores"]) or entry["scores"].max() < min_image_score:
+                continue
+            place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
+            texts.append(tuple(entry["texts"]))
+            boxes.append(entry["boxes_xyxy"])
+            scores.append(entry["scores"])
+            phrase += [known.setdefault(p, len(known)) for p in entry["phrases"]]
         self._phrases = list(known)
         places = np.array(place, np.int64).reshape(-1, 3)
         images = _Images(
             shard=places[:, 0].astype(np.int32),
             offset=places[:, 1],
             size=places[:, 2],
-            first_box=np.cumsum(counts),
+            first_box=np.cumsum([len(of_image) for of_image in scores]),
             texts=texts,
         )
-        empty = np.zeros((0, 4), np.float32)
-        return images, _Boxes(
-            boxes_xyxy=np.concatenate([empty, *boxes]),
-            scores=np.concatenate([empty[:, 0], *scores]),
-            phrase=np.array(phrase, np.int32),
-        )
+        phrases = np.array(phrase, np.int32)
+        return images, _Boxes(np.concatenate(boxes), np.concatenate(scores), phrases)
+
+    def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for shard in range(self._num_shards):
+            file = _existing(self._file("boxes", shard))
+            end = _existing(self._file("images", shard)).stat().st_size
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    yield shard, _parse(line, end, f"{file}, line {number}")
 
     def _categories(self) -> tuple[Category, ...]:
         """The phrases of kept boxes; `frequency` is the number of images with them."""

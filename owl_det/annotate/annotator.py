@@ -191,9 +191,7 @@ class Annotator:
         if batch:
             yield from self._finish(*self._start(batch, cache, counts))
 
-    def encode(
-        self, phrases: Sequence[str], counts: Counter[str]
-    ) -> Float[np.ndarray, "q t e"]:
+    def encode(self, phrases: Sequence[str], counts: Counter[str]) -> Float[np.ndarray, "q t e"]:
         """Embeddings of the phrases, each in every prompt."""
         shape = len(phrases), len(self._templates), self.model.model.embedding_dim
         out = np.zeros(shape, self._dtype)
@@ -255,9 +253,7 @@ class Annotator:
             spaces=tuple("ngrams" if x else "curated" for x in is_own),
         )
 
-    def _decoded(
-        self, samples: Iterable[Sample | Unreadable]
-    ) -> Iterator[_Decoded | Unreadable]:
+    def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[_Decoded | Unreadable]:
         """Decodes in threads, three batches ahead, in the order of the samples."""
         waiting: deque[Future[_Decoded | Unreadable]] = deque()
         with ThreadPoolExecutor(self._num_threads) as pool:

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from absl import logging
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from data_pipelines import pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
@@ -190,7 +191,7 @@ def run(
 
         beam_runner.run(settings, todo, beam_options)
     else:
-        for shard in todo:
+        for shard in tqdm(todo, unit="shard"):
             job.run_shard(shard)
     if all(job.is_complete(shard) for shard in range(len(job.shards))):
         from owl_det.annotate import report

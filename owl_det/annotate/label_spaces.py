@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from owl_det.errors import DataError
 
@@ -124,10 +125,12 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
             f"tfds:{builder}: needs TensorFlow Datasets; install it with pip install owl-det[tfds]"
         ) from None
     try:
-        features = tfds.builder(builder).info.features
-        names = features["objects"]["label"].names  # pyright: ignore[reportOptionalSubscript]
+        features: Any = tfds.builder(builder).info.features
+        names = features["objects"]["label"].names
     except Exception as error:  # TFDS raises many kinds for builders it does not know
-        raise DataError(f"tfds:{builder}: no detection builder with class names ({error})") from None
+        raise DataError(
+            f"tfds:{builder}: no detection builder with class names ({error})"
+        ) from None
     return tuple(name.replace("_", " ") for name in names)
 
 

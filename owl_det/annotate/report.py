@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from data_pipelines import image_ops, pseudo_records
 from data_pipelines.image_ops import UnreadableImage
