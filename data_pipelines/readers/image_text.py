@@ -144,9 +144,10 @@ class _TarShards:
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
         """Consecutive members of one stem (up to the first dot of the file name) are a sample."""
         stem, members = "", dict[str, bytes | str]()
+        damaged = ""
         for name, content in _tar_members(self._files[shard]):
             if content is None:
-                yield Unreadable(key=name, reason="the tar file is damaged from here on")
+                damaged = name
                 break
             folder, _, file = name.rpartition("/")
             first, _, extension = file.partition(".")
@@ -158,6 +159,8 @@ class _TarShards:
             members[extension.lower()] = content
         if members:
             yield _tar_sample(stem, members)
+        if damaged:
+            yield Unreadable(key=damaged, reason="the tar file is damaged from here on")
 
 
 def _tar_members(file: Path) -> Iterator[tuple[str, bytes | str | None]]:

@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -114,6 +113,11 @@ def _boxes(detector: Detector, variables: Any, features: ImageFeatures) -> Float
     return box_lib.cxcywh_to_xyxy(predictions.boxes)
 
 
+# Compiled once in a process for each architecture and shape.
+_encode_queries = jax.jit(inference.encode_queries, static_argnames="detector")
+_best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
+
+
 @dataclass(frozen=True)
 class _Decoded:
     sample: Sample
@@ -152,11 +156,7 @@ class Annotator:
         self._templates = prompts.eval_prompts(self.prompt_mode)
         self._num_threads = num_threads or os.cpu_count() or 1
         self._tokenizer = ClipTokenizer(model.model.text.num_positions)
-        detector = Detector(model.model, model.preprocess)
-        self._encode = jax.jit(partial(inference.encode_queries, detector))
-        self._best = jax.jit(
-            partial(best_queries, detector, shared_factor=space.curated_factor),
-        )
+        self._detector = Detector(model.model, model.preprocess)
         most = space.max_ngrams if space.uses_ngrams else 0
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)
@@ -197,7 +197,8 @@ class Annotator:
         out = np.zeros(shape, self._dtype)
         for start in range(0, len(phrases), TEXTS_AT_ONCE):
             chunk = phrases[start : start + TEXTS_AT_ONCE]
-            embeddings = self._encode(self.model.params, self._tokens(chunk, counts))
+            tokens = self._tokens(chunk, counts)
+            embeddings = _encode_queries(self._detector, self.model.params, tokens)
             out[start : start + len(chunk)] = np.asarray(embeddings).swapaxes(0, 1)[: len(chunk)]
         counts["encoded queries"] += len(phrases)
         return out
@@ -214,7 +215,16 @@ class Annotator:
             pixels[row] = item.pixels
         own, is_own = self._own_queries(queries, cache)
         counts["images"] += len(batch)
-        best = self._best(self.model.params, pixels, self._shared, self._is_shared, own, is_own)
+        best = _best_queries(
+            self._detector,
+            self.model.params,
+            pixels,
+            self._shared,
+            self._is_shared,
+            own,
+            is_own,
+            shared_factor=self.space.curated_factor,
+        )
         return batch, queries, best
 
     def _finish(
