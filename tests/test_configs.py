@@ -20,7 +20,10 @@ from owl_det import config as config_lib
 from owl_det import train_step
 from owl_det.config import Config
 
-NAMES = ("quickstart", "bccd", "owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14")
+NAMES = (
+    *("quickstart", "selftrain_shapes", "bccd"),
+    *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+)
 
 
 def _resolve(name: str) -> Config:

@@ -8,7 +8,7 @@ its place in the batch.
 import itertools
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -119,7 +119,9 @@ _best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_facto
 
 
 @dataclass(frozen=True)
-class _Decoded:
+class Decoded:
+    """A readable image at its place in the padded square; `height` and `width` are its own."""
+
     sample: Sample
     pixels: UInt8[np.ndarray, "H W 3"]
     height: int
@@ -172,8 +174,8 @@ class Annotator:
         """
         counts = Counter() if counts is None else counts
         cache = QueryCache(self.encode, counts)
-        pending: tuple[list[_Decoded], list[tuple[str, ...]], BestQueries] | None = None
-        batch: list[_Decoded] = []
+        pending: tuple[list[Decoded], list[tuple[str, ...]], BestQueries] | None = None
+        batch: list[Decoded] = []
         for item in self._decoded(samples):
             if isinstance(item, Unreadable):
                 yield item
@@ -203,19 +205,18 @@ class Annotator:
         counts["encoded queries"] += len(phrases)
         return out
 
-    def _start(
-        self, batch: list[_Decoded], cache: "QueryCache", counts: Counter[str]
-    ) -> tuple[list[_Decoded], list[tuple[str, ...]], BestQueries]:
-        """Hands a batch to the device; returns before it is done."""
-        queries = [self.space.of_image(item.sample.texts, counts) for item in batch]
-        cache.add(itertools.chain(*queries))
-        side, size = self.model.model.image_size, self.batch_size
-        pixels = np.zeros((size, side, side, 3), np.uint8)
-        for row, item in enumerate(batch):
-            pixels[row] = item.pixels
+    def score(
+        self,
+        pixels: UInt8[np.ndarray, "b H W 3"],
+        queries: Sequence[tuple[str, ...]],
+        cache: "QueryCache | Mapping[str, np.ndarray]",
+    ) -> BestQueries:
+        """Hands one full batch to the device: the best of shared queries and of each image's own.
+
+        `cache` holds the embeddings of `queries`.
+        """
         own, is_own = self._own_queries(queries, cache)
-        counts["images"] += len(batch)
-        best = _best_queries(
+        return _best_queries(
             self._detector,
             self.model.params,
             pixels,
@@ -225,10 +226,23 @@ class Annotator:
             is_own,
             shared_factor=self.space.curated_factor,
         )
+
+    def _start(
+        self, batch: list[Decoded], cache: "QueryCache", counts: Counter[str]
+    ) -> tuple[list[Decoded], list[tuple[str, ...]], BestQueries]:
+        """Hands a batch to the device; returns before it is done."""
+        queries = [self.space.of_image(item.sample.texts, counts) for item in batch]
+        cache.add(itertools.chain(*queries))
+        side, size = self.model.model.image_size, self.batch_size
+        pixels = np.zeros((size, side, side, 3), np.uint8)
+        for row, item in enumerate(batch):
+            pixels[row] = item.pixels
+        counts["images"] += len(batch)
+        best = self.score(pixels, queries, cache)
         return batch, queries, best
 
     def _finish(
-        self, batch: list[_Decoded], queries: list[tuple[str, ...]], best: BestQueries
+        self, batch: list[Decoded], queries: list[tuple[str, ...]], best: BestQueries
     ) -> Iterator[Annotated]:
         boxes, scores, query = (np.asarray(x) for x in best)
         for row, item in enumerate(batch):
@@ -237,7 +251,7 @@ class Annotator:
 
     def _record(
         self,
-        item: _Decoded,
+        item: Decoded,
         own: tuple[str, ...],
         boxes: Float32[np.ndarray, "n 4"],
         scores: Float32[np.ndarray, " n"],
@@ -263,18 +277,19 @@ class Annotator:
             spaces=tuple("ngrams" if x else "curated" for x in is_own),
         )
 
-    def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[_Decoded | Unreadable]:
+    def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Decoded | Unreadable]:
         """Decodes in threads, three batches ahead, in the order of the samples."""
-        waiting: deque[Future[_Decoded | Unreadable]] = deque()
+        waiting: deque[Future[Decoded | Unreadable]] = deque()
         with ThreadPoolExecutor(self._num_threads) as pool:
             for sample in samples:
-                waiting.append(pool.submit(self._decode, sample))
+                waiting.append(pool.submit(self.decode, sample))
                 if len(waiting) > 3 * self.batch_size:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _decode(self, sample: Sample | Unreadable) -> _Decoded | Unreadable:
+    def decode(self, sample: Sample | Unreadable) -> Decoded | Unreadable:
+        """Pixels as the model takes them, or why there are none."""
         if isinstance(sample, Unreadable):
             return sample
         try:
@@ -288,7 +303,7 @@ class Annotator:
             resize=settings.resize,
             pad_value=settings.pad_value,
         )
-        return _Decoded(sample, pixels, image.height, image.width)
+        return Decoded(sample, pixels, image.height, image.width)
 
     def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:
         names = self.space.curated.names
@@ -302,7 +317,7 @@ class Annotator:
         return jax.device_put(shared), is_shared
 
     def _own_queries(
-        self, queries: list[tuple[str, ...]], cache: "QueryCache"
+        self, queries: Sequence[tuple[str, ...]], cache: "QueryCache | Mapping[str, np.ndarray]"
     ) -> tuple[Float[np.ndarray, "b c2 t q e"], Bool[np.ndarray, "b c2 q"]]:
         b, c, q = self.batch_size, self._num_own, self._chunk
         shape = b, c, len(self._templates), q, self.model.model.embedding_dim
