@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
     data.augment.tile_scale_min = 0.5
     data.max_instances = 64
     data.max_queries = 96
-    data.max_distinct_queries = 384
+    # Positives of 32 mosaics; what is left goes to pseudo-negatives, which are often shared.
+    data.max_distinct_queries = 768
     data.min_queries = 50
     data.train_prompts = "none"
     data.eval_prompts = "none"

@@ -32,6 +32,7 @@ from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
 from owl_det.config import digest
 from owl_det.errors import DataError
+from owl_det.optional import is_installed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,8 @@ def run(
     todo = [shard for shard in mine if not job.is_complete(shard)]
     logging.info("%d of %d shards are left to do", len(todo), len(job.shards))
     if runner == "beam":
+        if not is_installed("apache_beam"):
+            raise DataError("--runner beam: needs Apache Beam; pip install owl-det[beam]")
         from owl_det.annotate import beam_runner
 
         beam_runner.run(settings, todo, beam_options)
