@@ -162,9 +162,13 @@ def image_suffix(image: bytes) -> str:
 
 
 def member_name(key: str, image: bytes) -> str:
-    """The key, with the suffix of the file's kind unless it has one already."""
-    is_named = Path(key).suffix.lower() in IMAGE_SUFFIXES
-    return key if is_named else key + image_suffix(image)
+    """The key, with the suffix of the file's kind unless it has one already.
+
+    Keys are of unknown origin: the name never leads out of a folder the tar is unpacked in.
+    """
+    inside = key.replace("..", "__").lstrip("/")
+    is_named = Path(inside).suffix.lower() in IMAGE_SUFFIXES
+    return inside if is_named else inside + image_suffix(image)
 
 
 def encode_image(image: bytes | np.ndarray) -> bytes:

@@ -228,7 +228,7 @@ def _json_texts(entry: Any) -> tuple[str, ...]:
         for text in texts:
             text.encode()  # JSON can hold half characters, which no file can
         if texts and len(texts) == len(values):
-            return texts
+            return tuple(text for text in texts if text.strip())
     return ()
 
 

@@ -203,7 +203,8 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         offset, size = entry["image"]["offset"], entry["image"]["size"]
         is_sound = (
             len(boxes) == len(scores) == len(phrases)
-            and all(isinstance(text, str) and text for text in (*phrases, *texts))
+            and all(isinstance(phrase, str) and phrase for phrase in phrases)
+            and all(isinstance(text, str) for text in texts)
             and isinstance(offset, int)
             and isinstance(size, int)
             and 0 < size <= size + offset <= tar_size

@@ -308,6 +308,13 @@ def test_user_errors_are_one_line(
         assert part in line
 
 
+def test_names_in_the_tar_file_stay_in_its_folder() -> None:
+    png = pseudo_records.encode_image(np.zeros((2, 2, 3), np.uint8))
+    assert pseudo_records.member_name("a/1", png) == "a/1.png"
+    assert pseudo_records.member_name("a/1.JPG", png) == "a/1.JPG"
+    assert pseudo_records.member_name("/../../etc/x", png) == "__/__/etc/x.png"
+
+
 # --- records of unknown origin -------------------------------------------------------------------
 
 

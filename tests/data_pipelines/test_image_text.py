@@ -137,6 +137,7 @@ def test_folder_with_a_captions_file(tmp_path: Path) -> None:
     lines = [
         {"file_name": "a.png", "text": "one"},
         {"file": "a.png", "caption": ["two", "three"]},
+        {"file": "a.png", "caption": " "},
         {"file": "gone.png", "caption": "lost"},
     ]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
