@@ -31,6 +31,7 @@ def build(source: Any, data_path: str) -> Source:
         "voc": _voc,
         "yolo": _yolo,
         "tfds": _tfds,
+        "pseudo_boxes": _pseudo_boxes,
     }
     root = Path(getattr(source, "path", "") or data_path)
     return builders[source.kind](source, root)
@@ -80,3 +81,13 @@ def _tfds(source: config_lib.TfdsSource, root: Path) -> Source:
     from data_pipelines.readers.tfds import TfdsReader
 
     return TfdsReader(source.builder, source.split, data_dir=root)
+
+
+def _pseudo_boxes(source: config_lib.PseudoBoxesSource, root: Path) -> Source:
+    from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
+
+    return PseudoBoxesReader(
+        root / source.records,
+        min_box_score=source.min_box_score,
+        min_image_score=source.min_image_score,
+    )

@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
+    _add_annotate(commands)
+    _add_ensemble(commands)
     _add_export(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -403,6 +405,119 @@ def _export(arguments: argparse.Namespace) -> int:
     from owl_det.export import export
 
     print(json.dumps(export(arguments.source, arguments.target, arguments.format)))
+    return 0
+
+
+def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("annotate", help="pseudo-boxes for image-text pairs (OWL-ST)")
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the annotator")
+    parser.add_argument(
+        "--input",
+        required=True,
+        help="folder of .tar or .tfrecord files or of images, or shapes_world:SPLIT:NUM[:SIZE]",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder of the records")
+    parser.add_argument(
+        "--labels",
+        default="union",
+        help="curated, ngrams, union, or a list of names as in --vocabulary",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        dest="vocabularies",
+        action="append",
+        default=[],
+        help="curated names: text or COCO JSON file, tfds:BUILDER, shapes_world; repeat to merge",
+    )
+    parser.add_argument("--max_ngrams", type=int, default=300, help="N-grams of one image")
+    parser.add_argument(
+        "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
+    )
+    parser.add_argument("--min_box_score", type=float, default=0.1)
+    parser.add_argument("--min_image_score", type=float, default=0.3)
+    parser.add_argument(
+        "--keep_below",
+        type=float,
+        default=0.05,
+        help="weaker boxes stay in the records down to this score; 1 = none do",
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
+    parser.add_argument(
+        "--shards",
+        dest="num_shards",
+        type=int,
+        default=0,
+        help="cut a folder of images or shapes world into so many; files are shards already",
+    )
+    parser.add_argument("--shard_index", type=int, help="do only this shard")
+    parser.add_argument("--shard_step", type=int, default=0, help="and every so-many-th after it")
+    parser.add_argument("--runner", choices=["direct", "beam"], default="direct")
+    parser.add_argument(
+        "--beam_option", action="append", default=[], help="--beam_option=--runner=…; repeat"
+    )
+    parser.set_defaults(run=_annotate)
+
+
+def _annotate(arguments: argparse.Namespace) -> int:
+    """Prints the counts of all complete shards as one JSON line; 1 if images were unreadable."""
+    from owl_det.annotate import job
+
+    done = job.run(
+        job.from_arguments(arguments),
+        shard_index=arguments.shard_index,
+        shard_step=arguments.shard_step,
+        runner=arguments.runner,
+        beam_options=arguments.beam_option,
+    )
+    counts = done.counts()
+    keys = ("images", "unreadable", "recorded images", "recorded boxes")
+    print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
+    return 1 if counts["unreadable"] else 0
+
+
+def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("ensemble", help="average two checkpoints of one model")
+    parser.add_argument(
+        "--self_trained", "--self-trained", required=True, metavar="DIR", help="has weight 1 - w"
+    )
+    parser.add_argument(
+        "--fine_tuned", "--fine-tuned", required=True, metavar="DIR", help="has weight w"
+    )
+    parser.add_argument("--weight", type=float, help="w; writes the checkpoint")
+    parser.add_argument("--sweep", help="evaluates weights instead, such as 0,0.2,0.4,0.6,0.8,1")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    source = "kind=shapes_world,split=test"
+    parser.add_argument(
+        "--in_domain",
+        default=f"{source},group=base",
+        help="with --sweep: a source as in a config, and a group of its names",
+    )
+    parser.add_argument("--out_of_domain", default=f"{source},group=novel", help="likewise")
+    parser.add_argument("--max_images", type=int, default=512, help="of each; 0 = all")
+    parser.set_defaults(run=_ensemble)
+
+
+def _ensemble(arguments: argparse.Namespace) -> int:
+    """Writes one checkpoint, or evaluates a range of weights and draws the trade-off."""
+    from owl_det import ensemble
+
+    if (arguments.weight is None) == (arguments.sweep is None):
+        raise UserError("ensemble: give either --weight or --sweep")
+    if arguments.weight is not None:
+        ensemble.save(arguments.self_trained, arguments.fine_tuned, arguments.weight, arguments.out)
+        return 0
+    points = ensemble.sweep(
+        arguments.self_trained,
+        arguments.fine_tuned,
+        ensemble.parse_weights(arguments.sweep),
+        arguments.out,
+        in_domain=arguments.in_domain,
+        out_of_domain=arguments.out_of_domain,
+        max_images=arguments.max_images,
+    )
+    for point in points:
+        print(json.dumps(point))
     return 0
 
 

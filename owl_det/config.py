@@ -199,7 +199,19 @@ class TfdsSource:
     split: str = "train"
 
 
-Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource
+@dataclass(frozen=True, kw_only=True)
+class PseudoBoxesSource:
+    """Records of `owl-det annotate`."""
+
+    kind: Literal["pseudo_boxes"] = "pseudo_boxes"
+    weight: float = 1.0
+    path: str = ""
+    records: str = ""  # the job's output folder, relative to the root; empty = the root itself
+    min_box_score: float = 0.1  # boxes below are left out
+    min_image_score: float = 0.3  # images whose best box is below are left out
+
+
+Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,6 +482,11 @@ def _check(config: Config) -> None:
             _require(
                 0 < source.annotated_fraction <= 1,
                 f"config.data source {name}: annotated_fraction must be in (0, 1]",
+            )
+        if isinstance(source, PseudoBoxesSource):
+            _require(
+                0 <= source.min_box_score <= source.min_image_score <= 1,
+                f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
             )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)

@@ -15,14 +15,8 @@ from owl_det.errors import ConfigError
 from owl_det.types import Batch
 
 NAMES = (
-    "quickstart",
-    "bccd",
-    "owlvit_b32",
-    "owlvit_b16",
-    "owlvit_l14",
-    "owlv2_b16",
-    "owlv2_l14",
-    "finetune",
+    *("quickstart", "selftrain_shapes", "bccd", "finetune"),
+    *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
 )
 SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
 

@@ -21,14 +21,8 @@ from owl_det import train_step
 from owl_det.config import Config
 
 NAMES = (
-    "quickstart",
-    "bccd",
-    "owlvit_b32",
-    "owlvit_b16",
-    "owlvit_l14",
-    "owlv2_b16",
-    "owlv2_l14",
-    "finetune",
+    *("quickstart", "selftrain_shapes", "bccd", "finetune"),
+    *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
 )
 
 
