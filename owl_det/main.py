@@ -55,6 +55,8 @@ def _quiet_libraries() -> None:
 
 
 def _fail(error: Exception) -> None:
+    # Input threads may still be logging what they skip: the error shall be the last line.
+    logging.set_verbosity(logging.FATAL)
     text = " ".join(str(error.args[0] if error.args else error).split())
     print(f"owl_det: {text}", file=sys.stderr, flush=True)
     sys.exit(2)
