@@ -4,7 +4,9 @@ Command:  python -m owl_det.main --config=configs/bccd.py --workdir=W --config.d
           Trains on ImageSets/Main/trainval.txt, evaluates on test.txt. Add
           --config.checkpoint.init_from=RUN to start from the quickstart's towers and heads.
 Hardware: two CPU cores.
-Measured: @BCCD@
+Measured: from the quickstart's weights (then of 8,000 steps), AP50 on the 72 test images of seeds
+          0, 1, 2: 0.726, 0.690, 0.628; seed 0 after 500 steps 0.402, 1,000 0.607, 1,500 0.669,
+          2,000 0.725. Nine to eleven minutes while other work shared the cores.
 """
 
 from typing import Any

@@ -63,13 +63,14 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     step_fn = train_step.jit_train_step(config, mesh, state)
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
+    profile = _Profile(config, folder)
     try:
         if config.evaluation.before_training and first_step == 0:
             before = evaluate(evaluations, state, folder, log, is_last=False)
             if jax.process_index() == 0:
                 comparison.write_before(folder, before)
         for step in range(first_step + 1, config.num_steps + 1):
-            _profile(config, folder, step)
+            profile.before(step, state)
             batch, counts = next(batches)
             state, metrics = step_fn(state, batch)
             progress.add(step, metrics, counts)
@@ -88,6 +89,7 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     finally:
         # TensorFlow's threads must be gone before the interpreter is: they call back into it.
         batches.close()
+        profile.stop(state)
         progress.close()
         checkpoints.wait()
         checkpoints.close()
@@ -212,12 +214,30 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _profile(config: Config, folder: Path, step: int) -> None:
-    log = config.log
-    if log.profile_steps and step == log.profile_start + 1:
-        jax.profiler.start_trace(str(folder / "profile"))
-    if log.profile_steps and step == log.profile_start + log.profile_steps + 1:
-        jax.profiler.stop_trace()
+class _Profile:
+    """Records the steps that `config.log.profile_*` name, for TensorBoard's profiler."""
+
+    def __init__(self, config: Config, folder: Path):
+        self._first = config.log.profile_start + 1
+        self._num_steps = config.log.profile_steps
+        self._folder = folder / "profile"
+        self._is_running = False
+
+    def before(self, step: int, state: TrainState) -> None:
+        """Starts before the first of the steps, stops before the one after the last."""
+        if self._is_running and step >= self._first + self._num_steps:
+            self.stop(state)
+        if self._num_steps and step == self._first:
+            jax.block_until_ready(state.step)
+            jax.profiler.start_trace(str(self._folder))
+            self._is_running = True
+
+    def stop(self, state: TrainState) -> None:
+        """Waits for the steps that run and writes the profile; nothing if there is none."""
+        if self._is_running:
+            jax.block_until_ready(state.step)
+            jax.profiler.stop_trace()
+            self._is_running = False
 
 
 class _StopSignal:
