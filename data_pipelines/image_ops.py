@@ -85,12 +85,20 @@ def decode_image(
         _check_pixels(image)
         return Image.fromarray(image)
     opened = _open(image)
+    if draft_size is not None:
+        width, height = draft_size
+        is_sideways = _orientation(opened) in _SWAPS_SIDES
+        try:
+            opened.draft(None, (height, width) if is_sideways else (width, height))
+        except _DAMAGED as error:
+            raise UnreadableImage(f"damaged image: {error}") from error
+    return upright_rgb(opened)
+
+
+def upright_rgb(opened: Image.Image) -> Image.Image:
+    """As `decode_image`, of an image that Pillow has opened already. Raises `UnreadableImage`."""
     orientation = _orientation(opened)
     try:
-        if draft_size is not None:
-            width, height = draft_size
-            is_sideways = orientation in _SWAPS_SIDES
-            opened.draft(None, (height, width) if is_sideways else (width, height))
         decoded = _to_rgb(opened)
     except _DAMAGED as error:
         raise UnreadableImage(f"damaged image: {error}") from error

@@ -106,6 +106,12 @@ def build(text: TextTowerConfig, file: str | Path = "") -> Tokenizer:
     has more entries than the tower's vocabulary.
     """
     if text.tokenizer == "clip" and not file:
+        if text.vocabulary_size <= END:
+            raise DataError(
+                f"config.model.text.vocabulary_size: {text.vocabulary_size} is smaller than CLIP's "
+                "vocabulary, which is built in; name the model's tokenizer.json in "
+                "config.data.tokenizer"
+            )
         return ClipTokenizer(text.num_positions)
     if not file:
         raise DataError(

@@ -163,6 +163,8 @@ def save_model(
     """
     folder = Path(path).absolute()
     described = _tokenizer_entry(model.tokenizer)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()  # Orbax wants to make it
     run = {
         "format": FORMAT,
         "kind": model.kind,

@@ -61,6 +61,9 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nms_iou", type=float, help="drop boxes that overlap a better one of their query more"
     )
+    parser.add_argument(
+        "--prompts", choices=("none", "clip", "clip_best7"), help="default: the model's own"
+    )
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -85,12 +88,15 @@ def _predict(arguments: argparse.Namespace) -> int:
                 top_k=arguments.top_k,
                 image_size=arguments.image_size,
                 nms_iou=arguments.nms_iou,
+                prompt_mode=arguments.prompts,
             )
         except UnreadableImage as error:
             print(f"owl-det: skipped {error}", file=sys.stderr)
             num_failed += 1
             continue
-        detections = _described(found, [*arguments.query, *arguments.query_image])
+        # Query images of one name are one query.
+        names = [*arguments.query, *dict.fromkeys(arguments.query_image)]
+        detections = _described(found, names)
         print(json.dumps({"image": str(path), "detections": detections}), flush=True)
         if arguments.out:
             _draw(path, _picture_path(Path(arguments.out), path, paths), detections)
@@ -113,7 +119,7 @@ def _queries(
         raise UserError(f"--query_image: {error}") from None
     if not arguments.query:
         return queries
-    return predictor.encode_queries(arguments.query) + queries
+    return predictor.encode_queries(arguments.query, arguments.prompts) + queries
 
 
 def _image_and_box(text: str) -> tuple[str, list[float] | None]:
@@ -297,7 +303,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """A table on stdout; JSON with `--out`."""
-    from owl_det import checkpoint
+    from owl_det import checkpoint, stablehlo
     from owl_det.evaluation import benchmark
 
     settings = benchmark.settings(
@@ -316,9 +322,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             split=arguments.split,
         )
     )
-    model = checkpoint.load_detector(arguments.checkpoint)
+    if stablehlo.is_export(arguments.checkpoint):
+        model, functions = stablehlo.load(arguments.checkpoint)
+    else:
+        model, functions = checkpoint.load_detector(arguments.checkpoint), None
     content = benchmark.run(
-        model, sources, settings, prompts=arguments.prompts, results=arguments.results
+        model,
+        sources,
+        settings,
+        prompts=arguments.prompts,
+        results=arguments.results,
+        functions=functions,
     )
     print(benchmark.table(content))
     if arguments.out:
@@ -357,8 +371,11 @@ def _add_convert(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("source", metavar="SRC", help="file, folder or name on the hub")
     parser.add_argument("target", metavar="DST", help="new folder")
     # Names are checked by the list of formats itself, which takes seconds to import.
-    parser.add_argument("--from", dest="from_format", required=True, metavar="FORMAT")
-    parser.add_argument("--to", dest="to_format", default="owl_det", metavar="FORMAT")
+    sources = "scenic, hf, clip, siglip, lit, clip_resnet, owl_det"
+    parser.add_argument("--from", dest="from_format", required=True, metavar="FORMAT", help=sources)
+    parser.add_argument(
+        "--to", dest="to_format", default="owl_det", metavar="FORMAT", help="owl_det, hf"
+    )
     parser.add_argument("--eval_prompts", choices=("none", "clip_best7"), help="kept with it")
     parser.set_defaults(run=_convert)
 

@@ -60,20 +60,21 @@ def encode_queries(
 
 
 def detect(
-    detector: "Detector",
+    functions: Functions,
     params: Params,
     image: UInt8[Array, "b H W 3"],
     query_embeddings: Float[Array, "t q e"],
     is_query: Bool[Array, " q"],
     *,
     top_k: int,
+    dtype: Any,
 ) -> TopPairs:
     """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts.
 
-    Filler queries (`is_query` False) score 0.
+    Filler queries (`is_query` False) score 0; `dtype` is that of the model's matrix work.
     """
-    tokens = embed_tokens(detector, params, image)
-    return rank(tokens, query_embeddings, is_query, top_k=top_k, dtype=detector.dtype)
+    tokens = functions.embed_tokens(params, image)
+    return rank(tokens, query_embeddings, is_query, top_k=top_k, dtype=dtype)
 
 
 def embed_tokens(

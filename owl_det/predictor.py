@@ -154,6 +154,8 @@ class Predictor:
 
         Raises `DataError` if the model has no objectness head; else as `detect`.
         """
+        if top_k < 1:
+            raise DataError(f"top_k: must be positive, got {top_k}")
         self._require_objectness("propose")
         proposals: list[Proposals] = []
         for batch in self._batches(images, batch_size, self._side(image_size)):
@@ -243,6 +245,8 @@ class Predictor:
         labels = tuple(names) if names is not None else _numbered(len(images))
         if not len(images) or len(labels) != len(images):
             raise DataError(f"embed: {len(images)} images and {len(labels)} names")
+        if num_tokens < 0:
+            raise DataError(f"num_tokens: must be 0 (all) or positive, got {num_tokens}")
         if num_tokens:
             self._require_objectness("num_tokens")
         side = self._side(image_size)
@@ -281,7 +285,7 @@ class Predictor:
         padded, is_query = _pad_queries(encoded, num_queries, num_queries if few else None)
         num_tokens = images.tokens.logit_shift.shape[1]
         scores = num_tokens * min(padded.shape[1], inference.QUERY_CHUNK)
-        chunk = min(len(images), max(1, SCORES_AT_ONCE // scores))
+        chunk = max(1, min(len(images), SCORES_AT_ONCE // scores))
         found: list[Detections] = []
         for start in range(0, len(images), chunk):
             here = slice(start, start + chunk)
@@ -303,6 +307,16 @@ class Predictor:
         """Resizes and pads one image as the model was trained."""
         return image_ops.to_square(image, self._side(image_size), self.model.preprocess)
 
+    def _prepared(
+        self, given: ImageLike, image: Image.Image, side: int
+    ) -> UInt8[np.ndarray, "H W 3"]:
+        """As `preprocess`; an error names the file."""
+        try:
+            return self.preprocess(image, side)
+        except image_ops.UnreadableImage as error:
+            where = f"{given}: " if isinstance(given, (str, os.PathLike)) else ""
+            raise image_ops.UnreadableImage(f"{where}{error}") from None
+
     @property
     def _geometry(self) -> Geometry:
         return self.model.preprocess.geometry
@@ -319,8 +333,10 @@ class Predictor:
     def _embed_and_rank(
         self, params: Params, image: jax.Array, queries: jax.Array, is_query: jax.Array, top_k: int
     ) -> Any:
-        tokens = self._functions.embed_tokens(params, image)
-        return self._rank_tokens(tokens, queries, is_query, top_k)
+        dtype = jnp.dtype(self.model.model.dtype)
+        return inference.detect(
+            self._functions, params, image, queries, is_query, top_k=top_k, dtype=dtype
+        )
 
     def _side(self, image_size: int | None) -> int:
         full, patch = self.model.model.image_size, self.model.model.image.patch_size
@@ -357,12 +373,13 @@ class Predictor:
             for index in range(start, min(start + batch_size, len(images))):
                 try:
                     image = read_image(images[index])
+                    square = self._prepared(images[index], image, side)
                 except image_ops.UnreadableImage as error:
                     if on_unreadable is None:
                         raise
                     on_unreadable(error)
                     continue
-                pixels[len(batch.indices)] = self.preprocess(image, side)
+                pixels[len(batch.indices)] = square
                 batch.indices.append(index)
                 batch.sizes.append((image.height, image.width))
             yield batch
@@ -427,7 +444,7 @@ def read_image(image: ImageLike) -> Image.Image:
         except (OSError, image_ops.UnreadableImage) as error:
             raise image_ops.UnreadableImage(f"{path}: {error}") from None
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return image_ops.upright_rgb(image)
     if isinstance(image, np.ndarray) and image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     return image_ops.decode_image(image)

@@ -28,7 +28,11 @@ def model() -> tuple[Detector, Any]:
 
 def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:
     detector, params = model
-    run = jax.jit(lambda p: inference.detect(detector, p, IMAGE, prompts, IS_QUERY, top_k=top_k))
+    functions = inference.Functions(
+        partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
+    )
+    detect = partial(inference.detect, functions, top_k=top_k, dtype=jnp.float32)
+    run = jax.jit(lambda p: detect(p, IMAGE, prompts, IS_QUERY))
     return jax.tree.map(np.asarray, run(params))
 
 

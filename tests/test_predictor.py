@@ -456,3 +456,27 @@ def test_command_line_takes_query_images(
         assert message in capsys.readouterr().err
     assert cli.main(predict) == 2
     assert "--query or --query_image" in capsys.readouterr().err
+
+
+def test_a_pillow_image_is_prepared_like_its_file(predictor: Predictor, tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[..., 0], pixels[:, :10, 3] = 200, 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    opened = Image.open(tmp_path / "turned.png")
+    ours = predictor_lib.read_image(opened)
+    theirs = predictor_lib.read_image(tmp_path / "turned.png")
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert ours.size == (20, 30)
+
+
+@pytest.mark.parametrize("call", ["propose", "embed_images"])
+def test_numbers_of_tokens_are_checked(predictor: Predictor, call: str) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match="positive"):
+        if call == "propose":
+            predictor.propose([image], top_k=0)
+        else:
+            predictor.embed_images([image], num_tokens=-5)

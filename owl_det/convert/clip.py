@@ -8,8 +8,7 @@ names, from a safetensors file.
 from collections.abc import Mapping
 from typing import Any
 
-from data_pipelines.tokenizer import FILES
-from owl_det.convert import towers
+from owl_det.convert import clip_vocabulary, towers
 from owl_det.convert.huggingface import find_folder
 from owl_det.convert.rules import ALL, LAYER, Ignored, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
@@ -56,7 +55,7 @@ def read(source: str) -> LoadedModel:
         open_weights(folder),
         read_json(folder / "config.json"),
         read_json(folder / "preprocessor_config.json"),
-        towers.find_tokenizer(folder, FILES["clip"]),
+        clip_vocabulary.own_tokenizer(folder),
     )
 
 

@@ -1,4 +1,4 @@
-"""The files of CLIP's tokeniser (vocab.json, merges.txt and two of settings), offline.
+"""The files of CLIP's tokeniser (tokenizer.json, vocab.json, merges.txt, settings), offline.
 
 The package `instant-clip-tokenizer` carries OpenAI's list of merges inside its compiled module and
 has no function that gives it. It is read from there as text, and taken only if its hash is that of
@@ -10,6 +10,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from owl_det.convert.weights import read_json
 from owl_det.errors import CheckpointError
 
 SIZE = 49408  # 256 bytes, the same at the end of a word, merges, two special tokens
@@ -28,9 +29,11 @@ def write(folder: Path, *, max_length: int) -> None:
     does not hold the list.
     """
     merges = read_merges()
-    vocabulary = {token: i for i, token in enumerate(tokens(merges))}
+    vocabulary = _vocabulary(merges)
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    whole = json.dumps(_tokenizer_json(merges), ensure_ascii=False)
+    (folder / "tokenizer.json").write_text(whole, "utf-8")
     special = {
         "bos_token": _START_TOKEN,
         "eos_token": _END_TOKEN,
@@ -48,6 +51,78 @@ def write(folder: Path, *, max_length: int) -> None:
     }
     for name, value in (("special_tokens_map", special), ("tokenizer_config", settings)):
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+
+
+def own_tokenizer(folder: Path) -> str:
+    """The folder's tokenizer.json; empty if there is none, or its ids are those of CLIP.
+
+    Raises `CheckpointError` if it cannot be read.
+    """
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return ""
+    model = read_json(file).get("model")
+    given = model.get("vocab") if isinstance(model, dict) else None
+    return "" if given == _vocabulary(read_merges()) else str(file)
+
+
+def _vocabulary(merges: list[str]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(tokens(merges))}
+
+
+def _tokenizer_json(merges: list[str]) -> dict[str, object]:
+    """The same tokeniser in the format of the `tokenizers` library."""
+    special = [(START, _START_TOKEN), (END, _END_TOKEN)]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    words += r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": token, **flags, "special": True} for number, token in special
+        ],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": words},
+                    "behavior": "Removed",
+                    "invert": True,
+                },
+                {**byte_level, "use_regex": True},
+            ],
+        },
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": [_END_TOKEN, END],
+            "cls": [_START_TOKEN, START],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        "decoder": {**byte_level, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": _END_TOKEN,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>",
+            "fuse_unk": False,
+            "vocab": _vocabulary(merges),
+            "merges": merges,
+        },
+    }
 
 
 def read_merges() -> list[str]:

@@ -6,6 +6,7 @@ the heads, one epsilon for every norm, boxes biased to place and size) is writte
 that is read, and checked or told when writing.
 """
 
+import dataclasses
 import json
 import logging as std_logging
 import re
@@ -82,7 +83,8 @@ def read(source: str) -> LoadedModel:
         str(folder),
     )
     _check_side(folder / "preprocessor_config.json", model.image_size)
-    return models.read(table(kind), weights, model, preprocess)
+    loaded = models.read(table(kind), weights, model, preprocess)
+    return dataclasses.replace(loaded, tokenizer=clip_vocabulary.own_tokenizer(folder))
 
 
 def table(kind: str) -> Table:
@@ -278,6 +280,13 @@ def write(target: Path, model: LoadedModel) -> None:
     It is OWLv2 with an objectness head and OWL-ViT without. Raises `CheckpointError` for a model
     that their code cannot be; what it computes a little differently is logged.
     """
+    if model.kind != "detector":
+        raise CheckpointError(
+            f"a checkpoint of kind {model.kind!r} has no detection heads; only detectors can "
+            "be written"
+        )
+    if model.tokenizer:
+        raise CheckpointError(f"{model.tokenizer}: only CLIP's own vocabulary can be written")
     kind = "owlv2" if model.model.has_objectness_head else "owlvit"
     _check_expressible(model.model)
     _log_differences(model)

@@ -16,7 +16,7 @@ import jax
 from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
-from owl_det import sharding
+from owl_det import inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import UserError
@@ -97,16 +97,19 @@ def run(
     *,
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
+    functions: inference.Functions | None = None,
 ) -> dict[str, Any]:
     """Measures a model on every data set; the summary is like that of training.
 
     `prompts` "" takes those of the checkpoint. `results` is a file for the detections in COCO's
-    results format. With several data sets the metrics at the top are means over them. Raises
-    `DataError` if more than 1 % of a data set's images cannot be read.
+    results format; `functions` are those of an export. With several data sets the metrics at the
+    top are means over them. Raises `DataError` if more than 1 % of a data set's images cannot be
+    read.
     """
     if results is not None and len(sources) > 1:
         raise UserError("--results: is one file; evaluate the data sets one by one")
-    mesh = sharding.make_mesh(MeshConfig())
+    # An export is a program for one device.
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
     detector = Detector(model.model, model.preprocess)
     params = jax.device_put(model.params, sharding.replicated(mesh))
     prompts = prompts or model.eval_prompts
@@ -121,6 +124,7 @@ def run(
             settings=settings,
             eval_prompts=prompts,
             tokenizer_file=model.tokenizer,
+            functions=functions,
         )
         result = measure(params)
         metrics = result.evaluator.compute()

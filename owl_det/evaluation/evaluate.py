@@ -62,7 +62,9 @@ class Evaluate:
         settings: EvaluationConfig,
         eval_prompts: str,
         tokenizer_file: str = "",
+        functions: inference.Functions | None = None,
     ) -> None:
+        """`functions` are those of an export; without them the detector runs."""
         self.source, self.name, self.settings, self.mesh = source, name, settings, mesh
         self.detector = detector
         words = tokenizer.build(detector.config.text, tokenizer_file)
@@ -76,10 +78,12 @@ class Evaluate:
         shards = sharding.num_data_shards(mesh)
         self.batch_size = -(-settings.batch_size // shards) * shards
         whole = sharding.replicated(mesh)
-        self._encode = jax.jit(partial(inference.encode_queries, detector), out_shardings=whole)
-        self._detect = jax.jit(
-            partial(inference.detect, detector, top_k=settings.top_k), out_shardings=whole
+        run = functions or inference.Functions(
+            partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
         )
+        detect = partial(inference.detect, run, top_k=settings.top_k, dtype=detector.dtype)
+        self._encode = jax.jit(run.encode_queries, out_shardings=whole)
+        self._detect = jax.jit(detect, out_shardings=whole)
 
     def __call__(self, params: Params) -> Evaluation:
         """Detects in every readable image. Only process 0 collects results.

@@ -19,6 +19,7 @@ from owl_det.checkpoint import LoadedModel
 from owl_det.errors import DataError, UserError
 from owl_det.evaluation import benchmark
 from owl_det.evaluation.benchmark import Location
+from owl_det.export import export
 from owl_det.predictor import Predictor
 from tests import tiny
 
@@ -100,6 +101,20 @@ def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys)
     assert (metrics["num_images"], metrics["unreadable_images"], metrics["step"]) == (7, 0, 5)
     assert metrics["protocol"] == "coco" and metrics["prompts"] == "none"
     assert metrics["checkpoint"] == str(saved)
+
+
+def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, capsys):
+    export(saved, tmp_path / "export")
+    flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
+    metrics = []
+    for path in (saved, tmp_path / "export"):
+        out = tmp_path / f"{len(metrics)}.json"
+        assert evaluate(path, *flags, "--images", str(dataset), "--out", str(out)) == 0
+        content = json.loads(out.read_text())
+        # Not AP: some boxes overlap by 0.85, a threshold, up to rounding.
+        metrics.append({key: content[key] for key in ("AP50", "AP75", "num_images")})
+    capsys.readouterr()
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
 
 
 def test_unreadable_images_are_counted_and_too_many_are_an_error(saved, dataset, tmp_path, capsys):
