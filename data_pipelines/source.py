@@ -56,7 +56,12 @@ def _coco(source: config_lib.CocoSource, root: Path) -> Source:
     from data_pipelines.readers.coco import CocoReader
 
     groups = {"all": None, "ov_coco": ov_coco.GROUPS, "ov_coco_base": ov_coco.BASE_GROUPS}
-    return CocoReader(root / source.annotations, root / source.images, groups=groups[source.subset])
+    return CocoReader(
+        root / source.annotations,
+        root / source.images,
+        groups=groups.get(source.subset),
+        without_rare=source.subset == "lvis_base",
+    )
 
 
 def _voc(source: config_lib.VocSource, root: Path) -> Source:

@@ -95,17 +95,26 @@ class Checkpoints:
         assert step is not None
         folder = self._manager.directory / str(step)
         saved = _read_run_file(Path(folder))
-        _check_same_input(saved, self._run_file(step, input_version), Path(folder))
         _check_shapes(Path(folder), template.params)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(template.params),
-                optimizer=ocp.args.StandardRestore(
-                    {"step": template.step, "state": template.opt_state}
+        current = self._run_file(step, input_version)
+        _check_same_model(saved, current, Path(folder))
+        _check_same_input(saved, current, Path(folder))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(template.params),
+                    optimizer=ocp.args.StandardRestore(
+                        {"step": template.step, "state": template.opt_state}
+                    ),
                 ),
-            ),
-        )
+            )
+        except Exception as error:  # Orbax raises many kinds
+            raise CheckpointError(
+                f"{folder}: damaged, or its optimiser state does not fit config.optimizer "
+                f"({_first_line(error)}); a new workdir with config.checkpoint.init_from takes its "
+                "weights alone"
+            ) from error
         optimizer = restored["optimizer"]
         return TrainState(
             step=optimizer["step"], params=restored["params"], opt_state=optimizer["state"]
@@ -134,11 +143,21 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template
     )
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        params = reader.restore(
-            (folder / "params").absolute(), args=ocp.args.StandardRestore(template)
-        )
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            params = reader.restore(
+                (folder / "params").absolute(), args=ocp.args.StandardRestore(template)
+            )
+    except Exception as error:  # Orbax raises many kinds for files it cannot read
+        raise CheckpointError(f"{folder}/params: cannot be read ({_first_line(error)})") from error
+    if jax.default_backend() != "gpu":  # where cuDNN's attention, if it is asked for, cannot run
+        model = dataclasses.replace(described.model, attention="xla")
+        described = dataclasses.replace(described, model=model)
     return dataclasses.replace(described, params=params)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def load_detector(path: str | os.PathLike[str]) -> LoadedModel:
@@ -446,6 +465,32 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
         if key not in run:
             raise CheckpointError(f"{file}: {key!r} is missing")
     return run
+
+
+def _check_same_model(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    """Settings that no shape shows; those of training alone may change."""
+    # Tuples become lists, as in the file.
+    saved, current = (json.loads(json.dumps(run)) for run in (saved, current))
+    for part in ("model", "preprocess"):
+        before, now = _architecture(saved[part]), _architecture(current[part])
+        for key, value in now.items():
+            if key in before and before[key] != value:
+                raise CheckpointError(
+                    f"{folder}: another architecture; {part}.{key} is {before[key]!r} there and "
+                    f"{value!r} in the config"
+                )
+
+
+def _architecture(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, without those that concern training only."""
+    free = (*_TRAINING_KEYS, *_TRAINING_TOWER_KEYS, "position_init")
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _architecture(value, f"{prefix}{key}.")
+        elif key not in free:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
 
 
 def _check_same_input(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:

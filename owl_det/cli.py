@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return arguments.run(arguments)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"owl-det: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -159,7 +160,8 @@ class CocoSource:
     annotations: str = "annotations.json"  # relative to the root
     images: str = "images"
     # OV-COCO: 48 base and 17 novel categories for evaluation, the base ones alone for training.
-    subset: Literal["all", "ov_coco", "ov_coco_base"] = "all"
+    # LVIS: all categories but the rare ones, for training that leaves them novel.
+    subset: Literal["all", "ov_coco", "ov_coco_base", "lvis_base"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -432,11 +434,36 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"config.optimizer.frozen: {pattern!r} is no regular expression ({error})"
+        ) from None
+
+
 def _check(config: Config) -> None:
     """Checks across fields; each message names the key to change."""
     model, data, augment = config.model, config.data, config.data.augment
     for key in ("batch_size", "num_steps"):
         _require(getattr(config, key) > 0, f"config.{key}: must be positive")
+    _require(config.evaluation.top_k > 0, "config.evaluation.top_k: must be positive")
+    for key, value in (
+        ("data.num_workers", data.num_workers),
+        ("data.max_distinct_queries", data.max_distinct_queries),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("evaluation.num_pictures", config.evaluation.num_pictures),
+        ("evaluation.max_images", config.evaluation.max_images),
+    ):
+        _require(value >= 0, f"config.{key}: must not be negative")
+    _require(config.checkpoint.keep > 0, "config.checkpoint.keep: must be positive")
+    for pattern in config.optimizer.frozen:
+        _check_pattern(pattern)
+    for group, sources in (("train", data.train), ("eval", data.eval)):
+        for name, source in sources.items():
+            side = getattr(source, "image_size", 1)
+            _require(side > 0, f"config.data.{group}.{name}.image_size: must be positive")
     for name, tower in (("image", model.image), ("text", model.text)):
         for key in ("width", "num_layers", "num_heads", "mlp_width"):
             _require(getattr(tower, key) > 0, f"config.model.{name}.{key}: must be positive")

@@ -23,7 +23,7 @@ from owl_det import checkpoint, optim, sharding, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
-from owl_det.errors import UserError
+from owl_det.errors import ConfigError, UserError
 from owl_det.evaluation import comparison
 from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.metric_log import MetricLog
@@ -42,6 +42,10 @@ def run(config: Config, workdir: str) -> None:
     Raises `UserError` for what a user can mend. On SIGTERM, from this moment on, it finishes the
     step (or the first one), saves and returns.
     """
+    if "://" in workdir:
+        raise ConfigError(
+            f"--workdir: {workdir} is an address; mount that storage and name the folder"
+        )
     stop = _StopSignal()
     try:
         _train(config, Path(workdir), stop)
@@ -50,10 +54,15 @@ def run(config: Config, workdir: str) -> None:
 
 
 def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla")
     mesh = sharding.make_mesh(config.mesh)
     data = TrainInput(config)
     evaluations = _open_evaluations(config, mesh)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir: {folder}: {error.strerror}") from None
     checkpoints = Checkpoints(folder, config)
     state = _start(config, mesh, checkpoints, data.version)
     first_step = int(state.step)
@@ -78,6 +87,7 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
             if _due(step, config.evaluation.every_steps) or is_last:
                 progress.flush()
                 evaluate(evaluations, state, folder, log, is_last)
+                progress.restart_clock()
             if _due(step, config.checkpoint.every_steps) or is_last or stop.is_set(step):
                 progress.flush()  # so that no state after a NaN is ever saved
                 checkpoints.save(state, data.version)
@@ -89,11 +99,11 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     finally:
         # TensorFlow's threads must be gone before the interpreter is: they call back into it.
         batches.close()
-        profile.stop(state)
         progress.close()
         checkpoints.wait()
         checkpoints.close()
         log.close()
+        profile.stop(state)
 
 
 def evaluate(
@@ -121,9 +131,10 @@ def evaluate(
         summaries[name] = summary(measure, result, metrics, step, time.time() - started)
         log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
         evaluator.write_results(folder / "eval" / f"results_{name}.json")
-        picture = viz.picture_grid(result.pictures)
-        viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
-        log.picture(step, f"pictures/{name}", picture)
+        if result.pictures:
+            picture = viz.picture_grid(result.pictures)
+            viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
+            log.picture(step, f"pictures/{name}", picture)
         logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
         if is_last:
             pictures = folder / "pictures"
@@ -235,7 +246,8 @@ class _Profile:
     def stop(self, state: TrainState) -> None:
         """Waits for the steps that run and writes the profile; nothing if there is none."""
         if self._is_running:
-            jax.block_until_ready(state.step)
+            if not state.step.is_deleted():  # as after a step that failed
+                jax.block_until_ready(state.step)
             jax.profiler.stop_trace()
             self._is_running = False
 
@@ -289,6 +301,10 @@ class _Progress:
         if _due(step, self._config.log.every_steps):
             self.flush()
 
+    def restart_clock(self) -> None:
+        """Leaves the time since the last steps out of their rate."""
+        self._since = time.time()
+
     def flush(self) -> None:
         """Waits for all steps so far, checks their losses and logs their means."""
         if not self._pending:
@@ -296,11 +312,12 @@ class _Progress:
         values = jax.device_get(self._pending)
         self._pending = []
         for step, metrics in values:
-            if not np.isfinite(metrics["loss"]):
+            # A bad gradient has already reached the parameters: nothing may be saved from here on.
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
                 parts = ", ".join(f"{k} {float(v):.3g}" for k, v in sorted(metrics.items()))
                 raise DivergedError(
-                    f"loss is not finite at step {step} ({parts}); the last checkpoint is from "
-                    "before. Lower the learning rate or look at that step's data"
+                    f"loss or gradient is not finite at step {step} ({parts}); the last checkpoint "
+                    "is from before. Lower the learning rate or look at that step's data"
                 )
         now = time.time()
         rate = len(values) * self._config.batch_size / max(now - self._since, 1e-9)
@@ -332,7 +349,7 @@ class _Progress:
 
 
 def _memory_gib() -> float:
-    """Peak memory of the first device where it is known, else of this process."""
+    """Peak memory of the first device where it is known, else what this process holds now."""
     stats = jax.local_devices()[0].memory_stats()
     used = (stats or {}).get("peak_bytes_in_use") or psutil.Process().memory_info().rss
     return used / 2**30

@@ -143,3 +143,21 @@ def test_config_files_are_locked() -> None:
         tree.batchsize = 3
     with pytest.raises(TypeError):
         tree.batch_size = "many"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"evaluation": {"top_k": 0}}, "evaluation.top_k"),
+        ({"checkpoint": {"keep": -1}}, "checkpoint.keep"),
+        ({"data": {**SOURCE, "num_workers": -1}}, "data.num_workers"),
+        ({"optimizer": {"frozen": ("(",)}}, "optimizer.frozen"),
+        (
+            {"data": {"train": {"a": {"kind": "shapes_world", "image_size": 0}}}},
+            "data.train.a.image_size",
+        ),
+    ],
+)
+def test_values_out_of_range_are_named(changes: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"config.{key}"):
+        config_lib.resolve({"data": SOURCE, **changes})

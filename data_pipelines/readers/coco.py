@@ -31,12 +31,18 @@ class CocoReader(folder.FolderReader):
     """
 
     def __init__(
-        self, annotations: Path, images: Path, *, groups: Mapping[str, Names] | None = None
+        self,
+        annotations: Path,
+        images: Path,
+        *,
+        groups: Mapping[str, Names] | None = None,
+        without_rare: bool = False,
     ):
         """`annotations` is the JSON file, `images` the folder that its file names refer to.
 
         `groups` are those of the categories to keep; the others, their boxes, and images without
-        any box of the categories kept are left out. None = keep all.
+        any box of the categories kept are left out. None = keep all. `without_rare` leaves LVIS's
+        rare categories out, with their boxes and wherever an image names them.
 
         Raises `DataError` if either is missing, the file is malformed (field named), an annotation
         refers to an unknown image or category, or a category to keep is not in the file.
@@ -44,6 +50,8 @@ class CocoReader(folder.FolderReader):
         content = _without_placeholders(_load(annotations), annotations)
         if groups is not None:
             content = _restrict(content, groups, annotations)
+        if without_rare:
+            content = _without_rare(content, annotations)
         entries = {
             _integer(entry, "id", f"{annotations}: images[{i}]"): entry
             for i, entry in enumerate(_list(content, "images", annotations))
@@ -103,6 +111,37 @@ def _without_placeholders(content: dict[str, Any], file: Path) -> dict[str, Any]
         or e.get("name") not in parents
     ]
     return {**content, "categories": kept}
+
+
+def _without_rare(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content of an LVIS file without rare categories and whatever refers to them."""
+    categories = list(_list(content, "categories", file))
+    if not all(isinstance(e, dict) and e.get("frequency") in _GROUPS for e in categories):
+        raise DataError(
+            f"{file}: categories: `frequency` (r, c, f) is missing; lvis_base needs an LVIS file"
+        )
+    rare = {entry.get("id") for entry in categories if entry["frequency"] == "r"}
+    named = ("neg_category_ids", "not_exhaustive_category_ids")
+
+    def without(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {
+            key: [i for i in entry[key] if i not in rare]
+            for key in named
+            if isinstance(entry.get(key), list)
+        }
+
+    return {
+        **content,
+        "images": [without(entry) for entry in _list(content, "images", file)],
+        "annotations": [
+            entry
+            for entry in _list(content, "annotations", file)
+            if not isinstance(entry, dict) or entry.get("category_id") not in rare
+        ],
+        "categories": [entry for entry in categories if entry.get("id") not in rare],
+    }
 
 
 def _restrict(content: dict[str, Any], groups: Mapping[str, Names], file: Path) -> dict[str, Any]:

@@ -251,3 +251,22 @@ def test_unused_first_category_of_roboflow_is_left_out(write):
     made["annotations"][0]["category_id"] = 0
     with pytest.raises(DataError, match="two categories are called 'cat'"):
         write(made)
+
+
+def test_rare_categories_can_be_left_out(write, tmp_path):
+    made = lvis_content()  # its first category is rare
+    made["images"][1]["neg_category_ids"] = [3, 91]
+    whole = write(made)
+    reader = CocoReader(tmp_path / "instances.json", tmp_path / "images", without_rare=True)
+    kept = {category.name for category in reader.categories}
+    assert kept == {category.name for category in whole.categories} - {"traffic light"}
+    assert "traffic light" in whole[1].negatives
+    assert "traffic light" in whole[0].not_exhaustive
+    assert [reader[i].image_id for i in range(2)] == [whole[i].image_id for i in range(2)]
+    for record in (reader[0], reader[1]):
+        named = {name for names in record.names for name in names}
+        assert (named | set(record.negatives) | set(record.not_exhaustive)) <= kept
+    assert reader[0].names == (("cat",),)
+    write(content())
+    with pytest.raises(DataError, match="frequency"):
+        CocoReader(tmp_path / "instances.json", tmp_path / "images", without_rare=True)
