@@ -180,7 +180,7 @@ def test_nan_stops_with_the_step(repository_root: Path, tmp_path: Path) -> None:
         "--config.checkpoint.every_steps=5",
     )
     assert done.returncode == 2
-    assert "loss is not finite at step" in done.stderr.splitlines()[-1]
+    assert "loss or gradient is not finite at step" in done.stderr.splitlines()[-1]
     assert not list((tmp_path / "checkpoints").glob("30"))
 
 
