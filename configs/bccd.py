@@ -1,8 +1,12 @@
 """BCCD: 364 real microscope images of blood cells, Pascal VOC XML.
 
 Command:  python -m owl_det.main --config=configs/bccd.py --workdir=W --config.data.path=BCCD
-          Trains on ImageSets/Main/trainval.txt, evaluates on test.txt.
+          Trains on ImageSets/Main/trainval.txt, evaluates on test.txt. Add
+          --config.checkpoint.init_from=RUN to start from the quickstart's towers and heads.
 Hardware: two CPU cores.
+Measured: from the quickstart's weights (then of 8,000 steps), AP50 on the 72 test images of seeds
+          0, 1, 2: 0.726, 0.690, 0.628; seed 0 after 500 steps 0.402, 1,000 0.607, 1,500 0.669,
+          2,000 0.725. Nine to eleven minutes while other work shared the cores.
 """
 
 from typing import Any
@@ -22,7 +26,7 @@ def get_config() -> ConfigDict:
     quickstart.tiny_model(config)
     config.model.image_size = 160
     config.batch_size = 8
-    config.num_steps = 3000
+    config.num_steps = 2500
     data = config.data
     for group, split in ((data.train, "trainval"), (data.eval, "test")):
         source = VocSource(split_list=f"ImageSets/Main/{split}.txt", names=NAMES, queries=QUERIES)
@@ -37,10 +41,13 @@ def get_config() -> ConfigDict:
     data.min_queries = 0
     data.train_prompts = "none"
     data.eval_prompts = "none"
+    # Half of the patches, those of least variance: most of a smear is empty.
+    config.selection.token_drop_rate = 0.5
     config.optimizer.learning_rate = 1e-3
     config.optimizer.text_learning_rate = 1e-3
     config.optimizer.frozen = ("^text/token_embedding$",)
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
+    config.evaluation.every_steps = 500
     return config

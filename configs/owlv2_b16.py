@@ -2,7 +2,8 @@
 
 Command:  python -m owl_det.main --config=configs/owlv2_b16.py --workdir=W \
               --config.data.path=DATA --config.checkpoint.init_from=CLIP
-          DATA holds annotations/train.json (boxes with scores and names, COCO format) and images/.
+          DATA holds pseudo_boxes/ (the output of owl-det annotate) and, to evaluate,
+          annotations/lvis_v1_val.json with images/.
           On NVIDIA GPUs add --config.model.attention=cudnn.
 Hardware: TPU pods in the paper, which gives 3.7e8 mosaics for B/16 (about 1.4 M steps of 256).
           Time: not measured here; never run at full size.
@@ -14,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from owl_det.config import CocoSource
+from owl_det.config import CocoSource, PseudoBoxesSource
 
 
 def get_config() -> ConfigDict:
@@ -31,8 +32,7 @@ def get_config() -> ConfigDict:
 def use_self_training(config: Any) -> None:
     """What the OWL-ST runs share (table A2 and appendices A.4 to A.7)."""
     data = config.data
-    pseudo = CocoSource(annotations="annotations/train.json", images="images")
-    base.add_source(data.train, "pseudo_boxes", pseudo)
+    base.add_source(data.train, "pseudo_boxes", PseudoBoxesSource(records="pseudo_boxes"))
     lvis = CocoSource(annotations="annotations/lvis_v1_val.json", images="images")
     base.add_source(data.eval, "lvis", lvis)
     config.batch_size = 256
@@ -54,4 +54,5 @@ def use_self_training(config: Any) -> None:
     data.max_instances = 400
     data.max_queries = 300
     config.evaluation.every_steps = 50_000
+    config.evaluation.protocol = "lvis"
     config.checkpoint.every_steps = 5000

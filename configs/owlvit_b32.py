@@ -24,18 +24,24 @@ def get_config() -> ConfigDict:
     return config
 
 
-def use_lvis(config: ConfigDict) -> None:
+def use_lvis(config: Any) -> None:
     """LVIS JSON for training and evaluation, relative to `config.data.path`."""
-    data: Any = config.data
+    data = config.data
     for group, split in ((data.train, "train"), (data.eval, "val")):
         annotations = f"annotations/lvis_v1_{split}.json"
-        base.add_source(group, "lvis", CocoSource(annotations=annotations, images="images"))
+        # Rare categories are novel: no box of theirs is trained on.
+        subset = "lvis_base" if split == "train" else "all"
+        source = CocoSource(annotations=annotations, images="images", subset=subset)
+        base.add_source(group, "lvis", source)
+    config.evaluation.protocol = "lvis"
 
 
 def use_paper_training(config: Any) -> None:
     """Hyper-parameters that B/32, B/16 and L/14 share (appendix A1.3 and table A3)."""
     config.batch_size = 256
     config.num_steps = 140_000
+    config.model.has_objectness_head = False  # OWLv2's
+    config.loss.objectness_weight = 0.0
     config.optimizer.kind = "adam"
     config.optimizer.learning_rate = 5e-5
     config.optimizer.text_learning_rate = 2e-6

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_pipelines import prompts, query_sets
 from data_pipelines.features import Example
-from data_pipelines.tokenizer import ClipTokenizer
+from data_pipelines.tokenizer import Tokenizer
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ class Shapes:
 def pack(
     example: Example,
     pool: query_sets.Pool,
-    tokenizer: ClipTokenizer,
+    tokenizer: Tokenizer,
     shapes: Shapes,
     *,
     prompt_mode: str,

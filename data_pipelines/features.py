@@ -37,6 +37,7 @@ class Record:
     negatives: Names = ()  # names known to be absent, or annotated exhaustively
     not_exhaustive: Names = ()  # present, but not every instance is annotated
     captions: tuple[str, ...] = ()
+    areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
     source: str = ""  # file, for error messages
 
 

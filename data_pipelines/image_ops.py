@@ -1,20 +1,25 @@
-"""From encoded images to the padded square, and boxes between the two. NumPy and Pillow only.
+"""From encoded images to the model's square, and boxes between the two. No JAX, no TensorFlow.
 
 Training, evaluation and prediction all go through this file, so there is one place where pixels
-and boxes can disagree. An image of height h and width w is resized so that its longer side is the
-side of the square and lies in the square's top left corner; a box in pixels is divided by
-max(h, w) on both axes to become relative to the square.
+and boxes can disagree. With the geometry "pad" an image of height h and width w is resized so that
+its longer side is the side of the square and lies in the square's top left corner; a box in pixels
+is divided by max(h, w) on both axes to become relative to the square. With "stretch" the image
+fills the square, and boxes are divided by w and h.
 """
 
 import io
 import math
 import struct
 import zlib
-from typing import Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
+
+from owl_det.config import PreprocessConfig
+
+Geometry: TypeAlias = Literal["pad", "stretch"]  # see `config.PreprocessConfig`
 
 MAX_PIXELS = 200_000_000  # Pillow itself refuses a little earlier, at 179 million by default
 
@@ -80,12 +85,20 @@ def decode_image(
         _check_pixels(image)
         return Image.fromarray(image)
     opened = _open(image)
+    if draft_size is not None:
+        width, height = draft_size
+        is_sideways = _orientation(opened) in _SWAPS_SIDES
+        try:
+            opened.draft(None, (height, width) if is_sideways else (width, height))
+        except _DAMAGED as error:
+            raise UnreadableImage(f"damaged image: {error}") from error
+    return upright_rgb(opened)
+
+
+def upright_rgb(opened: Image.Image) -> Image.Image:
+    """As `decode_image`, of an image that Pillow has opened already. Raises `UnreadableImage`."""
     orientation = _orientation(opened)
     try:
-        if draft_size is not None:
-            width, height = draft_size
-            is_sideways = orientation in _SWAPS_SIDES
-            opened.draft(None, (height, width) if is_sideways else (width, height))
         decoded = _to_rgb(opened)
     except _DAMAGED as error:
         raise UnreadableImage(f"damaged image: {error}") from error
@@ -106,10 +119,21 @@ def draft_scale(full_size: tuple[int, int], decoded: Image.Image) -> int:
     raise ValueError(f"{decoded.size} is no draft of an image of (height, width) {full_size}")
 
 
-def fit_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width after the longer side is resized to `side`; each at least 1 pixel."""
+def fit_size(height: float, width: float, side: int, geometry: Geometry) -> tuple[int, int]:
+    """Height and width of an image once it lies in a square of `side`; each at least 1 pixel.
+
+    "pad": the longer side becomes `side`. "stretch": both do.
+    """
+    if geometry == "stretch":
+        return side, side
     scale = side / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def extent(height: int, width: int, geometry: Geometry) -> tuple[int, int]:
+    """Width and height, in pixels of the image, of what the square shows."""
+    longer = max(height, width)
+    return (width, height) if geometry == "stretch" else (longer, longer)
 
 
 def resize_crop(
@@ -129,27 +153,58 @@ def resize_crop(
     return resized[:, ::-1] if flip else resized
 
 
-def resize_and_pad(
+def gaussian_zoom(pixels: UInt8[np.ndarray, "h w 3"], side: int) -> UInt8[np.ndarray, "s s 3"]:
+    """Resizes both sides to `side`: a Gaussian filter of σ = (factor - 1) / 2 pixels on each axis
+    that shrinks by `factor`, then linear interpolation between pixel centres; edges are mirrored.
+
+    What scikit-image's `resize` does with antialiasing, and the authors' notebook with it.
+    """
+    # A second of import that no other kernel needs.
+    from scipy import ndimage
+
+    factors = np.array([pixels.shape[0] / side, pixels.shape[1] / side, 1.0])
+    sigma = np.maximum(0, (factors - 1) / 2)
+    smooth = ndimage.gaussian_filter(pixels.astype(np.float32), sigma, mode="mirror")
+    zoomed: Any = ndimage.zoom(smooth, 1 / factors, order=1, mode="mirror", grid_mode=True)
+    return np.round(np.clip(zoomed, 0, 255)).astype(np.uint8)
+
+
+def place(
     image: Image.Image,
     side: int,
+    preprocess: PreprocessConfig,
     *,
-    resize: Literal["bilinear", "bicubic"],
-    pad_value: float,
     crop: tuple[float, float, float, float] | None = None,
     flip: bool = False,
-) -> UInt8[np.ndarray, "side side 3"]:
-    """Fits an image, or a crop of it, into the top left corner of a square of `side` pixels.
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The top left part of a square of `side` pixels that shows an image, or a crop of it.
 
-    The rest is padding: `pad_value` of the [0, 1] image. `crop` and `flip` as in `resize_crop`.
+    It has the size that `fit_size` gives, or is the whole square where padding comes before
+    resizing ("gaussian"). `crop` and `flip` as in `resize_crop`, but "gaussian" takes whole pixels.
+    Raises `UnreadableImage` if the padding itself would exceed `MAX_PIXELS`.
     """
     x0, y0, x1, y1 = crop if crop is not None else (0, 0, *image.size)
-    longer = max(x1 - x0, y1 - y0)
-    size = (
-        max(1, round((y1 - y0) * side / longer)),
-        max(1, round((x1 - x0) * side / longer)),
-    )
-    square = padding(side, pad_value)
-    square[: size[0], : size[1]] = resize_crop(image, size, resize=resize, crop=crop, flip=flip)
+    if preprocess.resize != "gaussian":
+        # Of fractions: a crop of a shrunken JPEG need not lie on its pixels.
+        size = fit_size(y1 - y0, x1 - x0, side, preprocess.geometry)
+        return resize_crop(image, size, resize=preprocess.resize, crop=crop, flip=flip)
+    pixels = np.asarray(image)[round(y0) : round(y1), round(x0) : round(x1)]
+    pixels = pixels[:, ::-1] if flip else pixels
+    if preprocess.geometry == "pad":
+        pixels = _padded(pixels, preprocess.pad_value)
+    return gaussian_zoom(pixels, side)
+
+
+def to_square(
+    image: Image.Image, side: int, preprocess: PreprocessConfig
+) -> UInt8[np.ndarray, "side side 3"]:
+    """An image as the model takes it: see `place`; the rest of the square is padding.
+
+    Raises `UnreadableImage` as `place` does.
+    """
+    square = padding(side, preprocess.pad_value)
+    placed = place(image, side, preprocess)
+    square[: placed.shape[0], : placed.shape[1]] = placed
     return square
 
 
@@ -159,22 +214,34 @@ def padding(side: int, pad_value: float) -> UInt8[np.ndarray, "side side 3"]:
 
 
 def boxes_to_padded(
-    boxes_xyxy: Float[np.ndarray, "*b 4"], height: int, width: int
+    boxes_xyxy: Float[np.ndarray, "*b 4"], height: int, width: int, geometry: Geometry
 ) -> Float32[np.ndarray, "*b 4"]:
-    """Pixel corners in an image of `height` and `width` → cxcywh relative to its padded square."""
-    corners = np.asarray(boxes_xyxy, np.float64) / max(height, width)
+    """Pixel corners in an image of `height` and `width` → cxcywh relative to its square."""
+    corners = np.asarray(boxes_xyxy, np.float64) / (extent(height, width, geometry) * 2)
     low, high = corners[..., :2], corners[..., 2:]
     return np.concatenate([(low + high) / 2, high - low], axis=-1).astype(np.float32)
 
 
 def boxes_from_padded(
-    boxes_cxcywh: Float[np.ndarray, "*b 4"], height: int, width: int
+    boxes_cxcywh: Float[np.ndarray, "*b 4"], height: int, width: int, geometry: Geometry
 ) -> Float32[np.ndarray, "*b 4"]:
     """Inverse of `boxes_to_padded`: pixel corners, clipped to the image."""
-    boxes = np.asarray(boxes_cxcywh, np.float64) * max(height, width)
+    boxes = np.asarray(boxes_cxcywh, np.float64) * (extent(height, width, geometry) * 2)
     centre, half = boxes[..., :2], boxes[..., 2:] / 2
     corners = np.concatenate([centre - half, centre + half], axis=-1)
     return np.clip(corners, 0, [width, height, width, height]).astype(np.float32)
+
+
+def _padded(pixels: UInt8[np.ndarray, "h w 3"], pad_value: float) -> UInt8[np.ndarray, "s s 3"]:
+    height, width = pixels.shape[:2]
+    longer = max(height, width)
+    if longer**2 > MAX_PIXELS:
+        raise UnreadableImage(
+            f"image of {width} x {height} pixels: padded to a square it exceeds {MAX_PIXELS} pixels"
+        )
+    square = padding(longer, pad_value)
+    square[:height, :width] = pixels
+    return square
 
 
 def _check_pixels(image: np.ndarray) -> None:

@@ -17,11 +17,10 @@ from typing import Any, cast
 import numpy as np
 from absl import logging
 
-from data_pipelines import batching, query_sets, sampling, source, transforms
+from data_pipelines import batching, query_sets, sampling, source, tokenizer, transforms
 from data_pipelines.batching import Arrays
 from data_pipelines.features import Record
 from data_pipelines.image_ops import UnreadableImage
-from data_pipelines.tokenizer import ClipTokenizer
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
@@ -42,7 +41,7 @@ class TrainInput:
             [len(s) for s in self.sources], [s.weight for s in data.train.values()], config.seed
         )
         self.pool = query_sets.Pool.of([c for s in self.sources for c in s.categories])
-        self.tokenizer = ClipTokenizer(config.model.text.num_positions)
+        self.tokenizer = tokenizer.build(config.model.text, data.tokenizer)
         augment = data.augment
         self.grid_probabilities = np.array(augment.mosaic_probabilities)
         self.grid_probabilities = self.grid_probabilities / self.grid_probabilities.sum()

@@ -31,6 +31,7 @@ def build(source: Any, data_path: str) -> Source:
         "voc": _voc,
         "yolo": _yolo,
         "tfds": _tfds,
+        "pseudo_boxes": _pseudo_boxes,
     }
     root = Path(getattr(source, "path", "") or data_path)
     return builders[source.kind](source, root)
@@ -51,9 +52,16 @@ def _shapes_world(source: config_lib.ShapesWorldSource, root: Path) -> Source:
 
 
 def _coco(source: config_lib.CocoSource, root: Path) -> Source:
+    from data_pipelines import ov_coco
     from data_pipelines.readers.coco import CocoReader
 
-    return CocoReader(root / source.annotations, root / source.images)
+    groups = {"all": None, "ov_coco": ov_coco.GROUPS, "ov_coco_base": ov_coco.BASE_GROUPS}
+    return CocoReader(
+        root / source.annotations,
+        root / source.images,
+        groups=groups.get(source.subset),
+        without_rare=source.subset == "lvis_base",
+    )
 
 
 def _voc(source: config_lib.VocSource, root: Path) -> Source:
@@ -78,3 +86,13 @@ def _tfds(source: config_lib.TfdsSource, root: Path) -> Source:
     from data_pipelines.readers.tfds import TfdsReader
 
     return TfdsReader(source.builder, source.split, data_dir=root)
+
+
+def _pseudo_boxes(source: config_lib.PseudoBoxesSource, root: Path) -> Source:
+    from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
+
+    return PseudoBoxesReader(
+        root / source.records,
+        min_box_score=source.min_box_score,
+        min_image_score=source.min_image_score,
+    )

@@ -1,12 +1,17 @@
-"""CLIP's byte-pair tokeniser, offline.
+"""Texts to ids, offline: the byte-pair rules of CLIP, the pieces of SigLIP and SigLIP 2.
 
-Texts are cleaned as OpenAI's code does (ftfy, HTML unescape, white space, lower case) before the
-`instant-clip-tokenizer` package, which holds the vocabulary, splits them.
+CLIP's vocabulary is built in (`instant-clip-tokenizer`); a `tokenizer.json` beside a checkpoint
+takes its place. SigLIP needs its `spiece.model`, SigLIP 2 its `tokenizer.json`. No text can write
+a special token: the end token marks where a text is pooled.
 """
 
 import html
 import re
+import string
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import ftfy
 import numpy as np
@@ -15,21 +20,43 @@ from instant_clip_tokenizer import (
 )
 from jaxtyping import Int32
 
-START, END, PAD = 49406, 49407, 0
+from owl_det.config import TextTowerConfig
+from owl_det.errors import DataError
+
+START, END, PAD = 49406, 49407, 0  # CLIP
+
+# The file that each kind reads; CLIP's may be absent.
+FILES = {"clip": "tokenizer.json", "siglip": "spiece.model", "siglip2": "tokenizer.json"}
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean(text: str) -> str:
-    """Mends mojibake and HTML entities, folds white space, lower-cases."""
+    """Mends mojibake and HTML entities, folds white space, lower-cases: OpenAI's code for CLIP."""
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
-class ClipTokenizer:
-    """Texts to ids: start, words, end, then zeros up to `num_positions`."""
+def canonicalise(text: str) -> str:
+    """Lower-cases, removes ASCII punctuation, folds white space: SigLIP, as in big_vision."""
+    return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
 
-    def __init__(self, num_positions: int):
+
+class Tokenizer:
+    """Texts to ids: start, words, end, then padding up to `num_positions`."""
+
+    def __init__(
+        self,
+        num_positions: int,
+        words: Callable[[str], Sequence[int]],
+        *,
+        start: tuple[int, ...],
+        end: int,
+        pad: int,
+    ):
+        """`words` gives the ids of a text without start, end and padding."""
         self.num_positions = num_positions
-        self._tokenizer = InstantTokenizer()
+        self._words, self._start, self._end, self._pad = words, start, end, pad
         self._encode = lru_cache(maxsize=1 << 20)(self._encode_one)
 
     def encode(self, text: str) -> Int32[np.ndarray, " l"]:
@@ -48,10 +75,134 @@ class ClipTokenizer:
         return np.stack([self.encode(text) for text in texts]) if texts else empty
 
     def _encode_one(self, text: str) -> tuple[Int32[np.ndarray, " l"], bool]:
-        words = self._tokenizer.encode(clean(text))
-        fits = len(words) <= self.num_positions - 2
-        ids = [START, *words[: self.num_positions - 2], END]
-        padded = np.full(self.num_positions, PAD, np.int32)
+        words = self._words(text)
+        room = self.num_positions - len(self._start) - 1
+        ids = [*self._start, *words[:room], self._end]
+        padded = np.full(self.num_positions, self._pad, np.int32)
         padded[: len(ids)] = ids
         padded.flags.writeable = False
-        return padded, fits
+        return padded, len(words) <= room
+
+
+class ClipTokenizer(Tokenizer):
+    """CLIP's rules with the vocabulary that is built in."""
+
+    def __init__(self, num_positions: int):
+        instant = InstantTokenizer()
+        super().__init__(
+            num_positions,
+            lambda text: instant.encode(clean(text)),
+            start=(START,),
+            end=END,
+            pad=PAD,
+        )
+
+
+def build(text: TextTowerConfig, file: str | Path = "") -> Tokenizer:
+    """The tokeniser of a text tower.
+
+    `file` is the `tokenizer.json` or `spiece.model` that came with the weights; only CLIP does
+    without. Raises `DataError`, naming the file or the missing package, if it cannot be read or
+    has more entries than the tower's vocabulary.
+    """
+    if text.tokenizer == "clip" and not file:
+        if text.vocabulary_size <= END:
+            raise DataError(
+                f"config.model.text.vocabulary_size: {text.vocabulary_size} is smaller than CLIP's "
+                "vocabulary, which is built in; name the model's tokenizer.json in "
+                "config.data.tokenizer"
+            )
+        return ClipTokenizer(text.num_positions)
+    if not file:
+        raise DataError(
+            f"config.data.tokenizer: a {text.tokenizer} text tower needs the "
+            f"{FILES[text.tokenizer]} of its model"
+        )
+    if not Path(file).is_file():
+        raise DataError(f"{file}: no such tokeniser file (config.data.tokenizer)")
+    builders = {"clip": _clip_json, "siglip": _siglip, "siglip2": _siglip2}
+    return builders[text.tokenizer](text, Path(file))
+
+
+def _clip_json(text: TextTowerConfig, file: Path) -> Tokenizer:
+    library = _read_json(text, file)
+    start, end = (_id_of(library, token, file) for token in ("<|startoftext|>", "<|endoftext|>"))
+    if end != max(library.get_vocab().values()):
+        # The text tower finds the end of a text by its id.
+        raise DataError(f"{file}: <|endoftext|> is not the last id; no CLIP vocabulary")
+    return Tokenizer(
+        text.num_positions,
+        lambda words: library.encode(clean(words), add_special_tokens=False).ids,
+        start=(start,),
+        end=end,
+        pad=PAD,
+    )
+
+
+def _siglip2(text: TextTowerConfig, file: Path) -> Tokenizer:
+    """Gemma's vocabulary over lower-cased text; punctuation stays."""
+    library = _read_json(text, file)
+    return Tokenizer(
+        text.num_positions,
+        lambda words: library.encode(words.lower(), add_special_tokens=False).ids,
+        start=(),
+        end=_id_of(library, "<eos>", file),
+        pad=_id_of(library, "<pad>", file),
+    )
+
+
+def _siglip(text: TextTowerConfig, file: Path) -> Tokenizer:
+    """Sentencepiece over canonical text; the end token is the padding too."""
+    try:
+        import sentencepiece  # pyright: ignore[reportMissingImports]  # extra siglip
+    except ModuleNotFoundError:
+        raise _missing("sentencepiece", file) from None
+    try:
+        pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{file}: no sentencepiece model ({error})") from None
+    _check_size(pieces.vocab_size(), text, file)
+    if pieces.eos_id() < 0:
+        raise DataError(f"{file}: the sentencepiece model has no end token")
+    return Tokenizer(
+        text.num_positions,
+        lambda words: pieces.encode(canonicalise(words)),
+        start=(),
+        end=pieces.eos_id(),
+        pad=pieces.eos_id(),
+    )
+
+
+def _read_json(text: TextTowerConfig, file: Path) -> Any:
+    try:
+        import tokenizers  # pyright: ignore[reportMissingImports]  # extra siglip
+    except ModuleNotFoundError:
+        raise _missing("tokenizers", file) from None
+    try:
+        library: Any = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain Exception for damaged files
+        raise DataError(f"{file}: no tokeniser file ({error})") from None
+    _check_size(library.get_vocab_size(), text, file)
+    library.no_padding()
+    library.no_truncation()
+    library.encode_special_tokens = True  # special tokens in a text are spelt out
+    return library
+
+
+def _id_of(library: Any, token: str, file: Path) -> int:
+    found = library.token_to_id(token)
+    if found is None:
+        raise DataError(f"{file}: the vocabulary has no {token}")
+    return found
+
+
+def _check_size(size: int, text: TextTowerConfig, file: Path) -> None:
+    if size > text.vocabulary_size:
+        raise DataError(
+            f"{file}: {size} entries, but config.model.text.vocabulary_size is "
+            f"{text.vocabulary_size}"
+        )
+
+
+def _missing(package: str, file: Path) -> DataError:
+    return DataError(f"{file}: reading it needs {package}; pip install 'owl-det[siglip]'")

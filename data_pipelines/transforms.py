@@ -26,6 +26,7 @@ class _Tile:
     """One placed image; boxes are xyxy in pixels of the canvas."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
+    size: tuple[int, int]  # height, width of what shows the image; the rest is padding
     corner: tuple[int, int]  # row and column of the top left pixel on the canvas
     image_id: int
     crop_size: tuple[int, int]  # height, width in pixels of the raw image
@@ -86,13 +87,14 @@ def eval_example(record: Record, *, image_size: int, preprocess: PreprocessConfi
     """
     image = image_ops.decode_image(record.image)
     instances, outside = _instances(record, image.height, image.width)
-    height, width = image_ops.fit_size(image.height, image.width, image_size)
+    size = (image.height, image.width)
     tile = _Tile(
-        pixels=image_ops.resize_crop(image, (height, width), resize=preprocess.resize),
+        pixels=image_ops.place(image, image_size, preprocess),
+        size=image_ops.fit_size(*size, image_size, preprocess.geometry),
         corner=(0, 0),
         image_id=record.image_id,
-        crop_size=(image.height, image.width),
-        instances=_scaled(instances, image_size / max(image.size)),
+        crop_size=size,
+        instances=_scaled(instances, size, image_size, preprocess),
         negatives=record.negatives,
         unasked=(*record.not_exhaustive, *_flat(outside)),
         captions=record.captions,
@@ -152,15 +154,15 @@ def _augmented_tile(
         instances = instances._replace(boxes_xyxy=flipped)
 
     side = max(1, round(cell * rng.uniform(augment.tile_scale_min, 1)))
-    size = image_ops.fit_size(crop_height, crop_width, side)
-    pixels = _crop_pixels(record, full_size, crop, size, flip, preprocess)
+    pixels = _crop_pixels(record, full_size, crop, side, flip, preprocess)
     if augment.photometric > 0:
         pixels = jitter(pixels, augment.photometric, rng)
-    instances = _scaled(instances, side / max(crop_height, crop_width))
+    instances = _scaled(instances, (crop_height, crop_width), side, preprocess)
     is_tiny = _is_tiny(instances.boxes_xyxy)
     tiny = instances.select(is_tiny).names
     return _Tile(
         pixels=pixels,
+        size=image_ops.fit_size(crop_height, crop_width, side, preprocess.geometry),
         corner=corner,
         image_id=record.image_id,
         crop_size=(crop_height, crop_width),
@@ -184,22 +186,30 @@ def _crop_pixels(
     record: Record,
     full_size: tuple[int, int],
     crop: tuple[int, int, int, int],
-    size: tuple[int, int],
+    side: int,
     flip: bool,
     preprocess: PreprocessConfig,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The crop, resized. A JPEG is decoded no larger than that needs."""
-    scale = max(size[0] / (crop[3] - crop[1]), size[1] / (crop[2] - crop[0]))
+    """The crop, resized. A JPEG is decoded no larger than that needs.
+
+    The "gaussian" kernel sees every pixel: it takes whole ones, which a shrunken JPEG has not.
+    """
+    crop_height, crop_width = crop[3] - crop[1], crop[2] - crop[0]
+    height, width = image_ops.fit_size(crop_height, crop_width, side, preprocess.geometry)
+    scale = max(height / crop_height, width / crop_width)
     draft_size = (math.ceil(full_size[1] * scale), math.ceil(full_size[0] * scale))
-    image = image_ops.decode_image(record.image, draft_size)
+    is_whole = preprocess.resize == "gaussian"
+    image = image_ops.decode_image(record.image, None if is_whole else draft_size)
     shrink = image_ops.draft_scale(full_size, image)
     x0, y0, x1, y1 = (corner / shrink for corner in crop)
-    return image_ops.resize_crop(
-        image, size, resize=preprocess.resize, crop=(x0, y0, x1, y1), flip=flip
-    )
+    return image_ops.place(image, side, preprocess, crop=(x0, y0, x1, y1), flip=flip)
 
 
-def _scaled(instances: Instances, scale: float) -> Instances:
+def _scaled(
+    instances: Instances, size: tuple[int, int], side: int, preprocess: PreprocessConfig
+) -> Instances:
+    """Boxes of an image of this size (height, width) in pixels of its square of `side`."""
+    scale = side / np.array(image_ops.extent(*size, preprocess.geometry) * 2, np.float64)
     return instances._replace(boxes_xyxy=(instances.boxes_xyxy * scale).astype(np.float32))
 
 
@@ -222,6 +232,7 @@ def _assemble(
             continue
         (y, x), (height, width) = tile.corner, tile.pixels.shape[:2]
         canvas[y : y + height, x : x + width] = tile.pixels
+        height, width = tile.size
         tile_boxes[index] = x, y, x + width, y + height
     placed = [(index, tile) for index, tile in enumerate(tiles) if tile is not None]
     instances = [_on_canvas(tile) for _, tile in placed]
@@ -234,13 +245,16 @@ def _assemble(
             _concatenate((i.boxes_xyxy for i in instances), np.zeros((0, 4), np.float32)),
             image_size,
             image_size,
+            preprocess.geometry,
         ),
         names=tuple(names for i in instances for names in i.names),
         is_crowd=_concatenate((i.is_crowd for i in instances), np.zeros(0, bool)),
         scores=_concatenate((i.scores for i in instances), np.zeros(0, np.float32)),
         negatives=_negatives([tile for _, tile in placed]),
         excluded=tuple(dict.fromkeys(name for _, tile in placed for name in tile.unasked)),
-        tile_boxes_cxcywh=image_ops.boxes_to_padded(tile_boxes, image_size, image_size),
+        tile_boxes_cxcywh=image_ops.boxes_to_padded(
+            tile_boxes, image_size, image_size, preprocess.geometry
+        ),
         tile_of_instance=np.array(
             [index for index, tile in placed for _ in tile.instances.names], np.int32
         ),
@@ -255,7 +269,7 @@ def _on_canvas(tile: _Tile) -> Instances:
 
     Clipped, because rounding the shorter side to whole pixels may cut half of one.
     """
-    height, width = tile.pixels.shape[:2]
+    height, width = tile.size
     y, x = tile.corner
     boxes = label_ops.clip_boxes(tile.instances.boxes_xyxy, height, width)
     return tile.instances._replace(boxes_xyxy=boxes + np.array([x, y, x, y], np.float32))

@@ -43,6 +43,10 @@ fi
 
 export OWL_DET_COORDINATOR_ADDRESS="$coordinator:$port"
 export OWL_DET_NUM_PROCESSES="$num_processes"
+# Without this srun gives a task one core, whatever sbatch was asked for (Slurm 22.05 and later).
+if [[ -n "${SLURM_CPUS_PER_TASK:-}" ]]; then
+  export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+fi
 # The process id is known only within each task.
 # shellcheck disable=SC2016
 task='OWL_DET_PROCESS_ID=$SLURM_PROCID exec "$@"'

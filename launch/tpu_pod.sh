@@ -2,7 +2,7 @@
 # Runs one command on every host of a Cloud TPU slice, with gcloud:
 #   launch/tpu_pod.sh --tpu NAME --zone ZONE [--project PROJECT] --install
 #   launch/tpu_pod.sh --tpu NAME --zone ZONE [--project PROJECT] -- \
-#     .venv/bin/python -m owl_det.main --config=configs/x.py --workdir=gs://BUCKET/RUN
+#     .venv/bin/python -m owl_det.main --config=configs/x.py --workdir=/mnt/shared/RUN
 # --install copies the committed files of this checkout to ~/owl_det on every host and installs them
 # with the `tpu` extra. On a slice, `jax.distributed.initialize()` finds the other hosts by itself;
 # OWL_DET_DISTRIBUTED=auto asks owl_det.main for that. --dry-run prints the commands, runs nothing.

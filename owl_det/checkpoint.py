@@ -3,15 +3,22 @@
     <workdir>/checkpoints/<step>/params      parameters
                                 /optimizer   optimiser state and step
                                 /run         JSON: model, preprocessing, input position
+    <workdir>/tokenizer/                     the tokeniser's file, if it has one
+
+A checkpoint of parameters alone (`save_model`) is one directory with params, run and tokenizer. Its
+kind, in the run file, is "detector" or "towers": a contrastive model without heads, which training
+can start from; or "resnet": CLIP's ResNet-50, a teacher.
 
 A checkpoint is complete or absent: Orbax writes to a temporary name and renames. Loading checks
 every shape against the model before anything is allocated, and runs no code from the files.
 """
 
 import dataclasses
+import hashlib
 import json
+import math
 import os
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +28,33 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
+from data_pipelines import tokenizer
 from owl_det import config as config_lib
 from owl_det import optim, train_step
-from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.types import Params, TrainState
+from owl_det.modeling import resnet
+from owl_det.modeling.detector import TOWERS
+from owl_det.types import LoadedModel, Params, TrainState
 
 FORMAT = 1  # of the run file
+MAX_TOKENIZER_BYTES = 2**28  # the largest published one has 34 MB
 
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """All that inference needs."""
-
-    params: Params
-    model: ModelConfig
-    preprocess: PreprocessConfig
-    eval_prompts: str
-    step: int
+# With `checkpoint.model_from_init` these stay as the config says: they concern training only …
+_TRAINING_KEYS = (
+    "contrastive",
+    "class_prior",
+    "class_initial_scale",
+    "dtype",
+    "attention",
+    "remat",
+    "scan_unroll",
+)
+_TRAINING_TOWER_KEYS = ("droplayer_rate", "dropout_rate")
+# … and these too where the checkpoint has no heads.
+_HEAD_KEYS = ("has_objectness_head", "head_activation", "merge_norm_epsilon", "box_bias")
+# What a tower computes without showing it in a parameter's shape.
+_SAME_IN_TOWERS = ("pooling", "pre_norm", "is_causal", "tokenizer")
 
 
 class Checkpoints:
@@ -46,6 +62,7 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, config: Config):
         self.config = config
+        self._tokenizer = _keep_tokenizer(config.data.tokenizer, workdir)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True
         )
@@ -65,7 +82,7 @@ class Checkpoints:
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(state.params),
                 optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-                run=ocp.args.JsonSave(_run_file(self.config, step, input_version)),
+                run=ocp.args.JsonSave(self._run_file(step, input_version)),
             ),
         )
 
@@ -78,21 +95,33 @@ class Checkpoints:
         assert step is not None
         folder = self._manager.directory / str(step)
         saved = _read_run_file(Path(folder))
-        _check_same_input(saved, _run_file(self.config, step, input_version), Path(folder))
         _check_shapes(Path(folder), template.params)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(template.params),
-                optimizer=ocp.args.StandardRestore(
-                    {"step": template.step, "state": template.opt_state}
+        current = self._run_file(step, input_version)
+        _check_same_model(saved, current, Path(folder))
+        _check_same_input(saved, current, Path(folder))
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(template.params),
+                    optimizer=ocp.args.StandardRestore(
+                        {"step": template.step, "state": template.opt_state}
+                    ),
                 ),
-            ),
-        )
+            )
+        except Exception as error:  # Orbax raises many kinds
+            raise CheckpointError(
+                f"{folder}: damaged, or its optimiser state does not fit config.optimizer "
+                f"({_first_line(error)}); a new workdir with config.checkpoint.init_from takes its "
+                "weights alone"
+            ) from error
         optimizer = restored["optimizer"]
         return TrainState(
             step=optimizer["step"], params=restored["params"], opt_state=optimizer["state"]
         )
+
+    def _run_file(self, step: int, input_version: str) -> dict[str, Any]:
+        return _run_file(self.config, step, input_version) | {"tokenizer": self._tokenizer}
 
     def wait(self) -> None:
         self._manager.wait_until_finished()
@@ -102,59 +131,115 @@ class Checkpoints:
 
 
 def load_model(path: str | os.PathLike[str]) -> LoadedModel:
-    """Loads a workdir's latest checkpoint, or one checkpoint directory.
+    """Loads a workdir's latest checkpoint, or one checkpoint directory, of either kind.
 
     Raises `CheckpointError` if there is none or its files do not fit its own model description.
     """
     folder = find(path)
-    run = _read_run_file(folder)
-    try:
-        config = config_lib.resolve(
-            {
-                "model": run["model"],
-                "preprocess": run["preprocess"],
-                # A config needs a source to be whole; none is opened here.
-                "data": {"train": {"none": {"kind": "shapes_world"}}},
-            }
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{folder}/run: {error}") from None
-    template = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    described = _describe(folder)
+    template = parameter_shapes(described)
     _check_shapes(folder, template)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template
     )
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-        params = reader.restore(
-            (folder / "params").absolute(), args=ocp.args.StandardRestore(template)
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
+            params = reader.restore(
+                (folder / "params").absolute(), args=ocp.args.StandardRestore(template)
+            )
+    except Exception as error:  # Orbax raises many kinds for files it cannot read
+        raise CheckpointError(f"{folder}/params: cannot be read ({_first_line(error)})") from error
+    if jax.default_backend() != "gpu":  # where cuDNN's attention, if it is asked for, cannot run
+        model = dataclasses.replace(described.model, attention="xla")
+        described = dataclasses.replace(described, model=model)
+    return dataclasses.replace(described, params=params)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def load_detector(path: str | os.PathLike[str]) -> LoadedModel:
+    """As `load_model`; raises `CheckpointError` if the checkpoint has no detection heads."""
+    folder = find(path)
+    kind = _describe(folder).kind
+    if kind != "detector":
+        raise CheckpointError(
+            f"{folder}: a checkpoint of kind {kind!r} has no detection heads; towers become a "
+            "detector by training with config.checkpoint.init_from"
         )
-    return LoadedModel(
-        params=params,
-        model=config.model,
-        preprocess=config.preprocess,
-        eval_prompts=str(run["eval_prompts"]),
-        step=int(run["step"]),
-    )
+    return load_model(folder)
 
 
-def save_model(path: str | os.PathLike[str], model: LoadedModel) -> None:
-    """Writes a checkpoint of parameters alone, which `load_model` reads."""
+def save_model(
+    path: str | os.PathLike[str], model: LoadedModel, origin: dict[str, str] | None = None
+) -> None:
+    """Writes a checkpoint of parameters alone, with the tokeniser's file; `load_model` reads it.
+
+    `origin` is kept in the run file: where converted weights came from. Raises `CheckpointError`
+    if the tokeniser's file cannot be read.
+    """
+    folder = Path(path).absolute()
+    described = _tokenizer_entry(model.tokenizer)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()  # Orbax wants to make it
     run = {
         "format": FORMAT,
+        "kind": model.kind,
         "step": model.step,
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "tokenizer": described,
+        "origin": origin or {},
     }
     handler = ocp.CompositeCheckpointHandler()
     with ocp.Checkpointer(handler) as writer:
         writer.save(
-            Path(path).absolute(),
+            folder,
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(model.params), run=ocp.args.JsonSave(run)
             ),
         )
+    if described is not None:
+        _copy_tokenizer(Path(model.tokenizer), folder)
+
+
+def parameter_shapes(model: LoadedModel) -> PyTree:
+    """Shapes of the parameters that a model of this kind and description has."""
+    if model.kind == "resnet":
+        return resnet.parameter_shapes(model.model, model.preprocess)
+    # Shapes do not depend on the attention, and only a GPU traces the one of cuDNN.
+    architecture = dataclasses.replace(model.model, attention="xla")
+    config = Config(model=architecture, preprocess=model.preprocess)
+    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    return _towers_of(shapes) if model.kind == "towers" else shapes
+
+
+def _towers_of(params: PyTree) -> PyTree:
+    return {name: value for name, value in params.items() if name in TOWERS}
+
+
+def _describe(folder: Path) -> LoadedModel:
+    """What a checkpoint says of itself; without its parameters."""
+    run = _read_run_file(folder)
+    kind = run.get("kind", "detector")  # files from before there were towers have none
+    if kind not in ("detector", "towers", "resnet"):
+        raise CheckpointError(f"{folder}/run: kind {kind!r} is not detector, towers or resnet")
+    try:
+        model, preprocess = config_lib.resolve_model(run["model"], run["preprocess"])
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}/run: {error}") from None
+    return LoadedModel(
+        kind=kind,
+        params={},
+        model=model,
+        preprocess=preprocess,
+        eval_prompts=str(run["eval_prompts"]),
+        step=int(run["step"]),
+        tokenizer=_find_tokenizer(folder, run.get("tokenizer")),
+    )
 
 
 def find(path: str | os.PathLike[str]) -> Path:
@@ -172,46 +257,188 @@ def find(path: str | os.PathLike[str]) -> Path:
     return folder / str(max(steps))
 
 
-def adapt(loaded: LoadedModel, config: Config) -> Params:
-    """Parameters of another run as the start of this one.
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """True if `find` finds one."""
+    try:
+        find(path)
+    except CheckpointError:
+        return False
+    return True
 
-    Position grids are resized linearly, and the first of more text positions are taken; any other
-    difference raises `CheckpointError` with the first parameter that does not fit.
+
+def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
+    """The config with architecture, preprocessing and tokeniser of the checkpoint it starts from.
+
+    Returns `config` itself unless `checkpoint.model_from_init` is set. A run that goes on takes
+    them from its own latest checkpoint. What concerns training only stays as it is, and so do the
+    heads' settings where the checkpoint has towers only; such towers keep at most as many text
+    positions as `model.text.num_positions` says if they pool at the end token. Raises
+    `CheckpointError` if there is no checkpoint and `ConfigError` if the result does not fit.
     """
+    if not config.checkpoint.model_from_init:
+        return config
+    if not config.checkpoint.init_from:
+        raise ConfigError("config.checkpoint.init_from: model_from_init needs a checkpoint")
+    is_resumed = has_checkpoint(workdir)
+    source = _describe(find(workdir if is_resumed else config.checkpoint.init_from))
+    if source.kind == "resnet":
+        raise CheckpointError(f"{config.checkpoint.init_from}: a ResNet is a teacher, no start")
+    keys = (*_TRAINING_KEYS, *(_HEAD_KEYS if source.kind == "towers" else ()))
+    theirs, ours = dataclasses.asdict(source.model), dataclasses.asdict(config.model)
+    model = theirs | {key: ours[key] for key in keys}
+    for tower in ("image", "text"):
+        model[tower] |= {key: ours[tower][key] for key in _TRAINING_TOWER_KEYS}
+    if source.kind == "towers" and source.model.text.pooling == "end_token":
+        model["text"]["num_positions"] = min(
+            source.model.text.num_positions, config.model.text.num_positions
+        )
+    if config.checkpoint.image_size:
+        model["image_size"] = config.checkpoint.image_size
+    tree = dataclasses.asdict(config)
+    tree |= {"model": model, "preprocess": dataclasses.asdict(source.preprocess)}
+    tree["data"]["tokenizer"] = config.data.tokenizer or source.tokenizer
+    return config_lib.resolve(tree)
+
+
+def adapt(loaded: LoadedModel, config: Config) -> Params:
+    """Parameters of another run, or towers alone, as the start of this one.
+
+    Position grids are resized linearly, and the first of more text positions are taken (not of a
+    text tower that pools at the last). Contrastive parameters that the config has no use for are
+    left out; heads that towers lack are made from `config.seed`, as the authors do: CLIP's visual
+    projection is dropped and the class head starts from random numbers. Any other difference raises
+    `CheckpointError` with the first parameter or setting that does not fit.
+    """
+    where = f"{config.checkpoint.init_from} (config.checkpoint.init_from)"
+    if loaded.kind == "resnet":
+        raise CheckpointError(f"{where}: a ResNet is a teacher; no detector starts from it")
+    _check_same_towers(loaded.model, config.model, where)
     target = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
-    params = jax.tree.map(lambda x: x, loaded.params)
-    if not isinstance(params.get("image"), dict) or not isinstance(params.get("text"), dict):
-        raise CheckpointError("checkpoint.init_from: no image and text towers in the checkpoint")
-    image, text = dict(params["image"]), dict(params["text"])
+    image, text = dict(loaded.params["image"]), dict(loaded.params["text"])
     image["position_embedding"] = _resize_positions(
         image["position_embedding"], target["image"]["position_embedding"].shape[0]
     )
     num_positions = target["text"]["position_embedding"].shape[0]
-    text["position_embedding"] = text["position_embedding"][:num_positions]
-    params = {**params, "image": image, "text": text}
-    _compare(params, target, f"{config.checkpoint.init_from} (config.checkpoint.init_from)")
+    if config.model.text.pooling == "end_token":
+        text["position_embedding"] = text["position_embedding"][:num_positions]
+    if config.model.contrastive == "none":
+        image = {key: x for key, x in image.items() if key not in ("map_head", "visual_projection")}
+    params = {**loaded.params, "image": image, "text": text}
+    if config.model.contrastive == "none":
+        params = {key: x for key, x in params.items() if key not in ("logit_scale", "logit_bias")}
+    if loaded.kind == "towers":
+        _compare(params, _towers_of(target), where)
+        params |= _fresh_heads(config)
+    _compare(params, target, where)
     return params
 
 
+def _check_same_towers(theirs: ModelConfig, ours: ModelConfig, where: str) -> None:
+    """Settings that change what a tower computes but no parameter's shape."""
+    pairs = [
+        (f"model.{key}", getattr(theirs, key), getattr(ours, key))
+        for key in ("activation", "norm_epsilon")
+    ]
+    for name in ("image", "text"):
+        a, b = dataclasses.asdict(getattr(theirs, name)), dataclasses.asdict(getattr(ours, name))
+        pairs += [(f"model.{name}.{key}", a[key], b[key]) for key in _SAME_IN_TOWERS if key in a]
+    for key, a, b in pairs:
+        if a != b:
+            raise CheckpointError(
+                f"{where}: another architecture; {key} is {a!r} there and {b!r} in the config; set "
+                "config.checkpoint.model_from_init to take the checkpoint's"
+            )
+
+
+def _fresh_heads(config: Config) -> Params:
+    def heads() -> Params:
+        params = train_step.init_params(config, jax.random.key(config.seed))
+        return {name: value for name, value in params.items() if name not in TOWERS}
+
+    made = jax.jit(heads)()
+    logging.info("Towers loaded; freshly initialised: %s", ", ".join(sorted(made)))
+    return made
+
+
 def _resize_positions(positions: jax.Array, num_positions: int) -> jax.Array:
+    """Resizes the grid; a class token's position, in front of a square number of others, stays."""
     if positions.shape[0] == num_positions:
         return positions
-    old, new = round((positions.shape[0] - 1) ** 0.5), round((num_positions - 1) ** 0.5)
+    old, new = math.isqrt(positions.shape[0]), math.isqrt(num_positions)
+    first = positions[: positions.shape[0] - old * old]
     logging.info("Position grid resized from %d x %d to %d x %d", old, old, new, new)
-    grid = positions[1:].reshape(old, old, -1)
+    grid = positions[first.shape[0] :].reshape(old, old, -1)
     grid = jax.image.resize(grid, (new, new, grid.shape[-1]), "linear")
-    return jnp.concatenate([positions[:1], grid.reshape(new * new, -1)])
+    return jnp.concatenate([first, grid.reshape(new * new, -1)])
+
+
+def _tokenizer_entry(file: str) -> dict[str, str] | None:
+    """Name and SHA-256 of a tokeniser's file, for the run file."""
+    if not file:
+        return None
+    path = Path(file)
+    if path.name not in tokenizer.FILES.values():
+        names = " or ".join(sorted(set(tokenizer.FILES.values())))
+        raise CheckpointError(f"{path}: a tokeniser file is called {names}")
+    return {"file": path.name, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_TOKENIZER_BYTES:
+            raise CheckpointError(f"{path}: more than {MAX_TOKENIZER_BYTES} bytes")
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error})") from None
+
+
+def _keep_tokenizer(file: str, workdir: Path) -> dict[str, str] | None:
+    """Copies the tokeniser's file into a workdir; returns its entry of the run file."""
+    entry = _tokenizer_entry(file)
+    if entry is not None and jax.process_index() == 0:
+        _copy_tokenizer(Path(file), workdir)
+    return entry
+
+
+def _copy_tokenizer(file: Path, folder: Path) -> None:
+    target = folder / "tokenizer" / file.name
+    if target.exists() and target.samefile(file):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(".tmp")
+    shutil.copyfile(file, temporary)
+    temporary.replace(target)
+
+
+def _find_tokenizer(folder: Path, entry: Any) -> str:
+    """The file that a run file's entry means: in the checkpoint, or in its workdir."""
+    if entry is None:
+        return ""
+    if not isinstance(entry, dict) or entry.get("file") not in tokenizer.FILES.values():
+        raise CheckpointError(f"{folder}/run: tokenizer {entry!r} is no known file")
+    places = (folder, folder.absolute().parent.parent)
+    for path in (place / "tokenizer" / entry["file"] for place in places):
+        if path.is_file():
+            if _sha256(path) != entry.get("sha256"):
+                raise CheckpointError(f"{path}: not the tokeniser of this checkpoint")
+            return str(path)
+    raise CheckpointError(
+        f"{folder}: its tokeniser {entry['file']} is not there; copy the workdir's folder "
+        "tokenizer into the checkpoint"
+    )
 
 
 def _run_file(config: Config, step: int, input_version: str) -> dict[str, Any]:
     data = dataclasses.asdict(config.data)
     # Where the files lie and how many threads read them changes nothing about the examples.
-    for key in ("path", "num_workers", "eval"):
+    # The tokeniser has its own entry.
+    for key in ("path", "tokenizer", "num_workers", "eval"):
         del data[key]
     for entry in data["train"].values():
         entry.pop("path", None)
     return {
         "format": FORMAT,
+        "kind": "detector",
         "step": step,
         "model": dataclasses.asdict(config.model),
         "preprocess": dataclasses.asdict(config.preprocess),
@@ -240,7 +467,38 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
     return run
 
 
+def _check_same_model(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    """Settings that no shape shows; those of training alone may change."""
+    # Tuples become lists, as in the file.
+    saved, current = (json.loads(json.dumps(run)) for run in (saved, current))
+    for part in ("model", "preprocess"):
+        before, now = _architecture(saved[part]), _architecture(current[part])
+        for key, value in now.items():
+            if key in before and before[key] != value:
+                raise CheckpointError(
+                    f"{folder}: another architecture; {part}.{key} is {before[key]!r} there and "
+                    f"{value!r} in the config"
+                )
+
+
+def _architecture(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, without those that concern training only."""
+    free = (*_TRAINING_KEYS, *_TRAINING_TOWER_KEYS, "position_init")
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _architecture(value, f"{prefix}{key}.")
+        elif key not in free:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
 def _check_same_input(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
+    if saved.get("tokenizer") != current["tokenizer"]:
+        raise CheckpointError(
+            f"{folder}: was trained with another tokeniser (config.data.tokenizer); use a new "
+            "workdir, with config.checkpoint.init_from for its weights"
+        )
     before = saved.get("input", {})
     for key, value in current["input"].items():
         if before.get(key) != value:

@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from owl_det.errors import ConfigError
+
+Protocol = Literal["coco", "lvis", "fixed"]
 
 # --- model ---------------------------------------------------------------------------------------
 
@@ -63,6 +66,16 @@ class TextTowerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """CLIP's ResNet-50 (image side): a teacher, nothing of it is trained."""
+
+    width: int = 64  # of the first stage; the last has 32 times as much
+    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
+    num_heads: int = 32  # of the attention pool
+    norm_epsilon: float = 1e-5  # of the batch norms
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The detector: two towers and per-token heads."""
 
@@ -70,6 +83,8 @@ class ModelConfig:
     embedding_dim: int = 512  # of class embeddings and query embeddings
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    # Only in a checkpoint of kind "resnet", where it takes the place of `image`.
+    resnet: ResNetConfig = field(default_factory=ResNetConfig)
     # Which contrastive parameters there are beside the detector's: image pooling and projection and
     # a scale of the cosine, for "sigmoid" (SigLIP) also a bias.
     contrastive: Literal["none", "softmax", "sigmoid"] = "none"
@@ -78,6 +93,7 @@ class ModelConfig:
     norm_epsilon: float = 1e-5
     merge_norm_epsilon: float = 1e-6  # of the norm after the class token is merged in
     box_bias: Literal["both", "location", "none"] = "both"
+    has_objectness_head: bool = True  # OWL-ViT has none: objectness is 0 for every token
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
     class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
@@ -87,22 +103,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """CLIP's ResNet-50 family (image side), a teacher: nothing of it is trained."""
-
-    image_size: int = 224
-    width: int = 64  # of the first stage; the last has 32 times as much
-    num_blocks: tuple[int, ...] = (3, 4, 6, 3)  # of each stage
-    num_heads: int = 32  # of the attention pool
-    norm_epsilon: float = 1e-5  # of the batch norms
-
-
-@dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """How pixels become the model's input. Travels with every checkpoint."""
 
-    resize: Literal["bilinear", "bicubic"] = "bilinear"  # Pillow's kernels, antialiased
-    pad_value: float = 0.5  # of the [0, 1] image, at the bottom and right
+    # pad: the longer side becomes the square's, the rest is padding at the bottom and right;
+    # stretch: both sides become the square's (Hugging Face's OWL-ViT).
+    geometry: Literal["pad", "stretch"] = "pad"
+    # Pillow's antialiased kernels, then padding; or "gaussian": padding, then a Gaussian filter and
+    # linear interpolation, as scikit-image does (Hugging Face's OWLv2 and Scenic's notebook).
+    resize: Literal["bilinear", "bicubic", "gaussian"] = "bilinear"
+    pad_value: float = 0.5  # of the [0, 1] image
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
 
@@ -150,6 +160,9 @@ class CocoSource:
     path: str = ""  # root folder; empty = data.path
     annotations: str = "annotations.json"  # relative to the root
     images: str = "images"
+    # OV-COCO: 48 base and 17 novel categories for evaluation, the base ones alone for training.
+    # LVIS: all categories but the rare ones, for training that leaves them novel.
+    subset: Literal["all", "ov_coco", "ov_coco_base", "lvis_base"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +202,19 @@ class TfdsSource:
     split: str = "train"
 
 
-Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource
+@dataclass(frozen=True, kw_only=True)
+class PseudoBoxesSource:
+    """Records of `owl-det annotate`."""
+
+    kind: Literal["pseudo_boxes"] = "pseudo_boxes"
+    weight: float = 1.0
+    path: str = ""
+    records: str = ""  # the job's output folder, relative to the root; empty = the root itself
+    min_box_score: float = 0.1  # boxes below are left out
+    min_image_score: float = 0.3  # images whose best box is below are left out
+
+
+Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,6 +304,9 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
+    # Which detections count: "coco" 100 per image and category, "lvis" 300 per image, "fixed"
+    # 10,000 per category over the data set and no limit per image.
+    protocol: Protocol = "coco"
     every_steps: int = 0  # 0 = only after the last step
     before_training: bool = False  # also before the first step; a table compares first and last
     batch_size: int = 0  # 0 = batch_size of training
@@ -327,6 +355,16 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     config = _build(Config, tree, "config")
     _check(config)
     return config
+
+
+def resolve_model(
+    model: Mapping[str, Any], preprocess: Mapping[str, Any]
+) -> tuple[ModelConfig, PreprocessConfig]:
+    """The two sections that travel with every checkpoint and export, checked. As `resolve`."""
+    # A config needs a source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}}
+    config = resolve({"model": model, "preprocess": preprocess, "data": data})
+    return config.model, config.preprocess
 
 
 def from_json(text: str) -> Config:
@@ -400,16 +438,50 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(
+            f"config.optimizer.frozen: {pattern!r} is no regular expression ({error})"
+        ) from None
+
+
 def _check(config: Config) -> None:
     """Checks across fields; each message names the key to change."""
     model, data, augment = config.model, config.data, config.data.augment
     for key in ("batch_size", "num_steps"):
         _require(getattr(config, key) > 0, f"config.{key}: must be positive")
+    _require(config.evaluation.top_k > 0, "config.evaluation.top_k: must be positive")
+    for key, value in (
+        ("data.num_workers", data.num_workers),
+        ("data.max_distinct_queries", data.max_distinct_queries),
+        ("checkpoint.every_steps", config.checkpoint.every_steps),
+        ("evaluation.num_pictures", config.evaluation.num_pictures),
+        ("evaluation.max_images", config.evaluation.max_images),
+    ):
+        _require(value >= 0, f"config.{key}: must not be negative")
+    _require(config.checkpoint.keep > 0, "config.checkpoint.keep: must be positive")
+    for pattern in config.optimizer.frozen:
+        _check_pattern(pattern)
+    for group, sources in (("train", data.train), ("eval", data.eval)):
+        for name, source in sources.items():
+            side = getattr(source, "image_size", 1)
+            _require(side > 0, f"config.data.{group}.{name}.image_size: must be positive")
     for name, tower in (("image", model.image), ("text", model.text)):
+        for key in ("width", "num_layers", "num_heads", "mlp_width"):
+            _require(getattr(tower, key) > 0, f"config.model.{name}.{key}: must be positive")
         _require(
             tower.width % tower.num_heads == 0,
             f"config.model.{name}.num_heads: {tower.num_heads} does not divide width {tower.width}",
         )
+    for name, value in (
+        ("embedding_dim", model.embedding_dim),
+        ("image.patch_size", model.image.patch_size),
+        ("text.vocabulary_size", model.text.vocabulary_size),
+        ("text.num_positions", model.text.num_positions),
+    ):
+        _require(value > 0, f"config.model.{name}: must be positive")
     _require(
         model.image_size > 0 and model.image_size % model.image.patch_size == 0,
         f"config.model.image_size: not a multiple of the patch size {model.image.patch_size}",
@@ -434,11 +506,20 @@ def _check(config: Config) -> None:
         config.selection.instance_top_k >= 0,
         "config.selection.instance_top_k: must be 0 (all tokens) or positive",
     )
+    _require(
+        model.has_objectness_head or config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: needs config.model.has_objectness_head",
+    )
     for name, source in (*data.train.items(), *data.eval.items()):
         if isinstance(source, ShapesWorldSource):
             _require(
                 0 < source.annotated_fraction <= 1,
                 f"config.data source {name}: annotated_fraction must be in (0, 1]",
+            )
+        if isinstance(source, PseudoBoxesSource):
+            _require(
+                0 <= source.min_box_score <= source.min_image_score <= 1,
+                f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
             )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)
@@ -479,6 +560,7 @@ def _check(config: Config) -> None:
         value = getattr(config.preprocess, key)
         _require(len(value) == 3, f"config.preprocess.{key}: three numbers, got {list(value)}")
     _require(all(x > 0 for x in config.preprocess.std), "config.preprocess.std: must be positive")
+    _require(0 <= config.preprocess.pad_value <= 1, "config.preprocess.pad_value: in [0, 1]")
 
 
 def _check_contrastive(config: Config) -> None:

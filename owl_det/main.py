@@ -8,8 +8,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from owl_det import checkpoint, train
 from owl_det import config as config_lib
-from owl_det import train
 from owl_det.errors import UserError
 from owl_det.optional import is_installed
 
@@ -22,7 +22,11 @@ def main(argv: list[str]) -> None:
     """Joins the other processes, resolves the config and runs it."""
     if len(argv) > 1:
         raise UserError(f"unknown arguments {argv[1:]}")
-    config = config_lib.resolve(_CONFIG.value.to_dict())
+    try:
+        tree = _CONFIG.value.to_dict()
+    except OSError as error:  # the file is read when the config is first looked at
+        raise UserError(f"--config: {error}") from None
+    config = config_lib.resolve(tree)
     _join_processes()
     if is_installed("tensorflow"):
         import tensorflow as tf
@@ -30,6 +34,7 @@ def main(argv: list[str]) -> None:
         tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     _quiet_libraries()
+    config = checkpoint.take_model(config, str(_WORKDIR.value))
     train.run(config, str(_WORKDIR.value))
 
 
@@ -54,8 +59,12 @@ def _quiet_libraries() -> None:
 
 
 def _fail(error: Exception) -> None:
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    print(f"owl_det: {text}", file=sys.stderr, flush=True)
+    # Input threads may still be logging what they skip: the error shall be the last line.
+    logging.set_verbosity(logging.FATAL)
+    text = str(error if isinstance(error, OSError) or not error.args else error.args[0])
+    if "Traceback (most recent call last)" in text:  # of an error in a config file
+        text = text.strip().splitlines()[-1]
+    print(f"owl_det: {' '.join(text.split())}", file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -63,7 +72,10 @@ def _parse(argv: list[str]) -> list[str]:
     """Parses flags; a bad flag or config key is one line and exit code 2."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except (
+        *(flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError),
+        *(OSError, ImportError),
+    ) as error:
         _fail(error)
         raise
 

@@ -23,8 +23,9 @@ from owl_det import checkpoint, optim, sharding, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
-from owl_det.errors import UserError
-from owl_det.evaluation.evaluate import Evaluate
+from owl_det.errors import ConfigError, UserError
+from owl_det.evaluation import comparison
+from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.metric_log import MetricLog
 from owl_det.types import Batch, TrainState
 
@@ -38,26 +39,47 @@ class DivergedError(UserError):
 def run(config: Config, workdir: str) -> None:
     """Trains to `config.num_steps`, from the latest checkpoint in `workdir` if there is one.
 
-    Raises `UserError` for what a user can mend. On SIGTERM it saves and returns.
+    Raises `UserError` for what a user can mend. On SIGTERM, from this moment on, it finishes the
+    step (or the first one), saves and returns.
     """
-    folder = Path(workdir)
+    if "://" in workdir:
+        raise ConfigError(
+            f"--workdir: {workdir} is an address; mount that storage and name the folder"
+        )
+    stop = _StopSignal()
+    try:
+        _train(config, Path(workdir), stop)
+    finally:
+        stop.restore()
+
+
+def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla")
     mesh = sharding.make_mesh(config.mesh)
     data = TrainInput(config)
     evaluations = _open_evaluations(config, mesh)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--workdir: {folder}: {error.strerror}") from None
     checkpoints = Checkpoints(folder, config)
     state = _start(config, mesh, checkpoints, data.version)
     first_step = int(state.step)
     if jax.process_index() == 0:
         (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
     log = MetricLog(folder, first_step, jax.process_index() == 0)
-    stop = _StopSignal()
     step_fn = train_step.jit_train_step(config, mesh, state)
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
+    profile = _Profile(config, folder)
     try:
+        if config.evaluation.before_training and first_step == 0:
+            before = evaluate(evaluations, state, folder, log, is_last=False)
+            if jax.process_index() == 0:
+                comparison.write_before(folder, before)
         for step in range(first_step + 1, config.num_steps + 1):
-            _profile(config, folder, step)
+            profile.before(step, state)
             batch, counts = next(batches)
             state, metrics = step_fn(state, batch)
             progress.add(step, metrics, counts)
@@ -65,6 +87,7 @@ def run(config: Config, workdir: str) -> None:
             if _due(step, config.evaluation.every_steps) or is_last:
                 progress.flush()
                 evaluate(evaluations, state, folder, log, is_last)
+                progress.restart_clock()
             if _due(step, config.checkpoint.every_steps) or is_last or stop.is_set(step):
                 progress.flush()  # so that no state after a NaN is ever saved
                 checkpoints.save(state, data.version)
@@ -80,13 +103,16 @@ def run(config: Config, workdir: str) -> None:
         checkpoints.wait()
         checkpoints.close()
         log.close()
-        stop.restore()
+        profile.stop(state)
 
 
 def evaluate(
     evaluations: list[Evaluate], state: TrainState, folder: Path, log: MetricLog, is_last: bool
-) -> None:
-    """Measures every evaluation set; writes summary, results and pictures."""
+) -> dict[str, dict[str, Any]]:
+    """Measures every evaluation set; writes summary, results and pictures.
+
+    Returns the summaries by evaluation set (on process 0).
+    """
     from owl_det import viz
     from owl_det.evaluation.coco import confusion_matrix
 
@@ -102,20 +128,13 @@ def evaluate(
         name, evaluator = measure.name, result.evaluator
         metrics = evaluator.compute()
         scalars = metrics.scalars()
-        summaries[name] = {
-            "step": step,
-            **{key: round(value, 6) for key, value in scalars.items()},
-            "num_images": metrics.num_images,
-            "num_instances": metrics.num_instances,
-            "unreadable_images": result.num_unreadable,
-            "dataset": measure.source.version,
-            "seconds": round(time.time() - started, 1),
-        }
+        summaries[name] = summary(measure, result, metrics, step, time.time() - started)
         log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
         evaluator.write_results(folder / "eval" / f"results_{name}.json")
-        picture = viz.picture_grid(result.pictures)
-        viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
-        log.picture(step, f"pictures/{name}", picture)
+        if result.pictures:
+            picture = viz.picture_grid(result.pictures)
+            viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
+            log.picture(step, f"pictures/{name}", picture)
         logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
         if is_last:
             pictures = folder / "pictures"
@@ -135,12 +154,26 @@ def evaluate(
             viz.plot_training_curve(
                 folder / "pictures" / "training_curve.png", folder / "metrics.jsonl"
             )
+        if is_last:
+            comparison.write_table(folder, summaries)
+    return summaries
 
 
 def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:
     detector = train_step.make_detector(config)
+    settings = dataclasses.replace(
+        config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
+    )
     return [
-        Evaluate(detector, config, source_lib.build(entry, config.data.path), mesh, name)
+        Evaluate(
+            detector,
+            source_lib.build(entry, config.data.path),
+            mesh,
+            name,
+            settings=settings,
+            eval_prompts=config.data.eval_prompts,
+            tokenizer_file=config.data.tokenizer,
+        )
         for name, entry in config.data.eval.items()
     ]
 
@@ -193,12 +226,31 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _profile(config: Config, folder: Path, step: int) -> None:
-    log = config.log
-    if log.profile_steps and step == log.profile_start + 1:
-        jax.profiler.start_trace(str(folder / "profile"))
-    if log.profile_steps and step == log.profile_start + log.profile_steps + 1:
-        jax.profiler.stop_trace()
+class _Profile:
+    """Records the steps that `config.log.profile_*` name, for TensorBoard's profiler."""
+
+    def __init__(self, config: Config, folder: Path):
+        self._first = config.log.profile_start + 1
+        self._num_steps = config.log.profile_steps
+        self._folder = folder / "profile"
+        self._is_running = False
+
+    def before(self, step: int, state: TrainState) -> None:
+        """Starts before the first of the steps, stops before the one after the last."""
+        if self._is_running and step >= self._first + self._num_steps:
+            self.stop(state)
+        if self._num_steps and step == self._first:
+            jax.block_until_ready(state.step)
+            jax.profiler.start_trace(str(self._folder))
+            self._is_running = True
+
+    def stop(self, state: TrainState) -> None:
+        """Waits for the steps that run and writes the profile; nothing if there is none."""
+        if self._is_running:
+            if not state.step.is_deleted():  # as after a step that failed
+                jax.block_until_ready(state.step)
+            jax.profiler.stop_trace()
+            self._is_running = False
 
 
 class _StopSignal:
@@ -250,6 +302,10 @@ class _Progress:
         if _due(step, self._config.log.every_steps):
             self.flush()
 
+    def restart_clock(self) -> None:
+        """Leaves the time since the last steps out of their rate."""
+        self._since = time.time()
+
     def flush(self) -> None:
         """Waits for all steps so far, checks their losses and logs their means."""
         if not self._pending:
@@ -257,11 +313,12 @@ class _Progress:
         values = jax.device_get(self._pending)
         self._pending = []
         for step, metrics in values:
-            if not np.isfinite(metrics["loss"]):
+            # A bad gradient has already reached the parameters: nothing may be saved from here on.
+            if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])):
                 parts = ", ".join(f"{k} {float(v):.3g}" for k, v in sorted(metrics.items()))
                 raise DivergedError(
-                    f"loss is not finite at step {step} ({parts}); the last checkpoint is from "
-                    "before. Lower the learning rate or look at that step's data"
+                    f"loss or gradient is not finite at step {step} ({parts}); the last checkpoint "
+                    "is from before. Lower the learning rate or look at that step's data"
                 )
         now = time.time()
         rate = len(values) * self._config.batch_size / max(now - self._since, 1e-9)
@@ -293,7 +350,7 @@ class _Progress:
 
 
 def _memory_gib() -> float:
-    """Peak memory of the first device where it is known, else of this process."""
+    """Peak memory of the first device where it is known, else what this process holds now."""
     stats = jax.local_devices()[0].memory_stats()
     used = (stats or {}).get("peak_bytes_in_use") or psutil.Process().memory_info().rss
     return used / 2**30

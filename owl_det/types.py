@@ -11,10 +11,12 @@ unless a name says pixels. Masks are `is_*`, True = real.
 """
 
 import dataclasses
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, UInt8
+
+from owl_det.config import ModelConfig, PreprocessConfig
 
 Params: TypeAlias = dict[str, Any]  # nested: parameter trees as Flax makes them
 
@@ -73,8 +75,21 @@ class Predictions:
     boxes: Float[Array, "*b k 4"]  # cxcywh, in (0, 1)
     class_logits: Float[Array, "*b k q"]
     class_embeddings: Float[Array, "*b k d"]  # unit length
-    objectness_logits: Float[Array, "*b k"]
+    objectness_logits: Float[Array, "*b k"]  # 0 in a detector without an objectness head
     token_index: Int[Array, "*b k"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenEmbeddings:
+    """What of each token decides its score for any query: (cos + shift) · scale, and its box."""
+
+    boxes: Float[Array, "*b n 4"]  # cxcywh, in (0, 1)
+    class_embeddings: Float[Array, "*b n e"]  # unit length
+    embedding_norm: Float[Array, "*b n"]  # the length that class embeddings had
+    logit_shift: Float[Array, "*b n"]
+    logit_scale: Float[Array, "*b n"]
+    objectness_logits: Float[Array, "*b n"]
 
 
 @jax.tree_util.register_dataclass
@@ -92,3 +107,18 @@ class TrainState:
     step: Int[Array, ""]
     params: PyTree
     opt_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """All that inference needs, or the towers that a training starts from, or a teacher."""
+
+    # "towers": no heads, only what `modeling.detector.TOWERS` names. "resnet": the parameters of
+    # `modeling.resnet.ClipResNet`.
+    kind: Literal["detector", "towers", "resnet"] = "detector"
+    params: Params
+    model: ModelConfig
+    preprocess: PreprocessConfig
+    eval_prompts: str
+    step: int
+    tokenizer: str = ""  # file; empty = CLIP's vocabulary, built in

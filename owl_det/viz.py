@@ -261,6 +261,59 @@ def plot_training_curve(
     _save(figure, path)
 
 
+def plot_score_histogram(
+    path: str | os.PathLike[str], counts: Mapping[str, Sequence[int]], threshold: float
+) -> None:
+    """Numbers of boxes by score, one line for each entry; bins are equal parts of [0, 1]."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, values) in enumerate(counts.items()):
+        if not any(values):
+            continue
+        edges = np.linspace(0, 1, len(values) + 1)
+        label = f"{name} ({sum(values):,})"
+        axes.stairs(values, edges, label=label, color=_COLORS[index % len(_COLORS)], linewidth=1.5)
+    axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+    axes.set(xlim=(0, 1), xlabel="score", ylabel="boxes")
+    axes.set_yscale("symlog", linthresh=1)
+    _tidy(axes)
+    axes.legend(fontsize=9)
+    _save(figure, path)
+
+
+def plot_trade_off(
+    path: str | os.PathLike[str],
+    points: Sequence[tuple[str, float, float]],
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """Points (label, x, y) on a line in their order; filled where no other beats them on both."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axes = figure.subplots()
+    x, y = ([point[axis] for point in points] for axis in (1, 2))
+    axes.plot(x, y, color="#999999", linewidth=1, zorder=1)
+    for index, (label, px, py) in enumerate(points):
+        is_beaten = any(
+            qx >= px and qy >= py and (qx > px or qy > py)
+            for other, (_, qx, qy) in enumerate(points)
+            if other != index
+        )
+        axes.scatter(
+            px,
+            py,
+            s=50,
+            zorder=2,
+            edgecolors=_COLORS[0],
+            linewidths=1.5,
+            facecolors="white" if is_beaten else _COLORS[0],
+        )
+        axes.annotate(label, (px, py), textcoords="offset points", xytext=(7, 5), fontsize=9)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title("Filled: no other weight is better on both", fontsize=11)
+    _tidy(axes)
+    _save(figure, path)
+
+
 def _read_curves(path: Path) -> dict[str, dict[int, float]]:
     """Per key, the value at each step."""
     if not path.is_file():

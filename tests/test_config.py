@@ -14,7 +14,10 @@ from owl_det.config import Config, MeshConfig
 from owl_det.errors import ConfigError
 from owl_det.types import Batch
 
-NAMES = ("quickstart", "bccd", "owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14")
+NAMES = (
+    *("quickstart", "selftrain_shapes", "bccd", "finetune"),
+    *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+)
 SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
 
 
@@ -33,6 +36,13 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"num_steps": 0}, "config.num_steps"),
         ({"optimizer": {"clip": {"microbatch": 0}}}, "clip.microbatch: must be positive"),
         ({"optimizer": {"clip": {"norm": -1.0}}}, "clip.norm: must be positive"),
+        (
+            {"model": {"has_objectness_head": False}, "selection": {"instance_top_k": 3}},
+            "config.selection.instance_top_k: needs config.model.has_objectness_head",
+        ),
+        ({"preprocess": {"pad_value": 2}}, "config.preprocess.pad_value"),
+        ({"model": {"text": {"num_heads": 0}}}, "config.model.text.num_heads: must be positive"),
+        ({"model": {"image": {"patch_size": 0}}}, "config.model.image.patch_size: must be pos"),
         ({"preprocess": {"mean": [0.5]}}, "config.preprocess.mean: three numbers"),
         ({"preprocess": {"std": [0.2, 0.0, 0.2]}}, "config.preprocess.std: must be positive"),
         ({"preprocess": {"mean": 0.5}}, "config.preprocess.mean: expected a list, got float"),
@@ -133,3 +143,21 @@ def test_config_files_are_locked() -> None:
         tree.batchsize = 3
     with pytest.raises(TypeError):
         tree.batch_size = "many"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"evaluation": {"top_k": 0}}, "evaluation.top_k"),
+        ({"checkpoint": {"keep": -1}}, "checkpoint.keep"),
+        ({"data": {**SOURCE, "num_workers": -1}}, "data.num_workers"),
+        ({"optimizer": {"frozen": ("(",)}}, "optimizer.frozen"),
+        (
+            {"data": {"train": {"a": {"kind": "shapes_world", "image_size": 0}}}},
+            "data.train.a.image_size",
+        ),
+    ],
+)
+def test_values_out_of_range_are_named(changes: dict, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"config.{key}"):
+        config_lib.resolve({"data": SOURCE, **changes})

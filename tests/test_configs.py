@@ -20,7 +20,10 @@ from owl_det import config as config_lib
 from owl_det import train_step
 from owl_det.config import Config
 
-NAMES = ("quickstart", "bccd", "owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14")
+NAMES = (
+    *("quickstart", "selftrain_shapes", "bccd", "finetune"),
+    *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+)
 
 
 def _resolve(name: str) -> Config:
@@ -45,6 +48,10 @@ def test_towers_have_the_parameters_of_clip(name: str, published: int) -> None:
 
 # arXiv 2205.06230, A1.3 and table A3; arXiv 2306.09683, table A2 and A.1 to A.7.
 V1: dict[str, Any] = {
+    "model.has_objectness_head": False,
+    "loss.objectness_weight": 0.0,
+    "data.train.lvis.subset": "lvis_base",
+    "data.eval.lvis.subset": "all",
     "optimizer.kind": "adam",
     "schedule.kind": "cosine",
     "schedule.warmup_steps": 1000,
@@ -113,7 +120,7 @@ def test_hyper_parameters_are_those_of_the_papers(name: str, own: dict[str, Any]
 def _at(config: Config, key: str) -> Any:
     value: Any = config
     for part in key.split("."):
-        value = getattr(value, part)
+        value = value[part] if isinstance(value, dict) else getattr(value, part)
     return value
 
 

@@ -1,6 +1,7 @@
 """Detection with a frozen model, against the same computed prompt by prompt in NumPy."""
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from data_pipelines import image_ops
 from owl_det import inference, train_step
 from owl_det.modeling.detector import Detector
+from owl_det.types import TokenEmbeddings
 from tests import tiny
 
 RNG = np.random.default_rng(0)
@@ -26,7 +28,11 @@ def model() -> tuple[Detector, Any]:
 
 def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:
     detector, params = model
-    run = jax.jit(lambda p: inference.detect(detector, p, IMAGE, prompts, IS_QUERY, top_k=top_k))
+    functions = inference.Functions(
+        partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
+    )
+    detect = partial(inference.detect, functions, top_k=top_k, dtype=jnp.float32)
+    run = jax.jit(lambda p: detect(p, IMAGE, prompts, IS_QUERY))
     return jax.tree.map(np.asarray, run(params))
 
 
@@ -79,14 +85,115 @@ def test_queries_are_encoded_prompt_by_prompt(model: tuple[Detector, Any]) -> No
     np.testing.assert_allclose(together[1, 2], alone[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
 @pytest.mark.parametrize(("height", "width"), [(40, 20), (20, 40), (33, 33)])
-def test_pixel_boxes_undo_the_padding(height: int, width: int) -> None:
+def test_pixel_boxes_undo_the_geometry(
+    height: int, width: int, geometry: Literal["pad", "stretch"]
+) -> None:
     pixels = np.array([[1, 2, 15, 18], [0, 0, width, height]], np.float32)
-    cxcywh = image_ops.boxes_to_padded(pixels, height, width)
+    cxcywh = image_ops.boxes_to_padded(pixels, height, width, geometry)
     half = cxcywh[:, 2:] / 2
     xyxy = np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], 1)
-    np.testing.assert_allclose(inference.pixel_boxes(xyxy, height, width), pixels, atol=1e-4)
+    back = inference.pixel_boxes(xyxy, height, width, geometry)
+    np.testing.assert_allclose(back, pixels, atol=1e-4)
     beyond = np.array([[-0.5, -0.5, 2.0, 2.0]], np.float32)
     np.testing.assert_array_equal(
-        inference.pixel_boxes(beyond, height, width), [[0, 0, width, height]]
+        inference.pixel_boxes(beyond, height, width, geometry), [[0, 0, width, height]]
     )
+
+
+# --- embedded tokens -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokens(model: tuple[Detector, Any]) -> TokenEmbeddings:
+    detector, params = model
+    embed = jax.jit(lambda p: inference.embed_tokens(detector, p, IMAGE))
+    return jax.tree.map(np.asarray, embed(params))
+
+
+@pytest.mark.parametrize("top_k", [5, 1000])
+def test_chunks_of_queries_change_nothing(tokens: TokenEmbeddings, top_k: int) -> None:
+    queries = jnp.asarray(RNG.normal(size=(2, 7, 16)), jnp.float32)
+    is_query = jnp.arange(7) != 4
+
+    def run(query_chunk: int) -> inference.TopPairs:
+        rank = jax.jit(
+            partial(inference.rank, top_k=top_k, dtype=jnp.float32, query_chunk=query_chunk)
+        )
+        return jax.tree.map(np.asarray, rank(tokens, queries, is_query))
+
+    together, chunked = run(512), run(3)
+    assert together.scores.shape == (2, min(top_k, 16 * 7))
+    np.testing.assert_allclose(chunked.scores, together.scores, rtol=1e-5)
+    assert (np.diff(chunked.scores, axis=1) <= 0).all()
+    assert chunked.query.min() >= 0 and chunked.query.max() < 7
+    for image in range(2):
+        rows = [
+            np.column_stack([found.query[image], found.boxes_xyxy[image].round(4)])
+            for found in (chunked, together)
+        ]
+        ours, theirs = (row[np.lexsort(row.T)] for row in rows)
+        np.testing.assert_allclose(ours, theirs, atol=2e-4)
+
+
+def test_tokens_of_highest_objectness_are_kept(tokens: TokenEmbeddings) -> None:
+    kept = inference.keep_tokens(jax.tree.map(jnp.asarray, tokens), 5)
+    for image in range(2):
+        order = np.argsort(-tokens.objectness_logits[image])[:5]
+        for name in ("boxes", "class_embeddings", "logit_shift", "objectness_logits"):
+            wanted = np.asarray(getattr(tokens, name))[image, order]
+            np.testing.assert_array_equal(getattr(kept, name)[image], wanted)
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate(
+        [boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], axis=-1
+    )
+
+
+def _token_by_hand(boxes: np.ndarray, raw: np.ndarray, query: np.ndarray) -> int:
+    """The authors' choice for one image, box by box; all boxes are corners."""
+    overlaps, hulls = [], []
+    for box in boxes:
+        width, height = np.minimum(box[2:], query[2:]) - np.maximum(box[:2], query[:2])
+        inside = max(width, 0) * max(height, 0)
+        union = np.prod(box[2:] - box[:2]) + np.prod(query[2:] - query[:2]) - inside
+        hull = np.prod(np.maximum(box[2:], query[2:]) - np.minimum(box[:2], query[:2]))
+        overlaps.append(inside / union)
+        hulls.append(inside / union - (hull - union) / hull)
+    overlaps = overlaps if max(overlaps) > 0 else hulls
+    worst = max(overlaps) - 0.2 * abs(max(overlaps))
+    candidates = [i for i, overlap in enumerate(overlaps) if overlap >= worst]
+    mean = raw.mean(0)
+    return min(candidates, key=lambda i: float(raw[i] @ mean))
+
+
+def test_query_token_is_the_authors_choice() -> None:
+    b, n, e = 12, 40, 6
+    centres = RNG.uniform(0.2, 0.5, (b, n, 2))
+    boxes = np.concatenate([centres, RNG.uniform(0.1, 0.3, (b, n, 2))], -1).astype(np.float32)
+    raw = RNG.normal(size=(b, n, e)).astype(np.float32)
+    norm = np.linalg.norm(raw, axis=-1)
+    embedded = TokenEmbeddings(
+        boxes=jnp.asarray(boxes),
+        class_embeddings=jnp.asarray(raw / norm[..., None]),
+        embedding_norm=jnp.asarray(norm),
+        logit_shift=jnp.zeros((b, n)),
+        logit_scale=jnp.ones((b, n)),
+        objectness_logits=jnp.asarray(RNG.normal(size=(b, n)), jnp.float32),
+    )
+    queries = boxes[:, 0] + RNG.normal(0, 0.01, (b, 4)).astype(np.float32)
+    queries[0] = (0.9, 0.9, 0.02, 0.02)  # touches no box
+    has_box = np.arange(b) != 5
+    chosen = np.asarray(jax.jit(inference.choose_query_token)(embedded, queries, has_box))
+    for image in range(b):
+        wanted = _token_by_hand(_corners(boxes[image]), raw[image], _corners(queries[image]))
+        if not has_box[image]:
+            wanted = int(np.argmax(embedded.objectness_logits[image]))
+        assert chosen[image] == wanted
+    nearest = [
+        np.argmax([-np.abs(box - q).sum() for box in x])
+        for x, q in zip(boxes, queries, strict=True)
+    ]
+    assert (chosen != nearest).any(), "some choice differs from the nearest box"

@@ -1,5 +1,6 @@
 """The predictor and the command line around it."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from PIL import Image
 from data_pipelines import image_ops, transforms
 from data_pipelines.features import Record
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli, sharding, train_step
+from owl_det import checkpoint, cli, embeddings, sharding, train_step
+from owl_det import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
-from owl_det.config import MeshConfig
+from owl_det.config import EvaluationConfig, MeshConfig
+from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import CheckpointError, DataError
 from owl_det.evaluation.evaluate import Evaluate
-from owl_det.predictor import Predictor
+from owl_det.predictor import Detections, Predictor
 from tests import tiny
 
 SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]
@@ -39,6 +42,17 @@ def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
     checkpoint.save_model(path, model)
     return path
+
+
+@pytest.fixture(scope="module")
+def predictor(model: LoadedModel) -> Predictor:
+    """One for the tests below, so that its functions are compiled once."""
+    return Predictor(model)
+
+
+@pytest.fixture(scope="module")
+def embedded(predictor: Predictor) -> ImageEmbeddings:
+    return predictor.embed_images(_images(), [f"{i}.png" for i in range(len(SIZES))], batch_size=3)
 
 
 def _images() -> list[np.ndarray]:
@@ -105,10 +119,17 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
 
 
 def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
-    config = tiny.config(data__eval_prompts="none", batch_size=2)
+    config = tiny.config()
     source = ShapesWorld(split="test", image_size=50, num_images=3)
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    evaluate = Evaluate(train_step.make_detector(config), config, source, mesh, "shapes")
+    evaluate = Evaluate(
+        train_step.make_detector(config),
+        source,
+        mesh,
+        "shapes",
+        settings=EvaluationConfig(batch_size=2),
+        eval_prompts="none",
+    )
     expected = evaluate(model.params).evaluator.images
     found = Predictor(model).detect(
         [np.asarray(source[i].image) for i in range(3)],
@@ -152,6 +173,215 @@ def test_no_queries_is_an_error(model: LoadedModel) -> None:
         Predictor(model).detect(_images()[:1], [])
 
 
+def _assert_same(ours: list[Detections], theirs: list[Detections]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4)
+        np.testing.assert_allclose(a.boxes, b.boxes, atol=1e-2)
+        np.testing.assert_array_equal(a.labels, b.labels)
+
+
+def test_search_finds_what_detection_finds(
+    predictor: Predictor, embedded: ImageEmbeddings, tmp_path: Path
+) -> None:
+    texts = ["red circle", "cat", "dog"]
+    detected = predictor.detect(_images(), texts, threshold=0.0, top_k=20, batch_size=3)
+    assert sum(map(len, detected)) == 20 * len(SIZES)
+    _assert_same(predictor.search(embedded, texts, threshold=0.0, top_k=20), detected)
+    with embeddings.Writer(tmp_path / "emb") as writer:
+        writer.add(embedded)
+        writer.add(predictor.embed_images(_images()[:2], ["a", "b"], batch_size=3))
+    first, second = embeddings.read(tmp_path / "emb")
+    assert first.names == embedded.names and second.names == ("a", "b")
+    assert (first.sizes == SIZES).all()
+    _assert_same(predictor.search(first, texts, threshold=0.0, top_k=20), detected)
+    _assert_same(predictor.search(second, texts, threshold=0.0, top_k=20), detected[:2])
+
+
+def test_search_in_parts_changes_nothing(
+    predictor: Predictor, embedded: ImageEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predictor.search(embedded, ["cat"], threshold=0.0)
+    monkeypatch.setattr(predictor_lib, "SCORES_AT_ONCE", 2 * 16)  # two images of 16 tokens
+    _assert_same(predictor.search(embedded, ["cat"], threshold=0.0), whole)
+
+
+def test_fewer_tokens_are_those_of_highest_objectness(
+    predictor: Predictor, embedded: ImageEmbeddings
+) -> None:
+    few = predictor.embed_images(_images(), num_tokens=4, batch_size=3)
+    assert few.tokens.boxes.shape == (len(SIZES), 4, 4)
+    everything = np.sort(embedded.tokens.objectness_logits, axis=1)[:, ::-1]
+    np.testing.assert_allclose(few.tokens.objectness_logits, everything[:, :4], atol=1e-5)
+
+
+def test_proposals_are_ranked_by_objectness(
+    predictor: Predictor, embedded: ImageEmbeddings
+) -> None:
+    found = predictor.propose(_images(), top_k=7, batch_size=3)
+    for (height, width), proposals, logits in zip(
+        SIZES, found, embedded.tokens.objectness_logits, strict=True
+    ):
+        wanted = 1 / (1 + np.exp(-np.sort(logits)[::-1][:7]))
+        np.testing.assert_allclose(proposals.scores, wanted, rtol=1e-4)
+        assert proposals.boxes.shape == (7, 4)
+        assert (proposals.boxes <= [width, height, width, height]).all()
+    least = float(np.median(found[0].scores))
+    (some,) = predictor.propose(_images()[:1], top_k=7, threshold=least, batch_size=3)
+    assert 0 < len(some) < 7 and (some.scores >= least).all()
+
+
+# --- image queries -------------------------------------------------------------------------------
+
+
+def test_query_of_a_box_is_a_token_of_its_image(
+    predictor: Predictor, embedded: ImageEmbeddings
+) -> None:
+    boxes = [(0.0, 0.0, width / 2, height) for height, width in SIZES]
+    queries = predictor.encode_image_queries(_images(), boxes, batch_size=3)
+    assert queries.embeddings.shape == (1, len(SIZES), 16)
+    assert queries.names == tuple(f"image {i}" for i in range(len(SIZES)))
+    own = np.einsum("ine,ie->in", embedded.tokens.class_embeddings, queries.embeddings[0])
+    np.testing.assert_allclose(own.max(1), 1, atol=1e-3)
+    prominent = predictor.encode_image_queries(_images(), batch_size=3)
+    rows = embedded.tokens.objectness_logits.argmax(1)
+    wanted = embedded.tokens.class_embeddings[np.arange(len(SIZES)), rows]
+    np.testing.assert_allclose(prominent.embeddings[0], wanted, atol=1e-4)
+
+
+def test_images_of_one_name_are_averaged(predictor: Predictor) -> None:
+    images = _images()[:3]
+    alone = predictor.encode_image_queries(images)
+    mean = predictor.encode_image_queries(images, names=["cup", "jug", "cup"])
+    assert mean.names == ("cup", "jug")
+    np.testing.assert_allclose(mean.embeddings[0, 1], alone.embeddings[0, 1], atol=1e-5)
+    np.testing.assert_allclose(
+        mean.embeddings[0, 0], alone.embeddings[0, [0, 2]].mean(0), atol=1e-5
+    )
+
+
+def test_texts_and_images_are_asked_together(
+    predictor: Predictor, embedded: ImageEmbeddings
+) -> None:
+    texts = predictor.encode_queries(["cat", "dog"], prompt_mode="clip_best7")
+    shown = predictor.encode_image_queries(_images()[:1])
+    both = texts + shown
+    assert both.embeddings.shape == (7, 3, 16) and both.names == ("cat", "dog", "image 0")
+    together = predictor.search(embedded, both, threshold=0.0)
+    for label, queries in ((0, texts), (2, shown)):
+        alone = predictor.search(embedded, queries, threshold=0.0)
+        for a, b in zip(together, alone, strict=True):
+            wanted = b.scores[b.labels == min(label, len(queries) - 1) * (label != 2)]
+            np.testing.assert_allclose(a.scores[a.labels == label], wanted, rtol=1e-4)
+
+
+def test_many_texts_are_encoded_in_parts(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [f"thing {i}" for i in range(19)]
+    together = predictor.encode_queries(texts).embeddings
+    predictor.forget_texts()
+    monkeypatch.setattr(predictor_lib, "TEXTS_AT_ONCE", 16)
+    parts = predictor.encode_queries(texts).embeddings
+    assert parts.shape == (1, 19, 16)
+    np.testing.assert_allclose(parts, together, atol=1e-5)
+
+
+def test_unusable_image_queries_are_one_clear_error(predictor: Predictor) -> None:
+    image = _images()[:1]  # 40 x 40 pixels
+    for boxes, message in (
+        ([(50, 0, 60, 10)], "box 0: .* has no area inside the image of 40 x 40"),
+        ([(5, 5, 5, 10)], "no area"),
+        ([(0, 0, float("nan"), 10)], "four numbers"),
+        ([(0, 0, 10)], "four numbers"),
+        ([None, None], "1 images, 2 boxes and 1 names"),
+    ):
+        with pytest.raises(DataError, match=message):
+            predictor.encode_image_queries(image, boxes)
+    params = {k: v for k, v in predictor.model.params.items() if k != "objectness_head"}
+    headless = Predictor(dataclasses.replace(predictor.model, params=params))
+    for call in (
+        lambda: headless.encode_image_queries(image),
+        lambda: headless.propose(image),
+        lambda: headless.embed_images(image, num_tokens=3),
+    ):
+        with pytest.raises(DataError, match="no objectness head"):
+            call()
+
+
+# --- options -------------------------------------------------------------------------------------
+
+
+def test_lower_resolution_uses_a_part_of_the_grid(predictor: Predictor) -> None:
+    found = predictor.detect(_images(), ["cat"], threshold=0.0, batch_size=3, image_size=16)
+    for (height, width), result in zip(SIZES, found, strict=True):
+        assert len(result) == 4  # 2 x 2 patches of 8 pixels
+        assert (result.boxes <= [width, height, width, height]).all()
+    assert predictor.preprocess(Image.new("RGB", (5, 9)), 16).shape == (16, 16, 3)
+    embedded = predictor.embed_images(_images(), batch_size=3, image_size=16)
+    assert embedded.image_size == 16
+    _assert_same(predictor.search(embedded, ["cat"], threshold=0.0), found)
+    for size in (12, 40, 0):
+        with pytest.raises(DataError, match=f"image_size: {size} is not a multiple .* 8 .* 32"):
+            predictor.detect(_images(), ["cat"], image_size=size)
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> float:
+    width, height = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    inside = max(width, 0) * max(height, 0)
+    return inside / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - inside)
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_suppression_drops_what_a_better_box_covers(
+    predictor: Predictor,
+    embedded: ImageEmbeddings,
+    across: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(4)
+    low = rng.uniform(0, 20, (60, 2))
+    everything = Detections(
+        np.concatenate([low, low + rng.uniform(5, 15, (60, 2))], 1).astype(np.float32),
+        np.linspace(0.9, 0.1, 60, dtype=np.float32),
+        rng.integers(0, 2, 60).astype(np.int32),
+    )
+    kept: list[int] = []
+    for row in range(60):
+        rivals = [i for i in kept if across or everything.labels[i] == everything.labels[row]]
+        if all(_iou(everything.boxes[i], everything.boxes[row]) <= 0.3 for i in rivals):
+            kept.append(row)
+    assert 0 < len(kept) < 60
+    monkeypatch.setattr(predictor_lib, "_detections", lambda *_: [everything])
+    found = predictor.search(embedded, ["a", "b"], nms_iou=0.3, nms_across_queries=across)[0]
+    np.testing.assert_array_equal(found.boxes, everything.boxes[kept])
+    np.testing.assert_array_equal(found.labels, everything.labels[kept])
+    with pytest.raises(DataError, match="nms_iou: 2"):
+        predictor.search(embedded, ["a", "b"], nms_iou=2)
+
+
+def test_embeddings_of_another_checkpoint_are_refused(
+    predictor: Predictor, embedded: ImageEmbeddings, model: LoadedModel
+) -> None:
+    params = jax.tree.map(lambda x: x, model.params)
+    params["class_head"]["logit_shift"]["bias"] = params["class_head"]["logit_shift"]["bias"] + 1
+    other = Predictor(dataclasses.replace(model, params=params))
+    assert other.checkpoint != predictor.checkpoint == Predictor(model).checkpoint
+    with pytest.raises(DataError, match=f"made with checkpoint {predictor.checkpoint}"):
+        other.search(embedded, ["cat"])
+    queries = predictor.encode_queries(["cat"])
+    with pytest.raises(DataError, match="queries: made with checkpoint"):
+        other.detect(_images(), queries)
+    with pytest.raises(DataError, match="7 and 2 prompts"):
+        seven, two = (
+            QueryEmbeddings(
+                embeddings=np.zeros((t, 1, 16), np.float32), names=("x",), checkpoint="same"
+            )
+            for t in (7, 2)
+        )
+        _ = seven + two
+
+
 def test_command_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "images"
     assert cli.main(["sample", "--out", str(folder), "--num_images", "2"]) == 0
@@ -173,3 +403,80 @@ def test_command_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert len(captured.out.splitlines()) == 2
     assert cli.main(["predict", "nowhere.png", *command[2:]]) == 2
     assert "nowhere.png: no such file" in capsys.readouterr().err
+
+
+def test_command_line_embeds_and_searches(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, emb = tmp_path / "images", tmp_path / "emb"
+    assert cli.main(["sample", "--out", str(folder), "--num_images", "3"]) == 0
+    (folder / "broken.png").write_bytes(b"\x89PNG....")
+    capsys.readouterr()
+    flags = ["--query", "red circle", "--checkpoint", str(saved), "--threshold", "0"]
+    assert cli.main(["predict", str(folder), *flags]) == 1
+    predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    embed = ["embed", str(folder), "--checkpoint", str(saved), "--out", str(emb)]
+    assert cli.main([*embed, "--shard_size", "2"]) == 1
+    assert "1 of 4 images could not be read" in capsys.readouterr().err
+    assert len(list(emb.glob("*.safetensors"))) == 2
+    assert cli.main(["search", str(emb), *flags]) == 0
+    searched = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["image"] for line in searched] == [line["image"] for line in predicted]
+    for ours, theirs in zip(searched, predicted, strict=True):
+        assert len(ours["detections"]) == len(theirs["detections"]) == 16
+        for a, b in zip(ours["detections"], theirs["detections"], strict=True):
+            assert (a["query"], a["label"]) == (b["query"], b["label"]) == ("red circle", 0)
+            assert a["score"] == pytest.approx(b["score"], abs=2e-5)
+            assert a["box"] == pytest.approx(b["box"], abs=0.02)
+    assert cli.main(embed) == 2
+    assert f"{emb}: exists" in capsys.readouterr().err
+    assert cli.main(["search", str(tmp_path / "nowhere"), *flags]) == 2
+    assert "no embeddings there" in capsys.readouterr().err
+
+
+def test_command_line_takes_query_images(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    assert cli.main(["sample", "--out", str(folder), "--num_images", "1"]) == 0
+    capsys.readouterr()
+    file = str(folder / "shapes_0000.png")
+    predict = ["predict", file, "--checkpoint", str(saved), "--threshold", "0", "--nms_iou", "0.9"]
+    shown = f"{file}:5,5,40,60"
+    assert cli.main([*predict, "--query", "cat", "--query_image", shown]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    asked = {(d["query"], d["label"]) for d in json.loads(line)["detections"]}
+    assert asked == {("cat", 0), (shown, 1)}
+    for wrong, message in (
+        (f"{file}:1,2,3", "FILE:X0,Y0,X1,Y1"),
+        ("absent.png", "absent.png"),
+        (f"{file}:70,0,80,9", "no area"),
+    ):
+        assert cli.main([*predict, "--query_image", wrong]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(predict) == 2
+    assert "--query or --query_image" in capsys.readouterr().err
+
+
+def test_a_pillow_image_is_prepared_like_its_file(predictor: Predictor, tmp_path: Path) -> None:
+    pixels = np.zeros((20, 30, 4), np.uint8)
+    pixels[..., 0], pixels[:, :10, 3] = 200, 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    opened = Image.open(tmp_path / "turned.png")
+    ours = predictor_lib.read_image(opened)
+    theirs = predictor_lib.read_image(tmp_path / "turned.png")
+    np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert ours.size == (20, 30)
+
+
+@pytest.mark.parametrize("call", ["propose", "embed_images"])
+def test_numbers_of_tokens_are_checked(predictor: Predictor, call: str) -> None:
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(DataError, match="positive"):
+        if call == "propose":
+            predictor.propose([image], top_k=0)
+        else:
+            predictor.embed_images([image], num_tokens=-5)

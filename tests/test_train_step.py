@@ -72,6 +72,7 @@ def test_exact_clipping_equals_a_loop_over_examples(params: Any) -> None:
     _assert_close(ours, total)
 
 
+@pytest.mark.slow
 def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     config = tiny.config(batch_size=4, optimizer__clip={"scope": "shared_text", "norm": 0.5})
     batch = tiny.batch(config)
@@ -99,6 +100,7 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     _assert_close(ours, {**total, "text": text})
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_count_in_the_norm(params: Any) -> None:
     clip = {"scope": "global", "norm": 1e-3}
     frozen = tiny.config(
@@ -192,6 +194,7 @@ def test_eight_devices_equal_one(params: Any, scope: str) -> None:
     assert kernel.sharding == NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
 
 
+@pytest.mark.slow
 def test_objectness_reaches_only_its_head(params: Any) -> None:
     config = tiny.config(
         optimizer__clip={"scope": "none"},

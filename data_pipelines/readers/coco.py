@@ -1,16 +1,22 @@
 """COCO JSON, and LVIS JSON whose federated fields are honoured."""
 
 import json
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from data_pipelines import label_ops
 from data_pipelines.features import Category, Names
 from data_pipelines.readers import folder
 from data_pipelines.readers.folder import LabelledImage
 from owl_det.errors import DataError
 
-_GROUPS = {"r": "rare", "c": "common", "f": "frequent"}
+# In open-vocabulary training on LVIS the boxes of rare categories are left out: they are novel.
+_GROUPS = {"r": ("rare", "novel"), "c": ("common", "base"), "f": ("frequent", "base")}
 _MAX_ID = 2**31 - 1  # image ids travel as int32
 
 
@@ -18,19 +24,34 @@ class CocoReader(folder.FolderReader):
     """Images and boxes of a COCO or LVIS annotation file.
 
     Where images have `neg_category_ids` (LVIS) only those names are negatives; otherwise the
-    annotation is taken to be exhaustive and every name without a box is a negative. LVIS names get
-    spaces for underscores, and its categories the group rare, common or frequent. Boxes `[x, y,
-    width, height]` become corners, clipped to the image. A category's `frequency` is the number of
-    images it is boxed in.
+    annotation is taken to be exhaustive and every name without a box is a negative. LVIS names are
+    made plain (`plain_name`), and its categories belong to the groups rare and novel, common and
+    base, or frequent and base. Boxes `[x, y, width, height]` become corners, clipped to the image.
+    A category's `frequency` is the number of images it is boxed in.
     """
 
-    def __init__(self, annotations: Path, images: Path):
+    def __init__(
+        self,
+        annotations: Path,
+        images: Path,
+        *,
+        groups: Mapping[str, Names] | None = None,
+        without_rare: bool = False,
+    ):
         """`annotations` is the JSON file, `images` the folder that its file names refer to.
 
-        Raises `DataError` if either is missing, the file is malformed (field named), or an
-        annotation refers to an unknown image or category.
+        `groups` are those of the categories to keep; the others, their boxes, and images without
+        any box of the categories kept are left out. None = keep all. `without_rare` leaves LVIS's
+        rare categories out, with their boxes and wherever an image names them.
+
+        Raises `DataError` if either is missing, the file is malformed (field named), an annotation
+        refers to an unknown image or category, or a category to keep is not in the file.
         """
-        content = _load(annotations)
+        content = _without_placeholders(_load(annotations), annotations)
+        if groups is not None:
+            content = _restrict(content, groups, annotations)
+        if without_rare:
+            content = _without_rare(content, annotations)
         entries = {
             _integer(entry, "id", f"{annotations}: images[{i}]"): entry
             for i, entry in enumerate(_list(content, "images", annotations))
@@ -48,7 +69,7 @@ class CocoReader(folder.FolderReader):
             )
             labelled.append(image)
             num_degenerate += dropped
-        categories = _categories(content, annotations, names, labelled)
+        categories = _categories(content, annotations, names, labelled, groups or {})
         super().__init__(
             "lvis" if is_federated else "coco",
             annotations.stem,
@@ -57,6 +78,110 @@ class CocoReader(folder.FolderReader):
             categories,
             num_degenerate,
         )
+
+
+def plain_name(name: str) -> str:
+    """`cup_(drinking)` → `cup drinking`, as the authors' code cleans every text.
+
+    All but letters, digits, dashes and spaces become spaces (`_canonicalize_string_tf` in
+    scenic/projects/owl_vit/preprocessing/label_ops.py). Lower case is the prompts' matter.
+    """
+    plain = re.sub(r"[^A-Za-z0-9-]+", " ", name)
+    return re.sub(r"-+", "-", plain).strip()
+
+
+def _without_placeholders(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content without the unused category 0 that Roboflow's exports begin with.
+
+    It is the supercategory of the others and often has the name of one of them.
+    """
+    entries = list(_list(content, "categories", file))
+    parents = {e.get("supercategory") for e in entries if isinstance(e, dict)}
+    used = {
+        entry.get("category_id")
+        for entry in _list(content, "annotations", file)
+        if isinstance(entry, dict)
+    }
+    kept = [
+        e
+        for e in entries
+        if not isinstance(e, dict)
+        or e.get("supercategory") != "none"
+        or e.get("id") in used
+        or e.get("name") not in parents
+    ]
+    return {**content, "categories": kept}
+
+
+def _without_rare(content: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The content of an LVIS file without rare categories and whatever refers to them."""
+    categories = list(_list(content, "categories", file))
+    if not all(isinstance(e, dict) and e.get("frequency") in _GROUPS for e in categories):
+        raise DataError(
+            f"{file}: categories: `frequency` (r, c, f) is missing; lvis_base needs an LVIS file"
+        )
+    rare = {entry.get("id") for entry in categories if entry["frequency"] == "r"}
+    named = ("neg_category_ids", "not_exhaustive_category_ids")
+
+    def without(entry: Any) -> Any:
+        if not isinstance(entry, dict):
+            return entry
+        return entry | {
+            key: [i for i in entry[key] if i not in rare]
+            for key in named
+            if isinstance(entry.get(key), list)
+        }
+
+    return {
+        **content,
+        "images": [without(entry) for entry in _list(content, "images", file)],
+        "annotations": [
+            entry
+            for entry in _list(content, "annotations", file)
+            if not isinstance(entry, dict) or entry.get("category_id") not in rare
+        ],
+        "categories": [entry for entry in categories if entry.get("id") not in rare],
+    }
+
+
+def _restrict(content: dict[str, Any], groups: Mapping[str, Names], file: Path) -> dict[str, Any]:
+    """The content without what does not belong to the categories in `groups`."""
+    names: dict[int, str] = {
+        _integer(entry, "id", f"{file}: categories[{i}]"): _field(
+            entry, "name", f"{file}: categories[{i}]"
+        )
+        for i, entry in enumerate(_list(content, "categories", file))
+    }
+    missing = [name for name in groups if name not in names.values()]
+    if missing:
+        raise DataError(
+            f"{file}: categories: {missing[0]!r} is missing; its benchmark needs the annotations "
+            "of COCO with the original 80 names"
+        )
+    boxes = [
+        entry
+        for i, entry in enumerate(_list(content, "annotations", file))
+        if names.get(_integer(entry, "category_id", f"{file}: annotations[{i}]")) in groups
+    ]
+    shown = {
+        _integer(entry, "image_id", f"{file}: annotations[{i}]") for i, entry in enumerate(boxes)
+    }
+    return {
+        "images": [
+            entry
+            for i, entry in enumerate(_list(content, "images", file))
+            if _integer(entry, "id", f"{file}: images[{i}]") in shown
+        ],
+        "annotations": boxes,
+        "categories": [entry for entry in content["categories"] if entry["name"] in groups],
+    }
+
+
+class _Box(NamedTuple):
+    xywh: list[float]
+    name: str
+    is_crowd: bool
+    area: float  # of the mask, else of the box; pixels
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -79,7 +204,7 @@ def _names(content: Mapping[str, Any], file: Path, is_federated: bool) -> dict[i
             raise DataError(f"{where}.name: expected text, got {name!r}")
         if category_id in names:
             raise DataError(f"{where}.id: {category_id} is taken already; ids must be unique")
-        names[category_id] = name.replace("_", " ") if is_federated else name
+        names[category_id] = plain_name(name) if is_federated else name
     folder.require_distinct(names.values(), str(file))
     return names
 
@@ -89,16 +214,17 @@ def _categories(
     file: Path,
     names: Mapping[int, str],
     labelled: Sequence[LabelledImage],
+    given_groups: Mapping[str, Names],
 ) -> list[Category]:
     counts = folder.image_counts(labelled, names.values())
     categories = []
     for i, entry in enumerate(content["categories"]):
-        groups = ()
+        groups = given_groups.get(entry["name"], ())
         if "frequency" in entry:
             letter = entry["frequency"]
             if letter not in _GROUPS:
                 raise DataError(f"{file}: categories[{i}].frequency: {letter!r} is not r, c or f")
-            groups = (_GROUPS[letter],)
+            groups = _GROUPS[letter]
         name = names[entry["id"]]
         categories.append(
             Category(id=entry["id"], name=name, groups=groups, frequency=float(counts[name]))
@@ -111,9 +237,9 @@ def _by_image(
     file: Path,
     images: Mapping[int, Any],
     names: Mapping[int, str],
-) -> dict[int, list[tuple[list[float], str, bool]]]:
-    """Image id → its boxes [x, y, width, height], names and crowd flags."""
-    boxed: dict[int, list[tuple[list[float], str, bool]]] = {}
+) -> dict[int, list[_Box]]:
+    """Image id → its boxes."""
+    boxed: dict[int, list[_Box]] = {}
     for i, entry in enumerate(_list(content, "annotations", file)):
         where = f"{file}: annotations[{i}]"
         image_id, category_id = (
@@ -128,13 +254,16 @@ def _by_image(
         if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise DataError(f"{where}.bbox: expected [x, y, width, height], got {box!r}")
         is_crowd = bool(entry.get("iscrowd", 0))  # optional in the format: LVIS has no crowds
-        boxed.setdefault(image_id, []).append((box, names[category_id], is_crowd))
+        area = entry.get("area", box[2] * box[3])  # optional too
+        if not _is_number(area) or not 0 <= area < math.inf:
+            raise DataError(f"{where}.area: expected a number of pixels, got {area!r}")
+        boxed.setdefault(image_id, []).append(_Box(box, names[category_id], is_crowd, area))
     return boxed
 
 
 def _labelled(
     entry: Mapping[str, Any],
-    boxed: Sequence[tuple[list[float], str, bool]],
+    boxed: Sequence[_Box],
     names: Mapping[int, str],
     is_federated: bool,
     file: Path,
@@ -144,13 +273,11 @@ def _labelled(
     if abs(entry["id"]) > _MAX_ID:
         raise DataError(f"{where}: id does not fit into 32 bits; number the images anew")
     height, width = _integer(entry, "height", where), _integer(entry, "width", where)
+    corners = np.array([(x, y, x + w, y + h) for (x, y, w, h), *_ in boxed]).reshape(-1, 4)
     boxes, kept_names, is_crowd, dropped = folder.keep_proper(
-        [(x, y, x + w, y + h) for (x, y, w, h), _, _ in boxed],
-        [name for _, name, _ in boxed],
-        [crowd for _, _, crowd in boxed],
-        height,
-        width,
+        corners, [box.name for box in boxed], [box.is_crowd for box in boxed], height, width
     )
+    is_kept = label_ops.drop_degenerate(corners, height, width)
     negatives, not_exhaustive = None, ()
     if is_federated:
         negatives = _named(_field(entry, "neg_category_ids", where), names, where)
@@ -164,6 +291,7 @@ def _labelled(
         is_crowd=is_crowd,
         negatives=negatives,
         not_exhaustive=(*not_exhaustive, *dropped),
+        areas=np.array([box.area for box in boxed], np.float32)[is_kept],
     )
     return image, len(dropped)
 

@@ -29,6 +29,7 @@ class LabelledImage:
     is_crowd: Bool[np.ndarray, " m"]
     negatives: Names | None = None  # None = every other name: the annotation is exhaustive
     not_exhaustive: Names = ()
+    areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
 
 
 class FolderReader:
@@ -88,6 +89,7 @@ class FolderReader:
             scores=np.ones(len(labels.names), np.float32),
             negatives=self._negatives(labels),
             not_exhaustive=labels.not_exhaustive,
+            areas=labels.areas,
             source=str(file),
         )
 

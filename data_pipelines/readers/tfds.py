@@ -143,10 +143,10 @@ def _open(
 
     try:
         opened: Any = tfds.builder(builder, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError, ImportError) as error:
         raise DataError(
             f"{builder}: neither a TFDS builder nor prepared below {data_dir}; "
-            "correct the key `builder` or `path` of the source"
+            f"correct the key `builder` or `path` of the source ({str(error).splitlines()[0]})"
         ) from error
     features = _entries(opened.info.features)
     decoders: dict[str, Any] = {"image": Encoded()}

@@ -10,18 +10,18 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from absl import logging
 
-from owl_det.convert.weights import Weights
+from owl_det.convert.weights import FLOATS, Weights
 from owl_det.errors import CheckpointError
 
 LAYER = "{i}"  # stands for the layer number in a name
 ALL = slice(None)
 
-Index: TypeAlias = tuple[int | slice | Literal["{i}"], ...]
+Index: TypeAlias = tuple[Any, ...]  # numbers, slices, and LAYER
 
 # How the values of their tensor become ours ("theirs → ours"):
 #   same        as they are
@@ -66,6 +66,7 @@ def to_ours(
     the tensor, if one that a rule wants is missing, one that no rule knows is there, a shape does
     not fit, or a parameter is left without values.
     """
+    _check_layers(table, weights, shapes)
     placed = list(_expand(table, shapes))
     _check_names(table, weights, placed)
     _check_covered(placed, shapes, weights.source)
@@ -73,8 +74,9 @@ def to_ours(
         _check_shape(rule, weights, shapes)
     parameters = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for rule in placed:
-        slot = parameters[rule.ours][rule.index]
-        slot[...] = _rearranged(weights.read(rule.theirs), rule.layout).reshape(slot.shape)
+        values = _rearranged(weights.read(rule.theirs), rule.layout)
+        slot = parameters[rule.ours][rule.index].shape
+        parameters[rule.ours][rule.index] = values.reshape(slot)
     return parameters
 
 
@@ -95,7 +97,9 @@ def to_theirs(
         values = np.asarray(parameters[rule.ours])[rule.index]
         if values.size != np.prod(shape, dtype=np.int64):
             raise CheckpointError(f"{rule.theirs}: {rule.ours} {values.shape} does not fit {shape}")
-        tensors[rule.theirs] = np.ascontiguousarray(_restored(values, rule.layout, shape))
+        tensors[rule.theirs] = np.array(
+            _restored(values, rule.layout, shape), np.float32, order="C"
+        )
     return tensors
 
 
@@ -115,6 +119,18 @@ def _expand(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Rul
             )
 
 
+def _check_layers(table: Table, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A number of layers that the file cannot hold is found before rules are made for each."""
+    for rule in table.rules:
+        if LAYER in rule.theirs and rule.ours in shapes:
+            num_layers = shapes[rule.ours][rule.index.index(LAYER)]
+            if num_layers > len(weights.shapes):
+                raise CheckpointError(
+                    f"{weights.source}: {num_layers} layers are described, but the file has only "
+                    f"{len(weights.shapes)} tensors"
+                )
+
+
 def _check_names(table: Table, weights: Weights, placed: Sequence[Rule]) -> None:
     wanted = {rule.theirs for rule in placed}
     for rule in placed:
@@ -129,7 +145,7 @@ def _check_names(table: Table, weights: Weights, placed: Sequence[Rule]) -> None
             raise CheckpointError(f"{weights.source}: unknown tensor {name}; nothing was converted")
         left_out[reason] = left_out.get(reason, 0) + 1
     for reason, count in left_out.items():
-        logging.info("%s: %d tensors left out: %s", weights.source, count, reason)
+        logging.warning("%s: %d tensors left out: %s", weights.source, count, reason)
 
 
 def _check_covered(
@@ -154,6 +170,11 @@ def _is_indexed(placed: Sequence[Rule], path: str, axis: int) -> bool:
 
 def _check_shape(rule: Rule, weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
     theirs, shape = weights.shapes[rule.theirs], shapes[rule.ours]
+    if weights.dtypes[rule.theirs] not in FLOATS:
+        raise CheckpointError(
+            f"{weights.source}: tensor {rule.theirs} has dtype {weights.dtypes[rule.theirs]}; "
+            f"weights are {', '.join(FLOATS)}"
+        )
     # A view of one value, so that the shape of the slot costs no memory.
     slot = np.broadcast_to(np.float32(0), shape)[rule.index].shape
     if not _fits(theirs, slot, rule.layout):

@@ -1,25 +1,29 @@
-"""Detection metrics by the COCO protocol, and by LVIS's rules where labels are federated.
+"""Detection metrics by the protocols of COCO and LVIS, and LVIS's "fixed" AP.
 
-`CocoEvaluator` takes one image after the other and keeps them as small arrays; `compute` hands them
-to `faster_coco_eval`, some categories at a time, which bounds the memory (categories are
-independent of each other).
+`CocoEvaluator` takes one image after the other and keeps its boxes as rows in files (`rows`);
+`compute` hands them to `faster_coco_eval`, some categories at a time. So memory depends on neither
+the number of images nor that of detections (categories are independent of each other).
 """
 
 import json
 import os
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, overload
 
 import numpy as np
+from absl import logging
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
 from data_pipelines.features import Category
+from owl_det.config import Protocol
 from owl_det.errors import DataError
+from owl_det.evaluation.rows import RowFile
 
 # Boxes are in pixels of the raw image.
 GroundTruth: TypeAlias = tuple[
@@ -29,7 +33,49 @@ Detections: TypeAlias = tuple[
     Float[np.ndarray, "p 4"], Float[np.ndarray, " p"], Int[np.ndarray, " p"]
 ]  # boxes_xyxy, scores, category ids
 
-_ROWS_AT_ONCE = 250_000  # boxes that faster_coco_eval is given as dictionaries: below 1 GB
+# What faster_coco_eval is given at once. It makes a dictionary of every box and a table of every
+# (image, category) pair: some hundred bytes each.
+_ROWS_AT_ONCE = 100_000
+_PAIRS_AT_ONCE = 200_000
+_MAX_AREA = 1e10  # pixels; the library's largest
+
+_TRUE = np.dtype(
+    [
+        ("image_id", "i8"),
+        ("category", "i4"),
+        ("box_xyxy", "f4", 4),
+        ("area", "f4"),
+        ("is_crowd", "?"),
+    ]
+)
+_FOUND = np.dtype(
+    [
+        ("image_id", "i8"),
+        ("category", "i4"),
+        ("box_xyxy", "f4", 4),
+        ("score", "f4"),
+        ("is_evaluated", "?"),
+        ("is_exempt", "?"),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How many of the best-scored detections count; None = all of them."""
+
+    per_image: int | None = None  # over all categories
+    per_image_and_category: int | None = None
+    per_category: int | None = None  # over all images
+
+
+# "lvis" is the official protocol of LVIS, "fixed" that of Dave et al. (arXiv 2102.01066), in which
+# categories do not compete for the places of an image.
+LIMITS: dict[Protocol, Limits] = {
+    "coco": Limits(per_image_and_category=100),
+    "lvis": Limits(per_image=300),
+    "fixed": Limits(per_category=10_000),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +86,7 @@ class ImageResult:
     size: tuple[int, int]  # height, width
     true_boxes_xyxy: Float32[np.ndarray, "m 4"]
     true_categories: Int32[np.ndarray, " m"]
+    true_areas: Float32[np.ndarray, " m"]  # pixels
     is_crowd: Bool[np.ndarray, " m"]
     boxes_xyxy: Float32[np.ndarray, "p 4"]
     scores: Float32[np.ndarray, " p"]
@@ -59,11 +106,12 @@ class GroupMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Results in [0, 1]. Groups and categories without ground truth are left out."""
+    """Results in [0, 1]. Groups, sizes and categories without ground truth are left out."""
 
     AP: float  # mean over the IoU thresholds 0.50, 0.55 … 0.95
     AP50: float
     AP75: float
+    AP_by_size: dict[str, float]  # small, medium, large: areas to 32², to 96², beyond (pixels)
     groups: dict[str, GroupMetrics]
     AP50_by_category: dict[str, float]
     recall: Float[np.ndarray, " r"]
@@ -72,8 +120,13 @@ class Metrics:
     num_instances: int  # crowd regions are none
 
     def scalars(self) -> dict[str, float]:
-        """The numbers to log: `AP, AP50, AP75`, `AP_<group>`, `AP50_<group>` and the counts."""
+        """The numbers to log: `AP, AP50, AP75`, `AP_<size>`, `AP_<group>`, `AP50_<group>`, counts.
+
+        LVIS's APs, APm, APl are `AP_small` …, its APr, APc, APf `AP_rare`, `AP_common`,
+        `AP_frequent`.
+        """
         values: dict[str, float] = {"AP": self.AP, "AP50": self.AP50, "AP75": self.AP75}
+        values |= {f"AP_{name}": value for name, value in self.AP_by_size.items()}
         for name, group in self.groups.items():
             values[f"AP_{name}"] = group.AP
             values[f"AP50_{name}"] = group.AP50
@@ -83,15 +136,15 @@ class Metrics:
 class CocoEvaluator:
     """Collects ground truth and detections image by image and measures them.
 
-    `categories` are those evaluated, each with its groups; `max_detections` is the number of
-    best-scored detections that count per image and category (100 in COCO; LVIS, whose limit is 300
-    an image over all categories, takes 300). Raises `DataError` if ids or names repeat.
+    `categories` are those evaluated, each with its groups; `protocol` says how many detections
+    count (`LIMITS`). Labels may be federated in every protocol (see `add`). Raises `DataError` if
+    ids or names repeat.
     """
 
-    def __init__(self, categories: Sequence[Category], *, max_detections: int = 100) -> None:
+    def __init__(self, categories: Sequence[Category], protocol: Protocol = "coco") -> None:
         self.categories = tuple(sorted(categories, key=lambda category: category.id))
-        self.max_detections = max_detections
-        self.images: list[ImageResult] = []
+        self.limits = LIMITS[protocol]
+        self.images = _Images()
         self._image_ids: set[int] = set()
         self._category_ids = np.array([category.id for category in self.categories], np.int32)
         _check_unique("id", [category.id for category in self.categories])
@@ -106,6 +159,7 @@ class CocoEvaluator:
         *,
         negatives: Sequence[int] | None = None,
         not_exhaustive: Sequence[int] | None = None,
+        true_areas: Float[np.ndarray, " m"] | None = None,
     ) -> None:
         """Adds one image.
 
@@ -114,6 +168,9 @@ class CocoEvaluator:
         for which `negatives` or `not_exhaustive` (category ids) are given, be they empty, is
         federated: detections of categories that are neither in its ground truth nor negative are
         dropped, and unmatched detections of its `not_exhaustive` categories are no errors.
+        `true_areas` are those of the instances' masks, in pixels; None = those of the boxes.
+        Detections beyond the protocol's limit for an image are forgotten.
+
         Raises `DataError` on an image id that was added before, a category id that is not
         evaluated, arrays of unequal length, or values that are not finite.
         """
@@ -121,28 +178,30 @@ class CocoEvaluator:
         if image_id in self._image_ids:
             raise DataError(f"image {image_id}: added twice; image ids must differ within a source")
         true_boxes, true_categories, is_crowd = ground_truth
-        boxes, scores, categories = detections
+        of_boxes = np.prod(_xywh(np.reshape(true_boxes, (-1, 4)))[:, 2:], axis=1)
+        areas = of_boxes if true_areas is None else true_areas
         self._check(f"image {image_id}, ground truth", true_boxes, true_categories, is_crowd)
+        self._check(f"image {image_id}, areas", true_boxes, true_categories, areas)
+        boxes, scores, categories = detections
         self._check(f"image {image_id}, detections", boxes, categories, scores)
-        is_evaluated = np.ones(len(categories), np.bool_)
+        best = np.argsort(-np.asarray(scores), kind="stable")[: self.limits.per_image]
+        keep = np.sort(best)
+
+        true = np.zeros(len(true_categories), _TRUE)
+        true["image_id"], true["category"] = image_id, true_categories
+        true["box_xyxy"] = np.reshape(true_boxes, (-1, 4))
+        true["area"], true["is_crowd"] = np.minimum(areas, _MAX_AREA), is_crowd
+        found = np.zeros(len(keep), _FOUND)
+        found["image_id"], found["category"] = image_id, np.asarray(categories)[keep]
+        found["box_xyxy"] = np.reshape(boxes, (-1, 4))[keep]
+        found["score"] = np.asarray(scores)[keep]
+        found["is_evaluated"] = True
         if negatives is not None or not_exhaustive is not None:
-            known = np.concatenate([np.asarray(true_categories), _ids(negatives)])
-            is_evaluated = np.isin(categories, known)
+            known = np.concatenate([true["category"], _ids(negatives)])
+            found["is_evaluated"] = np.isin(found["category"], known)
+        found["is_exempt"] = np.isin(found["category"], _ids(not_exhaustive))
+        self.images.append(image_id, size, true, found)
         self._image_ids.add(image_id)
-        self.images.append(
-            ImageResult(
-                image_id=image_id,
-                size=size,
-                true_boxes_xyxy=_compact(true_boxes, np.float32, 4),
-                true_categories=_compact(true_categories, np.int32),
-                is_crowd=_compact(is_crowd, np.bool_),
-                boxes_xyxy=_compact(boxes, np.float32, 4),
-                scores=_compact(scores, np.float32),
-                categories=_compact(categories, np.int32),
-                is_evaluated=is_evaluated,
-                is_exempt=np.isin(categories, _ids(not_exhaustive)),
-            )
-        )
 
     def compute(self) -> Metrics:
         """Measures all images added so far.
@@ -150,32 +209,40 @@ class CocoEvaluator:
         Per category, group and overall, AP is the mean of the interpolated precision at 101 recall
         values over IoU thresholds and categories. Raises `DataError` without any ground truth.
         """
-        true, found = _true_table(self.images), _found_table(self.images)
-        is_instance = ~true.flag
-        has_truth = np.isin(self._category_ids, true.categories[is_instance])
-        if not has_truth.any():
+        true = self.images.true.grouped("category", self._category_ids)
+        found = self.images.found.grouped("category", self._category_ids)
+        num_instances = np.array(
+            [np.count_nonzero(~true.of([i])["is_crowd"]) for i in range(len(self.categories))]
+        )
+        evaluated = np.flatnonzero(num_instances)
+        if not evaluated.size:
             raise DataError(
                 f"evaluation: no ground truth of the {len(self.categories)} categories in "
                 f"{len(self.images)} images; check the data set's annotations and its split"
             )
-        evaluated = [c for c, present in zip(self.categories, has_truth, strict=True) if present]
-        precision = np.concatenate(
-            [self._precision(true, found, ids) for ids in self._chunks(true, found, has_truth)],
-            axis=-1,
-        )  # IoU thresholds, recall values, evaluated categories
+        by_size = np.concatenate(
+            [
+                self._precision(true.of(chunk), found.of(chunk), self._category_ids[chunk])
+                for chunk in self._chunks(evaluated, true.counts + found.counts)
+            ],
+            axis=2,
+        )  # IoU thresholds, recall values, evaluated categories, sizes
+        precision = by_size[..., 0]
+        categories = [self.categories[i] for i in evaluated]
         return Metrics(
             AP=float(precision.mean()),
             AP50=float(precision[0].mean()),
             AP75=float(precision[5].mean()),
-            groups=_group_metrics(evaluated, precision),
+            AP_by_size=_size_metrics(by_size),
+            groups=_group_metrics(categories, precision),
             AP50_by_category={
                 category.name: float(precision[0, :, index].mean())
-                for index, category in enumerate(evaluated)
+                for index, category in enumerate(categories)
             },
             recall=np.linspace(0, 1, precision.shape[1]),
             precision=precision[0].mean(axis=-1),
             num_images=len(self.images),
-            num_instances=int(np.count_nonzero(is_instance)),
+            num_instances=int(num_instances.sum()),
         )
 
     def results(self) -> list[dict[str, Any]]:
@@ -226,43 +293,56 @@ class CocoEvaluator:
             raise DataError(f"{where}: boxes and scores must be finite; find where NaN comes from")
 
     def _chunks(
-        self, true: "_Table", found: "_Table", has_truth: Bool[np.ndarray, " c"]
+        self, evaluated: Int[np.ndarray, " c"], counts: Int[np.ndarray, " a"]
     ) -> Iterator[list[int]]:
-        """Category ids with ground truth, in order, in lists of few enough boxes."""
-        everything = np.concatenate([true.categories, found.categories])
-        counts = np.bincount(
-            np.searchsorted(self._category_ids, everything), minlength=len(self._category_ids)
-        )
+        """The evaluated categories (positions), in order, in lists of bounded work.
+
+        `counts` are the boxes of every category.
+        """
         chunk: list[int] = []
         rows = 0
-        for category_id, count in zip(
-            self._category_ids[has_truth], counts[has_truth], strict=True
-        ):
-            if chunk and rows + count > _ROWS_AT_ONCE:
+        for index, count in zip(evaluated.tolist(), counts[evaluated].tolist(), strict=True):
+            pairs = (len(chunk) + 1) * min(len(self.images), rows + count)
+            if chunk and (rows + count > _ROWS_AT_ONCE or pairs > _PAIRS_AT_ONCE):
                 yield chunk
                 chunk, rows = [], 0
-            chunk.append(int(category_id))
+            chunk.append(index)
             rows += count
         yield chunk
 
     def _precision(
-        self, true: "_Table", found: "_Table", category_ids: list[int]
-    ) -> Float[np.ndarray, "t r c"]:
-        """Precision at IoU thresholds, recall values and the given categories."""
-        true, found = true.of(category_ids), found.of(category_ids)
-        image_ids = np.union1d(true.image_ids, found.image_ids).tolist()
+        self,
+        true: Shaped[np.ndarray, " x"],
+        found: Shaped[np.ndarray, " y"],
+        category_ids: Int32[np.ndarray, " c"],
+    ) -> Float[np.ndarray, "t r c 4"]:
+        """Precision at IoU thresholds, recall values, the given categories and sizes.
+
+        The first size is all of them. -1 where there is no ground truth.
+        """
+        found = found[found["is_evaluated"]]
+        if self.limits.per_category is not None:
+            found = _best_of_each_category(found, self.limits.per_category)
+        image_ids = np.union1d(true["image_id"], found["image_id"]).tolist()
+        # `lvis_mark`: a detection that is no error where it matches nothing.
         run = COCOeval_faster(
-            _dataset(image_ids, category_ids, true, "iscrowd"),
-            # `lvis_mark`: a detection that is no error where it matches nothing.
-            _dataset(image_ids, category_ids, found, "lvis_mark"),
+            _dataset(
+                image_ids, category_ids, true, {"area": true["area"], "iscrowd": true["is_crowd"]}
+            ),
+            _dataset(
+                image_ids,
+                category_ids,
+                found,
+                {"score": found["score"], "lvis_mark": found["is_exempt"]},
+            ),
             "bbox",
+            print_function=logging.debug,
         )
-        run.params.maxDets = [self.max_detections]
-        run.params.areaRng = run.params.areaRng[:1]  # all sizes
-        run.params.areaRngLbl = run.params.areaRngLbl[:1]
+        # Beyond this no image or category has any.
+        run.params.maxDets = [self.limits.per_image_and_category or max(1, len(found))]
         run.evaluate()
         run.accumulate()
-        return run.eval["precision"][:, :, :, 0, 0]
+        return run.eval["precision"][..., 0]
 
 
 def confusion_matrix(
@@ -342,86 +422,104 @@ def _group_metrics(
     }
 
 
-# --- tables of all images, and what faster_coco_eval wants ---------------------------------------
+def _size_metrics(precision: Float[np.ndarray, "t r c 4"]) -> dict[str, float]:
+    """AP of instances by their area; sizes without ground truth are left out."""
+    metrics = {}
+    for index, name in enumerate(("small", "medium", "large"), start=1):
+        values = precision[..., index]
+        if (values > -1).any():
+            metrics[name] = float(values[values > -1].mean())
+    return metrics
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Table:
-    """Boxes of all images, in the order of the images."""
+def _best_of_each_category(found: Shaped[np.ndarray, " x"], limit: int) -> Shaped[np.ndarray, " y"]:
+    order = np.lexsort((-found["score"], found["category"]))
+    categories = found["category"][order]
+    rank = np.arange(len(found)) - np.searchsorted(categories, categories)
+    return found[np.sort(order[rank < limit])]
 
-    image_ids: Int[np.ndarray, " x"]
-    categories: Int32[np.ndarray, " x"]
-    boxes_xyxy: Float32[np.ndarray, "x 4"]
-    scores: Float32[np.ndarray, " x"]
-    flag: Bool[np.ndarray, " x"]
 
-    def of(self, category_ids: Sequence[int]) -> "_Table":
-        return self.rows(np.isin(self.categories, category_ids))
+# --- rows of all images, and what faster_coco_eval wants -----------------------------------------
 
-    def rows(self, keep: Bool[np.ndarray, " x"]) -> "_Table":
-        return _Table(
-            image_ids=self.image_ids[keep],
-            categories=self.categories[keep],
-            boxes_xyxy=self.boxes_xyxy[keep],
-            scores=self.scores[keep],
-            flag=self.flag[keep],
+
+class _Images(Sequence[ImageResult]):
+    """The images that were added, in order; each is read from its rows when asked for."""
+
+    def __init__(self) -> None:
+        self.true, self.found = RowFile(_TRUE), RowFile(_FOUND)
+        self._ids, self._heights, self._widths = array("q"), array("q"), array("q")
+        self._true_ends, self._found_ends = array("q", [0]), array("q", [0])
+
+    def append(
+        self,
+        image_id: int,
+        size: tuple[int, int],
+        true: Shaped[np.ndarray, " m"],
+        found: Shaped[np.ndarray, " p"],
+    ) -> None:
+        self.true.append(true)
+        self.found.append(found)
+        self._ids.append(image_id)
+        self._heights.append(size[0])
+        self._widths.append(size[1])
+        self._true_ends.append(len(self.true))
+        self._found_ends.append(len(self.found))
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, index: int) -> ImageResult: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ImageResult]: ...
+    def __getitem__(self, index: int | slice) -> ImageResult | list[ImageResult]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        i = range(len(self))[index]
+        true = self.true.read(self._true_ends[i], self._true_ends[i + 1])
+        found = self.found.read(self._found_ends[i], self._found_ends[i + 1])
+        return ImageResult(
+            image_id=self._ids[i],
+            size=(self._heights[i], self._widths[i]),
+            true_boxes_xyxy=true["box_xyxy"],
+            true_categories=true["category"],
+            true_areas=true["area"],
+            is_crowd=true["is_crowd"],
+            boxes_xyxy=found["box_xyxy"],
+            scores=found["score"],
+            categories=found["category"],
+            is_evaluated=found["is_evaluated"],
+            is_exempt=found["is_exempt"],
         )
 
 
-def _true_table(images: Sequence[ImageResult]) -> _Table:
-    categories = _join([image.true_categories for image in images], np.int32)
-    return _Table(
-        image_ids=_repeat_ids(images, [len(image.true_categories) for image in images]),
-        categories=categories,
-        boxes_xyxy=_join([image.true_boxes_xyxy for image in images], np.float32, 4),
-        scores=np.ones(len(categories), np.float32),
-        flag=_join([image.is_crowd for image in images], np.bool_),
-    )
-
-
-def _found_table(images: Sequence[ImageResult]) -> _Table:
-    table = _Table(
-        image_ids=_repeat_ids(images, [len(image.categories) for image in images]),
-        categories=_join([image.categories for image in images], np.int32),
-        boxes_xyxy=_join([image.boxes_xyxy for image in images], np.float32, 4),
-        scores=_join([image.scores for image in images], np.float32),
-        flag=_join([image.is_exempt for image in images], np.bool_),
-    )
-    return table.rows(_join([image.is_evaluated for image in images], np.bool_))
-
-
 def _dataset(
-    image_ids: Sequence[int], category_ids: Sequence[int], table: _Table, flag: str
+    image_ids: Sequence[int],
+    category_ids: Int32[np.ndarray, " c"],
+    rows: Shaped[np.ndarray, " x"],
+    columns: dict[str, np.ndarray],
 ) -> COCO:
-    boxes_xywh = _xywh(table.boxes_xyxy)
-    columns = zip(
-        table.image_ids.tolist(),
-        table.categories.tolist(),
-        boxes_xywh.tolist(),
-        np.prod(boxes_xywh[:, 2:], axis=1).tolist(),
-        table.scores.tolist(),
-        table.flag.astype(int).tolist(),
-        strict=True,
-    )
-    annotations = [
+    boxes_xywh = _xywh(rows["box_xyxy"])
+    columns = {
         # Ids start at 1: the library reads 0 as "unmatched".
-        {
-            "id": row,
-            "image_id": image_id,
-            "category_id": category_id,
-            "bbox": bbox,
-            "area": area,
-            "score": score,
-            "iscrowd": 0,
-        }
-        | {flag: value}
-        for row, (image_id, category_id, bbox, area, score, value) in enumerate(columns, start=1)
+        "id": np.arange(1, len(rows) + 1),
+        "image_id": rows["image_id"],
+        "category_id": rows["category"],
+        "bbox": boxes_xywh,
+        "area": np.prod(boxes_xywh[:, 2:], axis=1),
+        "iscrowd": np.zeros(len(rows), int),
+    } | columns
+    values = [
+        column.astype(int).tolist() if column.dtype == bool else column.tolist()
+        for column in columns.values()
     ]
     return COCO(
         {
             "images": [{"id": image_id} for image_id in image_ids],
-            "categories": [{"id": category_id} for category_id in category_ids],
-            "annotations": annotations,
+            "categories": [{"id": category_id} for category_id in category_ids.tolist()],
+            "annotations": [
+                dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)
+            ],
         }
     )
 
@@ -429,19 +527,6 @@ def _dataset(
 def _xywh(boxes_xyxy: Float32[np.ndarray, "x 4"]) -> Float[np.ndarray, "x 4"]:
     boxes = boxes_xyxy.astype(np.float64)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def _join(arrays: Sequence[np.ndarray], dtype: Any, *tail: int) -> np.ndarray:
-    return np.concatenate([np.zeros((0, *tail), dtype), *arrays])
-
-
-def _repeat_ids(images: Sequence[ImageResult], counts: Sequence[int]) -> Int[np.ndarray, " x"]:
-    return np.repeat(np.array([image.image_id for image in images], np.int64), counts)
-
-
-def _compact(values: Any, dtype: Any, *tail: int) -> np.ndarray:
-    # Always a copy: a slice would keep a whole batch of predictions alive.
-    return np.array(values, dtype).reshape(-1, *tail)
 
 
 def _ids(values: Sequence[int] | None) -> Int[np.ndarray, " x"]:

@@ -1,6 +1,7 @@
-"""Runs a detector over a source and measures it; the same function serves any data set."""
+"""Runs a detector over a source and measures it; training and `owl-det evaluate` share it."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,15 +13,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines import image_ops, prompts, transforms
+from data_pipelines import image_ops, prompts, tokenizer, transforms
 from data_pipelines.features import Category, Example, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from data_pipelines.tokenizer import ClipTokenizer
 from owl_det import inference, sharding, viz
-from owl_det.config import Config
+from owl_det.config import EvaluationConfig
 from owl_det.errors import DataError
-from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
@@ -45,31 +45,45 @@ class Evaluation:
 
 
 class Evaluate:
-    """Evaluates one source again and again during training.
+    """Evaluates one source, with as many parameters as there are.
 
-    All categories are asked together; each image keeps its `top_k` best query-box pairs.
+    All categories are asked together, in every prompt of `eval_prompts` (probabilities are
+    averaged); each image keeps its `top_k` best query-box pairs. `settings.batch_size` must be
+    positive; it is rounded up to a multiple of the mesh's data shards.
     """
 
     def __init__(
-        self, detector: Detector, config: Config, source: Source, mesh: Mesh, name: str
+        self,
+        detector: Detector,
+        source: Source,
+        mesh: Mesh,
+        name: str,
+        *,
+        settings: EvaluationConfig,
+        eval_prompts: str,
+        tokenizer_file: str = "",
+        functions: inference.Functions | None = None,
     ) -> None:
-        self.source, self.name, self.config, self.mesh = source, name, config, mesh
-        tokenizer = ClipTokenizer(config.model.text.num_positions)
-        templates = prompts.eval_prompts(config.data.eval_prompts)
+        """`functions` are those of an export; without them the detector runs."""
+        self.source, self.name, self.settings, self.mesh = source, name, settings, mesh
+        self.detector = detector
+        words = tokenizer.build(detector.config.text, tokenizer_file)
+        templates = prompts.eval_prompts(eval_prompts)
         self.tokens = np.stack(
             [
-                tokenizer.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
+                words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
                 for t in templates
             ]
         )
         shards = sharding.num_data_shards(mesh)
-        wanted = config.evaluation.batch_size or config.batch_size
-        self.batch_size = -(-wanted // shards) * shards
+        self.batch_size = -(-settings.batch_size // shards) * shards
         whole = sharding.replicated(mesh)
-        self._encode = jax.jit(partial(inference.encode_queries, detector), out_shardings=whole)
-        self._detect = jax.jit(
-            partial(inference.detect, detector, top_k=config.evaluation.top_k), out_shardings=whole
+        run = functions or inference.Functions(
+            partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
         )
+        detect = partial(inference.detect, run, top_k=settings.top_k, dtype=detector.dtype)
+        self._encode = jax.jit(run.encode_queries, out_shardings=whole)
+        self._detect = jax.jit(detect, out_shardings=whole)
 
     def __call__(self, params: Params) -> Evaluation:
         """Detects in every readable image. Only process 0 collects results.
@@ -78,12 +92,17 @@ class Evaluate:
         """
         queries = self._encode(params, self.tokens)
         is_query = np.ones(self.tokens.shape[1], bool)
-        evaluator = CocoEvaluator(self.source.categories)
+        evaluator = CocoEvaluator(self.source.categories, self.settings.protocol)
         pictures: list[np.ndarray] = []
-        num_images = min(len(self.source), self.config.evaluation.max_images or len(self.source))
+        num_images = min(len(self.source), self.settings.max_images or len(self.source))
         unreadable = 0
         progress = tqdm(
-            total=num_images, desc=f"evaluate {self.name}", leave=False, disable=not _is_first()
+            total=num_images,
+            desc=f"evaluate {self.name}",
+            unit="image",
+            mininterval=1.0,
+            leave=False,
+            disable=not _is_first(),
         )
         for indices, images, examples in self._batches(num_images):
             found = jax.tree.map(np.asarray, self._detect(params, images, queries, is_query))
@@ -95,12 +114,15 @@ class Evaluate:
                     unreadable += 1
                 elif _is_first():
                     picture = self._add(evaluator, index, Found(*(np.asarray(x[i]) for x in found)))
-                    if len(pictures) < self.config.evaluation.num_pictures:
+                    if len(pictures) < self.settings.num_pictures:
                         pictures.append(picture())
             progress.update(len(indices))
         progress.close()
         if unreadable > max(1, 0.01 * num_images):
-            raise DataError(f"{self.source.name}: {unreadable} of {num_images} images unreadable")
+            raise DataError(
+                f"{self.source.name}: {unreadable} of {num_images} images cannot be read, more "
+                "than 1 %; mend or remove those that the log names"
+            )
         return Evaluation(evaluator, pictures, unreadable)
 
     def _batches(self, num_images: int) -> Iterator[tuple[range, Any, list[Example | None]]]:
@@ -108,23 +130,28 @@ class Evaluate:
         count, number = jax.process_count(), jax.process_index()
         local = self.batch_size // count
         placement = sharding.batch_sharding(self.mesh)
-        side = self.config.model.image_size
-        for start in range(0, num_images, self.batch_size):
-            indices = range(start, min(start + self.batch_size, num_images))
-            mine = range(start + number * local, start + (number + 1) * local)
-            examples = [self._example(i) if i < num_images else None for i in mine]
-            pixels = np.zeros((local, side, side, 3), np.uint8)
-            for row, example in enumerate(examples):
-                if example is not None:
-                    pixels[row] = example.image
-            yield indices, jax.make_array_from_process_local_data(placement, pixels), examples
+        side = self.detector.config.image_size
+        # Decoding and resizing release the interpreter lock.
+        with ThreadPoolExecutor() as pool:
+            for start in range(0, num_images, self.batch_size):
+                indices = range(start, min(start + self.batch_size, num_images))
+                mine = range(start + number * local, start + (number + 1) * local)
+                examples: list[Example | None] = [None] * local
+                wanted = [i for i in mine if i < num_images]
+                examples[: len(wanted)] = pool.map(self._example, wanted)
+                pixels = np.zeros((local, side, side, 3), np.uint8)
+                for row, example in enumerate(examples):
+                    if example is not None:
+                        pixels[row] = example.image
+                images = jax.make_array_from_process_local_data(placement, pixels)
+                yield indices, images, examples
 
     def _example(self, index: int) -> Example | None:
         try:
             return transforms.eval_example(
                 self.source[index],
-                image_size=self.config.model.image_size,
-                preprocess=self.config.preprocess,
+                image_size=self.detector.config.image_size,
+                preprocess=self.detector.preprocess,
             )
         except UnreadableImage as error:
             logging.warning("Skipped image %d of %s: %s", index, self.source.name, error)
@@ -134,7 +161,8 @@ class Evaluate:
         """Adds one image; returns a function that draws it."""
         record = self.source[index]
         height, width = image_ops.image_size(record.image)
-        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width)
+        geometry = self.detector.preprocess.geometry
+        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -150,9 +178,23 @@ class Evaluate:
             (height, width),
             (record.boxes_xyxy[take], np.array([i for _, i in rows], int), record.is_crowd[take]),
             (boxes, found.scores, np.array([c.id for c in categories], int)[found.query]),
+            true_areas=None if record.areas is None else record.areas[take],
             **federated,
         )
         return lambda: _draw(record, categories, boxes, found)
+
+
+def summary(
+    measure: Evaluate, result: Evaluation, metrics: Metrics, step: int, seconds: float
+) -> dict[str, Any]:
+    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
+    return {
+        "step": step,
+        **{key: round(value, 6) for key, value in metrics.scalars().items()},
+        "unreadable_images": result.num_unreadable,
+        "dataset": measure.source.version,
+        "seconds": round(seconds, 1),
+    }
 
 
 def _is_first() -> bool:

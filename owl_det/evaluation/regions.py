@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from data_pipelines.features import Category
-from owl_det.modeling.heads import unit_length
+from owl_det.scoring import unit_length
 
 
 def box_weights(boxes_cxcywh: Float[Array, "b m 4"], h: int, w: int) -> Float[Array, "b m n"]:

@@ -7,13 +7,13 @@ from jaxtyping import Array, Float
 
 
 def attend(
-    query: Float[Array, "b n h c"],
+    query: Float[Array, "b m h c"],
     key: Float[Array, "b n h c"],
     value: Float[Array, "b n h c"],
     *,
     is_causal: bool,
     implementation: Literal["xla", "cudnn"],
-) -> Float[Array, "b n h c"]:
+) -> Float[Array, "b m h c"]:
     """softmax(q kᵀ / √c) v per head; the softmax is computed in float32.
 
     `implementation` is passed on by name: left to itself JAX falls back to plain XLA in silence.

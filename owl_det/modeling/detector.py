@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
-from owl_det.modeling.heads import ClassHead, Mlp, box_bias, unit_length
+from owl_det.modeling.heads import ClassHead, Mlp, box_bias
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
-from owl_det.types import ImageFeatures, Predictions
+from owl_det.scoring import unit_length
+from owl_det.types import ImageFeatures, Predictions, TokenEmbeddings
 
 # The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
@@ -54,7 +55,8 @@ class Detector(nn.Module):
             config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
         )
         self.box_head = Mlp(4, config.head_activation, self.dtype)
-        self.objectness_head = Mlp(1, config.head_activation, self.dtype)
+        if config.has_objectness_head:
+            self.objectness_head = Mlp(1, config.head_activation, self.dtype)
         if config.contrastive != "none":
             initial = math.log(10.0 if config.contrastive == "sigmoid" else 1 / 0.07)
             self.logit_scale = self.param("logit_scale", nn.initializers.constant(initial), ())
@@ -101,7 +103,7 @@ class Detector(nn.Module):
         """
         return self.image.embed(image, row_keys)
 
-    def embed_tokens(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
+    def embed_patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
         """Dense embeddings of a contrastive model: every token through the visual projection.
 
         Raises `ValueError` without contrastive parameters.
@@ -140,7 +142,9 @@ class Detector(nn.Module):
         and classes (OWLv2, section 3.2).
         """
         tokens, index = features.tokens, features.token_index
-        objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+        objectness = jnp.zeros(tokens.shape[:2], jnp.float32)
+        if self.config.has_objectness_head:
+            objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
         if 0 < instance_top_k < tokens.shape[1]:
             objectness, chosen = jax.lax.top_k(objectness, instance_top_k)
             tokens = gather_tokens(tokens, chosen)
@@ -157,11 +161,20 @@ class Detector(nn.Module):
             token_index=index,
         )
 
-    def class_logits(
-        self,
-        features: ImageFeatures,
-        query_embeddings: Float[Array, "b q e"],
-        is_query: Bool[Array, "b q"],
-    ) -> Float[Array, "b n q"]:
-        """Only the scores of all tokens for some queries, as logits."""
-        return self.class_head(features.tokens, query_embeddings, is_query)[0]
+    def embed_tokens(
+        self, features: ImageFeatures, *, grid: tuple[int, int] | None = None
+    ) -> TokenEmbeddings:
+        """All that `heads.class_logits` needs to score any query later; `grid` as in `predict`."""
+        b, e = features.tokens.shape[0], self.config.embedding_dim
+        no_queries = jnp.zeros((b, 0, e)), jnp.zeros((b, 0), bool)
+        predictions = self.predict(features, *no_queries, grid=grid)
+        embeddings, norm = self.class_head.embed(features.tokens)
+        shift, scale = self.class_head.calibrate(features.tokens)
+        return TokenEmbeddings(
+            boxes=predictions.boxes,
+            class_embeddings=embeddings,
+            embedding_norm=norm,
+            logit_shift=shift,
+            logit_scale=scale,
+            objectness_logits=predictions.objectness_logits,
+        )

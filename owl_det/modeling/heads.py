@@ -12,17 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from owl_det.modeling.transformer import ACTIVATIONS
+from owl_det.scoring import class_logits, unit_length
 
 # Far below any real logit, and finite in bfloat16.
 MASKED_LOGIT = -1e4
-
-
-def unit_length(x: Float[Array, "*b d"], epsilon: float = 1e-6) -> Float[Array, "*b d"]:
-    """x / (|x| + ε) in float32."""
-    x = x.astype(jnp.float32)
-    # The square root has no gradient at zero, which filler rows would reach.
-    norm = jnp.sqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
-    return x / (norm + epsilon)
 
 
 class Mlp(nn.Module):
@@ -68,15 +61,23 @@ class ClassHead(nn.Module):
     ) -> tuple[Float[Array, "b n q"], Float[Array, "b n e"]]:
         """Returns float32 logits (`MASKED_LOGIT` for filler queries) and unit-length embeddings."""
         embeddings = unit_length(self.embedding(tokens))
-        cosine = jnp.einsum(
-            "bne,bqe->bnq",
-            embeddings.astype(self.dtype),
-            unit_length(query_embeddings).astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        scale = jax.nn.elu(self.logit_scale(tokens)) + 1
-        logits = (cosine + self.logit_shift(tokens)) * scale
+        shift, scale = self.calibrate(tokens)
+        logits = class_logits(embeddings, shift, scale, query_embeddings, self.dtype)
         return jnp.where(is_query[:, None, :], logits, MASKED_LOGIT), embeddings
+
+    def calibrate(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n"], Float[Array, "b n"]]:
+        """Each token's shift, and its scale elu(·) + 1, in float32."""
+        scale = jax.nn.elu(self.logit_scale(tokens)) + 1
+        return self.logit_shift(tokens)[..., 0], scale[..., 0]
+
+    def embed(
+        self, tokens: Float[Array, "b n d"]
+    ) -> tuple[Float[Array, "b n e"], Float[Array, "b n"]]:
+        """Class embeddings, unit length, and the lengths they had."""
+        embeddings = self.embedding(tokens).astype(jnp.float32)
+        return unit_length(embeddings), jnp.linalg.norm(embeddings, axis=-1)
 
 
 def box_bias(h: int, w: int, kind: str) -> Float[Array, "n 4"]:

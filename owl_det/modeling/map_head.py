@@ -26,8 +26,8 @@ class MapHead(nn.Module):
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         b, _, d = tokens.shape
         xavier = nn.initializers.xavier_uniform()
-        probe = self.param("probe", nn.initializers.normal(d**-0.5), (d,)).astype(self.dtype)
-        probe = jnp.broadcast_to(probe[None, None], (b, 1, d))
+        probe = self.param("probe", nn.initializers.normal(d**-0.5), (1, 1, d)).astype(self.dtype)
+        probe = jnp.broadcast_to(probe, (b, 1, d))
         x = jnp.concatenate([probe, tokens.astype(self.dtype)], axis=1)
         shape = (3, self.num_heads, d // self.num_heads)
         qkv = nn.DenseGeneral(shape, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)

@@ -129,8 +129,8 @@ class ImageTower(nn.Module):
     ) -> tuple[Float[Array, "b d"] | None, Float[Array, "b n d"], Int[Array, "b n"]]:
         """Returns class token, patch tokens (both after the final norm) and their grid indices.
 
-        The class token is None in a tower with attention pooling. With `selection` and `row_keys` (training), patches are dropped and the blocks are
-        noisy.
+        The class token is None in a tower with attention pooling. With `selection` and `row_keys`
+        (training), patches are dropped and the blocks are noisy.
         """
         b, height, width = image.shape[:3]
         p = self.tower.patch_size

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import UnreadableImage
+from owl_det.config import PreprocessConfig
 
 
 def encode(image: Image.Image, file_format: str = "PNG", **options) -> bytes:
@@ -176,17 +177,20 @@ def test_draft_scale_rejects_another_image():
     ],
 )
 def test_fit_size(size, side, expected):
-    assert image_ops.fit_size(*size, side) == expected
+    assert image_ops.fit_size(*size, side, "pad") == expected
+    assert image_ops.fit_size(*size, side, "stretch") == (side, side)
 
 
 def test_padding_is_at_the_bottom_and_right():
     white = Image.new("RGB", (40, 20), "white")
-    square = image_ops.resize_and_pad(white, 10, resize="bilinear", pad_value=0.5)
+    square = image_ops.to_square(white, 10, PreprocessConfig(resize="bilinear", pad_value=0.5))
     assert square.shape == (10, 10, 3) and square.dtype == np.uint8
     assert (square[:5] == 255).all()
     assert (square[5:] == 128).all()
-    square = image_ops.resize_and_pad(
-        white.transpose(Image.Transpose.ROTATE_90), 10, resize="bicubic", pad_value=0.0
+    square = image_ops.to_square(
+        white.transpose(Image.Transpose.ROTATE_90),
+        10,
+        PreprocessConfig(resize="bicubic", pad_value=0.0),
     )
     assert (square[:, :5] == 255).all()
     assert (square[:, 5:] == 0).all()
@@ -201,10 +205,43 @@ def test_resize_is_antialiased():
 
 def test_crop_is_cut_before_resizing():
     image = Image.fromarray(noise(20, 30))
-    cropped = image_ops.resize_and_pad(
-        image, 10, resize="bilinear", pad_value=0, crop=(5, 2, 15, 12)
-    )
-    np.testing.assert_array_equal(cropped, noise(20, 30)[2:12, 5:15])
+    for resize in ("bilinear", "bicubic", "gaussian"):
+        cropped = image_ops.place(image, 10, PreprocessConfig(resize=resize), crop=(5, 2, 15, 12))
+        np.testing.assert_array_equal(cropped, noise(20, 30)[2:12, 5:15])
+
+
+def test_stretched_images_fill_the_square():
+    image = Image.fromarray(noise(20, 30))
+    square = image_ops.to_square(image, 10, PreprocessConfig(geometry="stretch"))
+    expected = np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(square, expected)
+
+
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
+@pytest.mark.parametrize("size", [(70, 100), (40, 12), (1, 50), (50, 1), (3, 3)])
+def test_gaussian_zoom_is_a_smooth_resize(size, geometry):
+    # A linear ramp stays the ramp it is, whatever is done to it, away from edges and padding.
+    ramp = np.broadcast_to(np.linspace(20, 220, size[1])[None, :, None], (*size, 3))
+    image = Image.fromarray(np.round(ramp).astype(np.uint8))
+    gaussian = PreprocessConfig(resize="gaussian", geometry=geometry, pad_value=0)
+    square = image_ops.to_square(image, 32, gaussian).astype(int)
+    assert square.shape == (32, 32, 3)
+    height, width = image_ops.fit_size(*size, 32, geometry)
+    factor = image_ops.extent(*size, geometry)[0] / 32
+    columns = np.arange(3, width - 4)
+    place = (columns + 0.5) * factor - 0.5  # in pixels of the image, of its pixels' centres
+    is_inside = (place >= 0) & (place <= size[1] - 1)
+    columns, place = columns[is_inside], place[is_inside]
+    expected = 20 + 200 * place / max(size[1] - 1, 1)
+    difference = square[1 : max(height - 3, 1), columns] - expected[None, :, None]
+    assert np.abs(difference).max(initial=0) <= 2
+    np.testing.assert_array_equal(square[min(height + 3, 32) :], 0)
+
+
+def test_padding_cannot_exhaust_the_memory():
+    long = Image.new("RGB", (40_000, 1))
+    with pytest.raises(image_ops.UnreadableImage, match="padded to a square it exceeds"):
+        image_ops.to_square(long, 32, PreprocessConfig(resize="gaussian"))
 
 
 def test_flip_twice_is_the_identity():
@@ -223,26 +260,36 @@ def test_flip_twice_is_the_identity():
 def test_boxes_scale_by_the_longer_side():
     box = np.array([[10, 20, 30, 60]], np.float32)
     expected = [[0.1, 0.2, 0.1, 0.2]]
-    np.testing.assert_allclose(image_ops.boxes_to_padded(box, 100, 200), expected, rtol=1e-6)
-    np.testing.assert_allclose(image_ops.boxes_to_padded(box, 200, 100), expected, rtol=1e-6)
+    for size in ((100, 200), (200, 100)):
+        padded = image_ops.boxes_to_padded(box, *size, "pad")
+        np.testing.assert_allclose(padded, expected, rtol=1e-6)
+
+
+def test_boxes_of_stretched_images_scale_by_each_side():
+    box = np.array([[10, 20, 30, 60]], np.float32)
+    padded = image_ops.boxes_to_padded(box, 100, 200, "stretch")
+    np.testing.assert_allclose(padded, [[0.1, 0.4, 0.1, 0.4]], rtol=1e-6)
 
 
 @given(
+    geometry=st.sampled_from(["pad", "stretch"]),
     height=st.integers(1, 8000),
     width=st.integers(1, 8000),
     corners=st.lists(
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1)), max_size=4
     ),
 )
-def test_boxes_survive_the_round_trip(height, width, corners):
+def test_boxes_survive_the_round_trip(geometry, height, width, corners):
     relative = np.array(corners).reshape(-1, 2, 2)
     pixels = np.sort(relative, axis=1).reshape(-1, 4) * [width, height, width, height]
-    padded = image_ops.boxes_to_padded(pixels, height, width)
+    padded = image_ops.boxes_to_padded(pixels, height, width, geometry)
     assert padded.dtype == np.float32
-    back = image_ops.boxes_from_padded(padded, height, width)
+    back = image_ops.boxes_from_padded(padded, height, width, geometry)
     np.testing.assert_allclose(back, pixels, atol=2e-3)
 
 
 def test_boxes_from_padded_are_clipped_to_the_image():
     square = np.array([0.5, 0.5, 1.2, 1.2], np.float32)
-    np.testing.assert_array_equal(image_ops.boxes_from_padded(square, 50, 80), [0, 0, 80, 50])
+    for geometry in ("pad", "stretch"):
+        clipped = image_ops.boxes_from_padded(square, 50, 80, geometry)
+        np.testing.assert_array_equal(clipped, [0, 0, 80, 50])

@@ -319,3 +319,43 @@ def test_jitter():
 def test_jitter_leaves_the_padding_alone():
     example = train([record((40, 80), [])], photometric=0.5)
     assert (example.image[48:] == PAD).all()
+
+
+RED = (255, 0, 0)
+
+
+@pytest.mark.parametrize("resize", ["bilinear", "gaussian"])
+@pytest.mark.parametrize("geometry", ["pad", "stretch"])
+def test_boxes_follow_the_pixels_in_every_geometry(geometry, resize):
+    settings = PreprocessConfig(geometry=geometry, resize=resize, pad_value=0)
+    pixels = np.zeros((60, 140, 3), np.uint8)
+    pixels[12:36, 28:84] = RED
+    one = record((60, 140), [[28, 12, 84, 36]], image=pixels)
+    example = transforms.eval_example(one, image_size=96, preprocess=settings)
+    shown = painted(example.image, RED)
+    np.testing.assert_allclose(corners(example.boxes_cxcywh, 96)[0], shown, atol=1.5)
+    trained = transforms.train_example(
+        [one],
+        grid=1,
+        augment=AugmentConfig(),
+        image_size=96,
+        preprocess=settings,
+        rng=np.random.default_rng(0),
+    )
+    np.testing.assert_array_equal(trained.image, example.image)
+    np.testing.assert_allclose(trained.boxes_cxcywh, example.boxes_cxcywh, atol=1e-6)
+    np.testing.assert_allclose(trained.tile_boxes_cxcywh, example.tile_boxes_cxcywh)
+    mosaic = transforms.train_example(
+        [one, None, None, one],
+        grid=2,
+        augment=AugmentConfig(flip=True),
+        image_size=96,
+        preprocess=settings,
+        rng=np.random.default_rng(3),
+    )
+    height = 48 if geometry == "stretch" else round(48 * 60 / 140)
+    tile = corners(mosaic.tile_boxes_cxcywh[3:], 96)[0]
+    np.testing.assert_allclose(tile, [48, 48, 96, 48 + height], atol=1e-4)
+    cell = mosaic.image[48:, 48:]
+    found = painted(cell, RED)
+    np.testing.assert_allclose(corners(mosaic.boxes_cxcywh[1:], 96)[0] - 48, found, atol=1.5)

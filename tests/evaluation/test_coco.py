@@ -178,7 +178,7 @@ def test_federated_records_equal_the_lvis_mode_of_faster_coco_eval():
     categories = [
         Category(id=c["id"], name=c["name"], groups=(c["frequency"],)) for c in data["categories"]
     ]
-    evaluator = CocoEvaluator(categories, max_detections=300)
+    evaluator = CocoEvaluator(categories, protocol="lvis")
     for image in data["images"]:
         rows = [row for row in data["annotations"] if row["image_id"] == image["id"]]
         boxes = np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from owl_det.modeling.attention import attend
-from owl_det.modeling.heads import ClassHead, unit_length
+from owl_det.modeling.heads import ClassHead
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.transformer import ACTIVATIONS, Transformer
 from owl_det.modeling.vit import ImageTower, patchify
+from owl_det.scoring import unit_length
 from tests import tiny
 
 START, END = 49406, 49407

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.image_ops import UnreadableImage
-from data_pipelines.readers.coco import CocoReader
+from data_pipelines.readers.coco import CocoReader, plain_name
 from owl_det.errors import DataError
 
 
@@ -90,7 +90,11 @@ def test_degenerate_boxes_are_counted_and_their_names_are_no_negatives(write, ca
 
 def test_lvis_is_federated(write):
     reader = write(lvis_content())
-    assert [c.groups for c in reader.categories] == [("rare",), ("common",), ("frequent",)]
+    assert [c.groups for c in reader.categories] == [
+        ("rare", "novel"),
+        ("common", "base"),
+        ("frequent", "base"),
+    ]
     assert reader.categories[0].name == "traffic light"
     assert reader[0].negatives == reader[1].negatives == ("dog",)
     assert reader[1].not_exhaustive == ("traffic light",)
@@ -202,10 +206,67 @@ def test_real_lvis_records(shared_data, tmp_path, folder):
         "frequent": 315,
     }
     one = reader[0]
-    names = {c["id"]: c["name"].replace("_", " ") for c in raw["categories"]}
+    names = {c["id"]: plain_name(c["name"]) for c in raw["categories"]}
     assert one.negatives == tuple(names[i] for i in first["neg_category_ids"])
     boxed = [a for a in raw["annotations"] if a["image_id"] == first["id"]]
     assert one.names == tuple((names[a["category_id"]],) for a in boxed)
     x, y, w, h = boxed[0]["bbox"]
     np.testing.assert_allclose(one.boxes_xyxy[0], [x, y, x + w, y + h], rtol=1e-5)
     assert not {n for (n,) in one.names} & set(one.negatives)
+
+
+def test_areas_are_those_of_the_annotations_that_are_kept(write):
+    made = content()
+    made["annotations"][0]["area"] = 20.5
+    one = write(made)[0]
+    np.testing.assert_array_equal(one.areas, np.array([20.5, 2500], np.float32))
+    made["annotations"][0]["area"] = "large"
+    with pytest.raises(DataError, match=r"annotations\[0\].area: expected a number of pixels"):
+        write(made)
+
+
+@pytest.mark.parametrize(
+    "name, plain",
+    [
+        ("cup_(drinking)", "cup drinking"),
+        ("bow-tie", "bow-tie"),
+        (
+            "monitor_(computer_equipment) computer_monitor",
+            "monitor computer equipment computer monitor",
+        ),
+        ("Band_Aid", "Band Aid"),
+        ("a--b'c", "a-b c"),
+    ],
+)
+def test_lvis_names_are_made_plain(name, plain):
+    assert plain_name(name) == plain
+
+
+def test_unused_first_category_of_roboflow_is_left_out(write):
+    made = content()
+    for category in made["categories"]:
+        category["supercategory"] = "cat"
+    made["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+    assert [c.id for c in write(made).categories] == [3, 90, 91]
+    made["annotations"][0]["category_id"] = 0
+    with pytest.raises(DataError, match="two categories are called 'cat'"):
+        write(made)
+
+
+def test_rare_categories_can_be_left_out(write, tmp_path):
+    made = lvis_content()  # its first category is rare
+    made["images"][1]["neg_category_ids"] = [3, 91]
+    whole = write(made)
+    reader = CocoReader(tmp_path / "instances.json", tmp_path / "images", without_rare=True)
+    kept = {category.name for category in reader.categories}
+    assert kept == {category.name for category in whole.categories} - {"traffic light"}
+    assert "traffic light" in whole[1].negatives
+    assert "traffic light" in whole[0].not_exhaustive
+    assert [reader[i].image_id for i in range(2)] == [whole[i].image_id for i in range(2)]
+    for record in (reader[0], reader[1]):
+        named = {name for names in record.names for name in names}
+        assert (named | set(record.negatives) | set(record.not_exhaustive)) <= kept
+    assert reader[0].names == (("cat",),)
+    write(content())
+    with pytest.raises(DataError, match="frequency"):
+        CocoReader(tmp_path / "instances.json", tmp_path / "images", without_rare=True)

@@ -1,0 +1,200 @@
+"""Times the parts of pseudo-annotation on one device; prints JSON.
+
+    python -m benchmarks.annotate --model tiny
+    python -m benchmarks.annotate --model b16 --dtype bfloat16     # on a GPU
+
+Parameters are random and images come from shapes world, enlarged to `--source_size` and encoded as
+JPEG, so decoding costs what it costs for photographs of that size. `stages` times each part of the
+work on one batch alone; `job` is the whole pipeline, in which decoding runs beside the device.
+`growth` is the cost of more queries: texts are encoded once, heads run for every image.
+"""
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from benchmarks import train_step as train_benchmark
+from data_pipelines.pseudo_records import ShardWriter, encode_image
+from data_pipelines.readers.image_text import Sample
+from data_pipelines.shapes_world import ShapesWorld
+from owl_det import train_step
+from owl_det.annotate.annotator import Annotated, Annotator
+from owl_det.annotate.label_spaces import Curated, LabelSpace
+from owl_det.checkpoint import LoadedModel
+from owl_det.errors import ConfigError, UserError
+from owl_det.modeling.detector import Detector
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All measurements of one model."""
+    config = train_benchmark.make_config(
+        arguments.model, "dense", dtype=arguments.dtype, image_size=arguments.image_size
+    )
+    model = LoadedModel(
+        params=jax.jit(lambda: train_step.init_params(config, jax.random.key(0)))(),
+        model=config.model,
+        preprocess=config.preprocess,
+        eval_prompts=arguments.prompts,
+        step=0,
+    )
+    samples = make_samples(arguments.num_images, arguments.source_size)
+    space = LabelSpace(
+        curated=_names(arguments.num_curated),
+        uses_ngrams=True,
+        max_ngrams=arguments.max_ngrams,
+        curated_factor=0.3,
+    )
+    annotator = Annotator(model, space, batch_size=arguments.batch_size, floor=0.0)
+    return {
+        "machine": train_benchmark.machine(),
+        "model": arguments.model,
+        "image_size": config.model.image_size,
+        "source_size": arguments.source_size,
+        "dtype": config.model.dtype,
+        "batch_size": arguments.batch_size,
+        "prompts": arguments.prompts,
+        "num_curated": arguments.num_curated,
+        "max_ngrams": arguments.max_ngrams,
+        "stages": stages(annotator, samples),
+        "job": whole_job(annotator, samples),
+        "growth": [growth(model, arguments.batch_size, size) for size in arguments.queries],
+    }
+
+
+def make_samples(count: int, side: int) -> list[Sample]:
+    """JPEG files of `side` pixels with captions."""
+    world = ShapesWorld(num_images=count)
+    samples = []
+    for index in range(count):
+        record, buffer = world[index], io.BytesIO()
+        image = Image.fromarray(np.asarray(record.image)).resize((side, side))
+        image.save(buffer, format="JPEG", quality=90)
+        samples.append(Sample(key=str(index), image=buffer.getvalue(), texts=record.captions))
+    return samples
+
+
+def stages(annotator: Annotator, samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
+    """Seconds an image of each part, and its share of their sum; decoding is on one thread."""
+    batch = list(samples[: annotator.batch_size])
+    b = len(batch)
+    side = annotator.model.model.image_size
+    pixels = np.zeros((annotator.batch_size, side, side, 3), np.uint8)
+    queries = list({q for sample in batch for q in annotator.space.of_image(sample.texts)})
+    detector = Detector(annotator.model.model, annotator.model.preprocess)
+    tower = jax.jit(lambda params, x: detector.apply({"params": params}, x, method="encode_image"))
+    image_seconds = seconds(lambda: tower(annotator.model.params, pixels)) / b
+    all_seconds = seconds(lambda: annotator.score(pixels, [()] * annotator.batch_size, {})) / b
+    found = [item for item in annotator.annotate(batch) if isinstance(item, Annotated)]
+    values = {
+        "decode": seconds(lambda: [annotator.decode(sample) for sample in batch]) / b,
+        "image_tower": image_seconds,
+        "text_tower": seconds(lambda: annotator.encode(queries, Counter())) / b,
+        "heads": max(0.0, all_seconds - image_seconds),
+        "writing": seconds(lambda: _write(found)) / b,
+    }
+    total = sum(values.values())
+    return {name: {"seconds": v, "share": v / total} for name, v in values.items()}
+
+
+def whole_job(annotator: Annotator, samples: Sequence[Sample]) -> dict[str, float]:
+    """Images and distinct queries a second of a shard, after one to compile."""
+    list(annotator.annotate(samples[: annotator.batch_size]))
+    counts: Counter[str] = Counter()
+    started = time.perf_counter()
+    _write([x for x in annotator.annotate(samples, counts) if isinstance(x, Annotated)])
+    elapsed = time.perf_counter() - started
+    return {
+        "images": len(samples),
+        "distinct_queries": counts["encoded queries"],
+        "images_per_second": len(samples) / elapsed,
+        "queries_per_second": counts["encoded queries"] / elapsed,
+    }
+
+
+def growth(model: LoadedModel, batch_size: int, queries: int) -> dict[str, float]:
+    """Seconds to encode so many shared queries once, and to run an image with them."""
+    side = model.model.image_size
+    pixels = np.zeros((batch_size, side, side, 3), np.uint8)
+    names = _names(queries)
+    annotator = Annotator(model, LabelSpace(curated=names), batch_size=batch_size)
+    own: list[tuple[str, ...]] = [()] * batch_size
+    return {
+        "queries": queries,
+        "encode_seconds": seconds(lambda: annotator.encode(names.names, Counter()), 1),
+        "image_seconds": seconds(lambda: annotator.score(pixels, own, {})) / batch_size,
+    }
+
+
+def seconds(function: Callable[[], Any], repeats: int = 3) -> float:
+    """The least of some runs, after one that compiles."""
+    jax.block_until_ready(function())
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(function())
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _write(found: Sequence[Annotated]) -> None:
+    with tempfile.TemporaryDirectory() as folder, ShardWriter(Path(folder), 0, 1) as writer:
+        for item in found:
+            writer.add(item.record, encode_image(item.image))
+        writer.finish({})
+
+
+def _names(count: int) -> Curated:
+    return Curated(names=tuple(f"thing {i:05d}" for i in range(count)), dropped=())
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(train_benchmark.MODELS), default="tiny")
+    parser.add_argument("--image_size", type=int, help="side in pixels; default: the model's")
+    parser.add_argument("--source_size", type=int, default=640, help="side of the JPEG files")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix work")
+    parser.add_argument("--prompts", choices=("none", "clip_best7"), default="clip_best7")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--num_images", type=int, default=64)
+    parser.add_argument("--num_curated", type=int, default=2520, help="size of the paper's space")
+    parser.add_argument("--max_ngrams", type=int, default=300)
+    parser.add_argument(
+        "--queries", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="for the growth"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
+    arguments = _parse(argv)
+    try:
+        if min(arguments.batch_size, arguments.num_images, *arguments.queries) < 1:
+            raise ConfigError("--batch_size, --num_images and --queries: must be positive")
+        if arguments.num_images < arguments.batch_size:
+            raise ConfigError("--num_images: fewer than --batch_size")
+        text = json.dumps(run(arguments), indent=2)
+    except UserError as error:
+        print(f"benchmarks.annotate: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""Fine-tuning from any checkpoint on a data set in COCO format: one command, one folder.
+
+Command:  python -m owl_det.main --config=configs/finetune.py --workdir=W \
+              --config.data.path=DATA --config.checkpoint.init_from=CKPT
+          DATA holds train.json, val.json (COCO or LVIS JSON) and images/.
+          CKPT is a workdir or a converted checkpoint: a detector, or towers (CLIP, SigLIP, LiT),
+          whose heads then start from random numbers. Architecture, preprocessing and tokeniser come
+          from it; the architecture in config.model is not read.
+          Towers are made for 224 px or so: for them add --config.checkpoint.image_size=768 (a
+          multiple of the patch size). Smaller sizes train faster on any checkpoint.
+Hardware: one GPU for the B models at their own size; tiny models and sizes on a CPU.
+Time:     not measured here; never run at full size.
+Result:   eval/before_after.json and the log compare AP before the first step (zero-shot, for a
+          detector) and after the last. eval/summary.json has all numbers.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from owl_det.config import CocoSource
+
+
+def get_config() -> ConfigDict:
+    config: Any = base.default()
+    config.name = "finetune"
+    config.batch_size = 16
+    config.num_steps = 5000
+    config.checkpoint.model_from_init = True
+    data = config.data
+    base.add_source(data.train, "train", CocoSource(annotations="train.json"))
+    base.add_source(data.eval, "val", CocoSource(annotations="val.json"))
+    data.augment.flip = True
+    data.augment.crop_probability = 0.5
+    data.augment.photometric = 0.2
+    data.max_distinct_queries = 1024
+    config.optimizer.learning_rate = 2e-5
+    config.optimizer.text_learning_rate = 2e-6
+    config.schedule.warmup_steps = 200
+    config.model.remat = "dots"
+    config.evaluation.before_training = True
+    config.evaluation.every_steps = 1000
+    return config

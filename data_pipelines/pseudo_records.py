@@ -1,0 +1,191 @@
+"""The files of pseudo-annotated images: written by `owl-det annotate`, read in training.
+
+    <folder>/job.json                          what made the records
+             boxes-00003-of-00010.jsonl        one line an image: boxes, and where its pixels are
+             images-00003-of-00010.tar         the images, as they came (WebDataset reads it too)
+             quarantine-00003-of-00010.jsonl   what could not be read, and why
+             shard-00003-of-00010.json         counts; written last: the shard is complete
+
+A line holds `key`, `image` (offset and size in bytes of the encoded file in the tar), `height`,
+`width`, `texts`, and for each box, best first, an entry of `boxes_xyxy` (pixels), `scores`,
+`phrases` and `spaces` ("curated" or "ngrams"). Scores are those that thresholds are set on:
+curated ones carry their factor already. Every box from the job's floor up is there, so thresholds
+are chosen when the records are read.
+"""
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from data_pipelines.readers.folder import IMAGE_SUFFIXES
+from owl_det.errors import DataError
+
+FORMAT = 1
+MAX_LINE_BYTES = 64 * 2**20
+SPACES = ("curated", "ngrams")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoRecord:
+    """The boxes of one image, best first."""
+
+    key: str
+    height: int
+    width: int
+    texts: tuple[str, ...]
+    boxes_xyxy: Float32[np.ndarray, "m 4"]  # pixels
+    scores: Float32[np.ndarray, " m"]
+    phrases: tuple[str, ...]
+    spaces: tuple[str, ...]
+
+
+def shard_file(folder: Path, kind: str, shard: int, num_shards: int) -> Path:
+    """`kind` is boxes, images, quarantine or shard."""
+    suffix = {"boxes": "jsonl", "images": "tar", "quarantine": "jsonl", "shard": "json"}[kind]
+    return folder / f"{kind}-{shard:05d}-of-{num_shards:05d}.{suffix}"
+
+
+class ShardWriter:
+    """Writes one shard under temporary names; `finish` gives the files their own.
+
+    Used as a context: leaving it before `finish` removes what was written.
+    """
+
+    def __init__(self, folder: Path, shard: int, num_shards: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = ("images", "boxes", "quarantine")
+        self._targets = {k: shard_file(folder, k, shard, num_shards) for k in kinds}
+        self._summary = shard_file(folder, "shard", shard, num_shards)
+        self._partial = {k: _partial(path) for k, path in self._targets.items()}
+        self._tar = self._partial["images"].open("wb")
+        self._boxes = self._partial["boxes"].open("w", encoding="utf-8", newline="\n")
+        self._quarantine = self._partial["quarantine"].open("w", encoding="utf-8", newline="\n")
+
+    def add(self, record: PseudoRecord, image: bytes) -> None:
+        """Appends one image; `image` is the encoded file."""
+        offset = self._add_member(member_name(record.key, image), image)
+        line = {
+            "key": record.key,
+            "image": {"offset": offset, "size": len(image)},
+            "height": record.height,
+            "width": record.width,
+            "texts": list(record.texts),
+            "boxes_xyxy": [[round(float(x), 2) for x in box] for box in record.boxes_xyxy],
+            "scores": [round(float(score), 5) for score in record.scores],
+            "phrases": list(record.phrases),
+            "spaces": list(record.spaces),
+        }
+        self._boxes.write(_line(line))
+
+    def quarantine(self, key: str, reason: str) -> None:
+        self._quarantine.write(_line({"key": key, "reason": reason}))
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Renames the files, the summary last: from then on the shard is complete.
+
+        The summary gets `sha256`, that of the boxes.
+        """
+        self._tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))  # the end of a tar file
+        for file in (self._tar, self._boxes, self._quarantine):
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        with self._partial["boxes"].open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        for kind, target in self._targets.items():
+            self._partial[kind].replace(target)
+        write_json(self._summary, {**summary, "sha256": digest})
+
+    def _add_member(self, name: str, content: bytes) -> int:
+        """Appends a tar member without owner or time; returns where its content starts."""
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self._tar.write(member.tobuf(tarfile.PAX_FORMAT))
+        offset = self._tar.tell()
+        self._tar.write(content)
+        self._tar.write(b"\0" * (-len(content) % tarfile.BLOCKSIZE))
+        return offset
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in (self._tar, self._boxes, self._quarantine):
+            file.close()
+        for path in self._partial.values():
+            path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file that appears once it is complete."""
+    partial = _partial(path)
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of this format. Raises `DataError` if it is none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path}: no file of owl-det annotate in format {FORMAT}")
+    return content
+
+
+def image_suffix(image: bytes) -> str:
+    """The suffix of an encoded file, by its first bytes."""
+    starts = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
+    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
+        return ".webp"
+    return next((suffix for start, suffix in starts.items() if image.startswith(start)), ".img")
+
+
+def member_name(key: str, image: bytes) -> str:
+    """The key, with the suffix of the file's kind unless it has one already.
+
+    Keys are of unknown origin: the name never leads out of a folder the tar is unpacked in.
+    """
+    inside = key.replace("..", "__").lstrip("/")
+    is_named = Path(inside).suffix.lower() in IMAGE_SUFFIXES
+    return inside if is_named else inside + image_suffix(image)
+
+
+def encode_image(image: bytes | np.ndarray) -> bytes:
+    """The file of an image: as it came, or PNG of pixels."""
+    if isinstance(image, bytes):
+        return image
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _line(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+
+
+def _partial(path: Path) -> Path:
+    # Another process may be doing the same shard: each writes files of its own.
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")

@@ -1,0 +1,218 @@
+"""Pseudo-annotated images: the records that `owl-det annotate` writes, as a source."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from data_pipelines import label_ops, pseudo_records
+from data_pipelines.features import Category, Names, Record
+from data_pipelines.image_ops import UnreadableImage
+from owl_det.annotate import label_spaces
+from owl_det.config import digest
+from owl_det.errors import DataError
+
+
+class _Images(NamedTuple):
+    """All kept images of a folder as flat arrays; `first_box` has one more entry, the end."""
+
+    shard: Int32[np.ndarray, " i"]
+    offset: Int64[np.ndarray, " i"]
+    size: Int64[np.ndarray, " i"]
+    first_box: Int64[np.ndarray, " i1"]
+    texts: list[tuple[str, ...]]
+
+
+class _Boxes(NamedTuple):
+    boxes_xyxy: Float32[np.ndarray, "m 4"]
+    scores: Float32[np.ndarray, " m"]
+    phrase: Int32[np.ndarray, " m"]  # into the list of phrases
+
+
+class PseudoBoxesReader:
+    """Random access to pseudo-annotated images. Implements `source.Source`.
+
+    An image counts if its best box scores at least `min_image_score`; of it, boxes that score at
+    least `min_box_score` are instances. No name is known to be absent, so negatives come from the
+    pool of the phrases of all images. Never drawn for an image are phrases that its weaker boxes
+    or its texts hold: nobody knows whether those are there.
+    """
+
+    def __init__(self, folder: Path, *, min_box_score: float, min_image_score: float):
+        """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
+        job = pseudo_records.read_json(_existing(folder / "job.json"))
+        floor = _number(job, "floor", folder)
+        self._max_ngrams = int(_number(job, "max_ngrams", folder))
+        if min_box_score < floor:
+            raise DataError(
+                f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
+                f"{folder}; raise it, or annotate again with a lower --keep_below"
+            )
+        self.name = str(folder)
+        self._folder = folder
+        self._num_shards = int(_number(job, "num_shards", folder))
+        self._min_box_score = min_box_score
+        self._uses_ngrams = job.get("uses_ngrams") is True
+        summaries = [self._summary(shard) for shard in range(self._num_shards)]
+        self._phrases: list[str] = []
+        self._images, self._boxes = self._read_boxes(min_image_score)
+        if not self._images.texts:
+            raise DataError(
+                f"{folder}: no image has a box of {min_image_score} or more; lower the key "
+                "`min_image_score` of the source"
+            )
+        self.categories = self._categories()
+        self._pool = frozenset(category.name for category in self.categories)
+        content = [entry.get("sha256") for entry in summaries]
+        self.version = f"pseudo_boxes-{digest([content, min_box_score, min_image_score])}"
+
+    def __len__(self) -> int:
+        return len(self._images.texts)
+
+    def __getitem__(self, index: int) -> Record:
+        """Raises `UnreadableImage` if the file of images has changed or gone."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        start, end = self._images.first_box[index : index + 2]
+        boxes, scores, phrase = (x[start:end] for x in self._boxes)
+        keep = scores >= self._min_box_score
+        names = [self._phrases[i] for i in phrase]
+        positive = {name for name, kept in zip(names, keep, strict=True) if kept}
+        texts = self._images.texts[index]
+        maybe = dict.fromkeys((*names, *self._ngrams(texts)))
+        return Record(
+            image=self._read_image(index),
+            image_id=index,
+            boxes_xyxy=boxes[keep],
+            names=tuple((name,) for name, kept in zip(names, keep, strict=True) if kept),
+            is_crowd=np.zeros(int(keep.sum()), bool),
+            scores=scores[keep],
+            not_exhaustive=tuple(n for n in maybe if n in self._pool and n not in positive),
+            captions=texts,
+            source=f"{self.name}[{index}]",
+        )
+
+    def _ngrams(self, texts: tuple[str, ...]) -> Names:
+        if not self._uses_ngrams:
+            return ()
+        limit = self._max_ngrams
+        return tuple(n for text in texts for n in label_spaces.ngrams(text, max_ngrams=limit))
+
+    def _read_image(self, index: int) -> bytes:
+        file = self._file("images", int(self._images.shard[index]))
+        size = int(self._images.size[index])
+        try:
+            with file.open("rb") as opened:
+                opened.seek(int(self._images.offset[index]))
+                image = opened.read(size)
+        except OSError as error:
+            raise UnreadableImage(f"{file}: {error.strerror}") from error
+        if len(image) != size:
+            raise UnreadableImage(f"{file}: ends within the image of record {index}")
+        return image
+
+    def _file(self, kind: str, shard: int) -> Path:
+        return pseudo_records.shard_file(self._folder, kind, shard, self._num_shards)
+
+    def _summary(self, shard: int) -> dict[str, Any]:
+        path = self._file("shard", shard)
+        if not path.is_file():
+            raise DataError(
+                f"{path}: missing, so shard {shard} of {self._num_shards} is not complete; "
+                "run the same owl-det annotate again"
+            )
+        return pseudo_records.read_json(path)
+
+    def _read_boxes(self, min_image_score: float) -> tuple[_Images, _Boxes]:
+        """The images that count, with all their boxes; fills the list of phrases."""
+        known: dict[str, int] = {}
+        place: list[tuple[int, int, int]] = []
+        texts: list[tuple[str, ...]] = []
+        boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)]
+        scores: list[np.ndarray] = [np.zeros(0, np.float32)]
+        phrase: list[int] = []
+        for shard, entry in self._entries():
+            if not len(entry["scores"]) or entry["scores"].max() < min_image_score:
+                continue
+            place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
+            texts.append(tuple(entry["texts"]))
+            boxes.append(entry["boxes_xyxy"])
+            scores.append(entry["scores"])
+            phrase += [known.setdefault(p, len(known)) for p in entry["phrases"]]
+        self._phrases = list(known)
+        places = np.array(place, np.int64).reshape(-1, 3)
+        images = _Images(
+            shard=places[:, 0].astype(np.int32),
+            offset=places[:, 1],
+            size=places[:, 2],
+            first_box=np.cumsum([len(of_image) for of_image in scores]),
+            texts=texts,
+        )
+        phrases = np.array(phrase, np.int32)
+        return images, _Boxes(np.concatenate(boxes), np.concatenate(scores), phrases)
+
+    def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for shard in range(self._num_shards):
+            file = _existing(self._file("boxes", shard))
+            end = _existing(self._file("images", shard)).stat().st_size
+            with file.open("rb") as lines:
+                for number, line in enumerate(lines, start=1):
+                    yield shard, _parse(line, end, f"{file}, line {number}")
+
+    def _categories(self) -> tuple[Category, ...]:
+        """The phrases of kept boxes; `frequency` is the number of images with them."""
+        is_kept = self._boxes.scores >= self._min_box_score
+        image = np.repeat(np.arange(len(self)), np.diff(self._images.first_box))
+        pairs = np.unique(np.stack([image, self._boxes.phrase], axis=1)[is_kept], axis=0)
+        frequency = Counter(pairs[:, 1].tolist())
+        return tuple(
+            Category(id=number, name=self._phrases[phrase], frequency=float(count))
+            for number, (phrase, count) in enumerate(sorted(frequency.items()), start=1)
+        )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(
+            f"{path}: no such file; correct the key `records` or `path` of the source to a folder "
+            "that owl-det annotate wrote"
+        )
+    return path
+
+
+def _number(content: Mapping[str, Any], key: str, folder: Path) -> float:
+    value = content.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError(f"{folder}/job.json: {key} is missing or no number")
+    return value
+
+
+def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
+    """A line with its boxes and scores as arrays. Raises `DataError` if it is malformed."""
+    if len(line) > pseudo_records.MAX_LINE_BYTES:
+        raise DataError(f"{where}: {len(line)} bytes; the limit is {pseudo_records.MAX_LINE_BYTES}")
+    try:
+        entry = json.loads(line)
+        boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
+        scores = np.asarray(entry["scores"], np.float32).reshape(-1)
+        phrases, texts = entry["phrases"], entry["texts"]
+        offset, size = entry["image"]["offset"], entry["image"]["size"]
+        is_sound = (
+            len(boxes) == len(scores) == len(phrases)
+            and all(isinstance(phrase, str) and phrase for phrase in phrases)
+            and all(isinstance(text, str) for text in texts)
+            and isinstance(offset, int)
+            and isinstance(size, int)
+            and 0 < size <= size + offset <= tar_size
+            and bool(((scores >= 0) & (scores <= 1)).all())
+            and bool(label_ops.drop_degenerate(boxes, entry["height"], entry["width"]).all())
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{where}: no record of owl-det annotate ({error!r})") from None
+    if not is_sound:
+        raise DataError(f"{where}: values out of range; annotate the shard again")
+    return {**entry, "boxes_xyxy": boxes, "scores": scores}

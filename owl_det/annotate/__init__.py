@@ -1,0 +1,1 @@
+"""Pseudo-annotation: label spaces, the frozen annotator, the sharded job and its report."""

@@ -1,0 +1,350 @@
+"""The frozen annotator: images and their texts in, the best query of every box out.
+
+Every batch has one shape, with filler images and filler queries, and every text is encoded in a
+table of one shape. So what is found in an image depends on nothing but the image, its queries and
+its place in the batch.
+"""
+
+import itertools
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+
+from data_pipelines import image_ops, label_ops, prompts, tokenizer
+from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.pseudo_records import PseudoRecord
+from data_pipelines.readers.image_text import Sample, Unreadable
+from owl_det import boxes as box_lib
+from owl_det import inference
+from owl_det.annotate.label_spaces import LabelSpace
+from owl_det.modeling.detector import Detector
+from owl_det.scoring import class_logits
+from owl_det.types import LoadedModel, Params
+
+QUERIES_AT_ONCE = 64  # scored together, times the prompts; bounds memory
+TEXTS_AT_ONCE = 64  # encoded together, times the prompts
+MAX_CACHE_BYTES = 1 << 30  # of query embeddings of one shard
+
+
+class BestQueries(NamedTuple):
+    """The best query of each of an image's n boxes."""
+
+    boxes_xyxy: Float[Array, "b n 4"]  # relative to the padded square
+    scores: Float[Array, "b n"]
+    query: Int[Array, "b n"]  # shared queries first, then the image's own
+
+
+def best_queries(
+    detector: Detector,
+    params: Params,
+    image: UInt8[Array, "b H W 3"],
+    shared: Float[Array, "c t q e"],
+    is_shared: Bool[Array, "c q"],
+    own: Float[Array, "b c2 t q e"],
+    is_own: Bool[Array, "b c2 q"],
+    *,
+    shared_factor: float,
+) -> BestQueries:
+    """Scores c chunks of q queries of all images and c2 chunks of each image's own.
+
+    A score is the mean probability over the t prompts, times `shared_factor` for shared queries.
+    Of equal scores the first query wins; a box that no query is asked of scores 0.
+    """
+    tokens = inference.embed_tokens(detector, params, image)
+    b, n = tokens.logit_shift.shape
+    q = (shared if shared.shape[0] else own).shape[-2]
+    first_own = shared.shape[0] * q
+
+    def scores_of(queries: Array, is_query: Array) -> Array:
+        t = queries.shape[1]
+        logits = class_logits(
+            tokens.class_embeddings,
+            tokens.logit_shift,
+            tokens.logit_scale,
+            queries.reshape(b, t * q, -1),
+            detector.dtype,
+        )
+        scores = jax.nn.sigmoid(logits).reshape(b, n, t, q).mean(axis=2)
+        return jnp.where(is_query[:, None, :], scores, 0.0)
+
+    def keep_better(best: tuple[Array, Array], scores: Array, start: Array) -> tuple[Array, Array]:
+        index = jnp.argmax(scores, axis=-1)
+        score = jnp.take_along_axis(scores, index[..., None], axis=-1)[..., 0]
+        is_better = score > best[0]
+        return jnp.where(is_better, score, best[0]), jnp.where(is_better, index + start, best[1])
+
+    def add_shared(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
+        queries, is_query, start = chunk
+        queries = jnp.broadcast_to(queries[None], (b, *queries.shape))
+        is_query = jnp.broadcast_to(is_query[None], (b, q))
+        return keep_better(best, shared_factor * scores_of(queries, is_query), start), None
+
+    def add_own(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
+        queries, is_query, start = chunk
+        return keep_better(best, scores_of(queries, is_query), start), None
+
+    best = jnp.zeros((b, n)), jnp.zeros((b, n), jnp.int32)
+    best, _ = jax.lax.scan(add_shared, best, (shared, is_shared, jnp.arange(shared.shape[0]) * q))
+    starts = first_own + jnp.arange(own.shape[1]) * q
+    by_chunk = jnp.moveaxis(own, 1, 0), jnp.moveaxis(is_own, 1, 0), starts
+    (scores, query), _ = jax.lax.scan(add_own, best, by_chunk)
+    return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
+
+
+# Compiled once in a process for each architecture and shape.
+_encode_queries = jax.jit(inference.encode_queries, static_argnames="detector")
+_best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A readable image at its place in the padded square; `height` and `width` are its own."""
+
+    sample: Sample
+    pixels: UInt8[np.ndarray, "H W 3"]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """One image that could be read, with all its boxes from the floor up."""
+
+    record: PseudoRecord
+    image: bytes | UInt8[np.ndarray, "h w 3"]
+
+
+class Annotator:
+    """A frozen detector with a label space; the same in every process."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        space: LabelSpace,
+        *,
+        prompt_mode: str = "",
+        batch_size: int = 8,
+        floor: float = 0.05,
+        num_threads: int = 0,
+    ):
+        """`prompt_mode` as in `prompts.eval_prompts`, by default the one the model is evaluated
+        with; boxes below `floor` are not reported; 0 threads takes one per core.
+        """
+        self.model, self.space, self.batch_size, self.floor = model, space, batch_size, floor
+        self.prompt_mode = prompt_mode or model.eval_prompts
+        self._dtype = np.dtype(model.model.dtype)  # of query embeddings
+        self._templates = prompts.eval_prompts(self.prompt_mode)
+        self._num_threads = num_threads or os.cpu_count() or 1
+        self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
+        self._detector = Detector(model.model, model.preprocess)
+        most = space.max_ngrams if space.uses_ngrams else 0
+        self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
+        self._num_own = -(-most // self._chunk)
+        self._shared, self._is_shared = self._shared_queries()
+
+    def annotate(
+        self, samples: Iterable[Sample | Unreadable], counts: Counter[str] | None = None
+    ) -> Iterator[Annotated | Unreadable]:
+        """Annotates one shard: readable images in their order, the others as soon as they are met.
+
+        A pure function of the shard: the cache of query embeddings starts empty. `counts` adds up
+        what the rules of the label space did, `images`, `encoded queries` and `cut queries`.
+        """
+        counts = Counter() if counts is None else counts
+        cache = QueryCache(self.encode, counts)
+        pending: tuple[list[Decoded], list[tuple[str, ...]], BestQueries] | None = None
+        batch: list[Decoded] = []
+        for item in self._decoded(samples):
+            if isinstance(item, Unreadable):
+                yield item
+                continue
+            batch.append(item)
+            if len(batch) < self.batch_size:
+                continue
+            # The next batch is decoded and looked up while the device works on this one.
+            started = self._start(batch, cache, counts)
+            if pending is not None:
+                yield from self._finish(*pending)
+            pending, batch = started, []
+        if pending is not None:
+            yield from self._finish(*pending)
+        if batch:
+            yield from self._finish(*self._start(batch, cache, counts))
+
+    def encode(self, phrases: Sequence[str], counts: Counter[str]) -> Float[np.ndarray, "q t e"]:
+        """Embeddings of the phrases, each in every prompt."""
+        shape = len(phrases), len(self._templates), self.model.model.embedding_dim
+        out = np.zeros(shape, self._dtype)
+        for start in range(0, len(phrases), TEXTS_AT_ONCE):
+            chunk = phrases[start : start + TEXTS_AT_ONCE]
+            tokens = self._tokens(chunk, counts)
+            embeddings = _encode_queries(self._detector, self.model.params, tokens)
+            out[start : start + len(chunk)] = np.asarray(embeddings).swapaxes(0, 1)[: len(chunk)]
+        counts["encoded queries"] += len(phrases)
+        return out
+
+    def score(
+        self,
+        pixels: UInt8[np.ndarray, "b H W 3"],
+        queries: Sequence[tuple[str, ...]],
+        cache: "QueryCache | Mapping[str, np.ndarray]",
+    ) -> BestQueries:
+        """Hands one full batch to the device: the best of shared queries and of each image's own.
+
+        `cache` holds the embeddings of `queries`.
+        """
+        own, is_own = self._own_queries(queries, cache)
+        return _best_queries(
+            self._detector,
+            self.model.params,
+            pixels,
+            self._shared,
+            self._is_shared,
+            own,
+            is_own,
+            shared_factor=self.space.curated_factor,
+        )
+
+    def _start(
+        self, batch: list[Decoded], cache: "QueryCache", counts: Counter[str]
+    ) -> tuple[list[Decoded], list[tuple[str, ...]], BestQueries]:
+        """Hands a batch to the device; returns before it is done."""
+        queries = [self.space.of_image(item.sample.texts, counts) for item in batch]
+        cache.add(itertools.chain(*queries))
+        side, size = self.model.model.image_size, self.batch_size
+        pixels = np.zeros((size, side, side, 3), np.uint8)
+        for row, item in enumerate(batch):
+            pixels[row] = item.pixels
+        counts["images"] += len(batch)
+        best = self.score(pixels, queries, cache)
+        return batch, queries, best
+
+    def _finish(
+        self, batch: list[Decoded], queries: list[tuple[str, ...]], best: BestQueries
+    ) -> Iterator[Annotated]:
+        boxes, scores, query = (np.asarray(x) for x in best)
+        for row, item in enumerate(batch):
+            found = self._record(item, queries[row], boxes[row], scores[row], query[row])
+            yield Annotated(found, item.sample.image)
+
+    def _record(
+        self,
+        item: Decoded,
+        own: tuple[str, ...],
+        boxes: Float32[np.ndarray, "n 4"],
+        scores: Float32[np.ndarray, " n"],
+        query: Int[np.ndarray, " n"],
+    ) -> PseudoRecord:
+        pixels = np.round(
+            inference.pixel_boxes(boxes, item.height, item.width, self.model.preprocess.geometry),
+            2,
+        )
+        keep = (scores >= self.floor) & (scores > 0)
+        keep &= label_ops.drop_degenerate(pixels, item.height, item.width)
+        kept = np.flatnonzero(keep)
+        kept = kept[np.argsort(-scores[kept], kind="stable")]
+        first_own = self._is_shared.size
+        names = self.space.curated.names
+        is_own = query[kept] >= first_own
+        phrases = [own[i - first_own] if i >= first_own else names[i] for i in query[kept]]
+        return PseudoRecord(
+            key=item.sample.key,
+            height=item.height,
+            width=item.width,
+            texts=item.sample.texts,
+            boxes_xyxy=pixels[kept],
+            scores=scores[kept],
+            phrases=tuple(phrases),
+            spaces=tuple("ngrams" if x else "curated" for x in is_own),
+        )
+
+    def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Decoded | Unreadable]:
+        """Decodes in threads, three batches ahead, in the order of the samples."""
+        waiting: deque[Future[Decoded | Unreadable]] = deque()
+        with ThreadPoolExecutor(self._num_threads) as pool:
+            for sample in samples:
+                waiting.append(pool.submit(self.decode, sample))
+                if len(waiting) > 3 * self.batch_size:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def decode(self, sample: Sample | Unreadable) -> Decoded | Unreadable:
+        """Pixels as the model takes them, or why there are none."""
+        if isinstance(sample, Unreadable):
+            return sample
+        try:
+            image = image_ops.decode_image(sample.image)
+        except UnreadableImage as error:
+            return Unreadable(key=sample.key, reason=str(error))
+        pixels = image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
+        return Decoded(sample, pixels, image.height, image.width)
+
+    def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:
+        names = self.space.curated.names
+        q, count = self._chunk, -(-len(names) // self._chunk)
+        shape = len(self._templates), q, self.model.model.embedding_dim
+        shared = np.zeros((count, *shape), self._dtype)
+        for chunk in range(count):
+            part = names[chunk * q : (chunk + 1) * q]
+            shared[chunk, :, : len(part)] = self.encode(part, Counter()).swapaxes(0, 1)
+        is_shared = (np.arange(count * q) < len(names)).reshape(count, q)
+        return jax.device_put(shared), is_shared
+
+    def _own_queries(
+        self, queries: Sequence[tuple[str, ...]], cache: "QueryCache | Mapping[str, np.ndarray]"
+    ) -> tuple[Float[np.ndarray, "b c2 t q e"], Bool[np.ndarray, "b c2 q"]]:
+        b, c, q = self.batch_size, self._num_own, self._chunk
+        shape = b, c, len(self._templates), q, self.model.model.embedding_dim
+        own = np.zeros(shape, self._dtype)
+        is_own = np.zeros((b, c, q), bool)
+        for row, phrases in enumerate(queries):
+            for i, phrase in enumerate(phrases):
+                own[row, i // q, :, i % q] = cache[phrase]
+                is_own[row, i // q, i % q] = True
+        return own, is_own
+
+    def _tokens(self, phrases: Sequence[str], counts: Counter[str]) -> Int[np.ndarray, "t q l"]:
+        tokens = np.zeros(
+            (len(self._templates), TEXTS_AT_ONCE, self._tokenizer.num_positions), np.int32
+        )
+        for i, phrase in enumerate(phrases):
+            texts = [prompts.apply_template(template, phrase) for template in self._templates]
+            tokens[:, i] = self._tokenizer.encode_all(texts)
+            counts["cut queries"] += not all(self._tokenizer.fits(text) for text in texts)
+        return tokens
+
+
+class QueryCache:
+    """Embeddings of queries, each encoded once while there is room for all."""
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str], Counter[str]], Float[np.ndarray, "q t e"]],
+        counts: Counter[str],
+        max_bytes: int = MAX_CACHE_BYTES,
+    ):
+        self._encode, self._counts, self._max_bytes = encode, counts, max_bytes
+        self._embeddings: dict[str, np.ndarray] = {}
+        self._bytes = 0
+
+    def __getitem__(self, query: str) -> Float[np.ndarray, "t e"]:
+        return self._embeddings[query]
+
+    def add(self, queries: Iterable[str]) -> None:
+        """Encodes those that are not there; all queries of one call are there afterwards."""
+        if self._bytes > self._max_bytes:
+            # All at once: simple, and the same in every run.
+            self._embeddings, self._bytes = {}, 0
+        new = [query for query in dict.fromkeys(queries) if query not in self._embeddings]
+        for query, embedding in zip(new, self._encode(new, self._counts), strict=True):
+            self._embeddings[query] = embedding
+            self._bytes += embedding.nbytes

@@ -1,0 +1,251 @@
+"""The annotation job: one output shard for each input shard, complete or absent.
+
+Shards are independent. One machine takes them in turn; Apache Beam (`beam_runner`) or an array of
+processes, each with its own `--shard_index`, share them out. Whoever runs a shard does the same:
+annotate it, write temporary files, rename them, the summary last. A shard with a summary is never
+done again, so a job that was killed goes on where it stopped when the same command is run again.
+"""
+
+import dataclasses
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import PyTree
+from tqdm import tqdm
+
+from data_pipelines import pseudo_records
+from data_pipelines.pseudo_records import ShardWriter
+from data_pipelines.readers import image_text
+from data_pipelines.readers.image_text import Unreadable
+from owl_det import checkpoint, optim
+from owl_det.annotate import label_spaces
+from owl_det.annotate.annotator import Annotator
+from owl_det.config import digest
+from owl_det.errors import DataError
+from owl_det.optional import is_installed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the records depend on, and how they are made."""
+
+    checkpoint: str
+    input: str  # as in `image_text.open_shards`
+    output: str
+    labels: str = "union"  # as in `label_spaces.make`
+    vocabularies: tuple[str, ...] = ()
+    max_ngrams: int = label_spaces.MAX_NGRAMS
+    prompts: str = ""  # empty = those the model is evaluated with
+    num_shards: int = 0  # of a folder or shapes world; 0 = a thousand images each
+    batch_size: int = 8
+    min_box_score: float = 0.1
+    min_image_score: float = 0.3
+    keep_below: float = 0.05  # weaker boxes and images stay in the records down to here
+    num_threads: int = 0
+
+
+class Job:
+    """An annotator, its input and its output folder."""
+
+    def __init__(self, settings: Settings):
+        """Raises `UserError` if the model, the input or a label list cannot be used."""
+        _check(settings)
+        self.settings, self.folder = settings, Path(settings.output)
+        self.shards = image_text.open_shards(settings.input, settings.num_shards)
+        self.space = label_spaces.make(settings.labels, settings.vocabularies, settings.max_ngrams)
+        model = checkpoint.load_detector(settings.checkpoint)
+        self.annotator = Annotator(
+            model,
+            self.space,
+            prompt_mode=settings.prompts,
+            batch_size=settings.batch_size,
+            floor=min(settings.keep_below, settings.min_box_score),
+            num_threads=settings.num_threads,
+        )
+        self.image_floor = min(settings.keep_below, settings.min_image_score)
+
+    def claim(self) -> None:
+        """Writes job.json, or compares it: one folder never holds records of two jobs."""
+        file, ours = self.folder / "job.json", self.describe()
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            pseudo_records.write_json(file, ours)
+            return
+        theirs = pseudo_records.read_json(file)
+        different = [key for key in ours if theirs.get(key) != ours[key]]
+        if different:
+            key = different[0]
+            raise DataError(
+                f"{file}: the records there were made with another {key} "
+                f"({_short(theirs.get(key))} there, {_short(ours[key])} now); use a new --output"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        settings, space = self.settings, self.space
+        return {
+            "format": pseudo_records.FORMAT,
+            "input": self.shards.name,
+            "input_version": self.shards.version,
+            "num_shards": len(self.shards),
+            "labels": settings.labels,
+            "num_curated": len(space.curated.names),
+            "uses_ngrams": space.uses_ngrams,
+            "max_ngrams": space.max_ngrams,
+            "curated_factor": space.curated_factor,
+            "label_space": digest(space.describe()),
+            "prompts": self.annotator.prompt_mode,
+            "min_box_score": settings.min_box_score,
+            "min_image_score": settings.min_image_score,
+            "floor": self.annotator.floor,
+            "image_floor": self.image_floor,
+            "batch_size": settings.batch_size,
+            "checkpoint_step": self.annotator.model.step,
+            "checkpoint": _digest_params(self.annotator.model.params),
+        }
+
+    def is_complete(self, shard: int) -> bool:
+        return self._file("shard", shard).is_file()
+
+    def run_shard(self, shard: int) -> None:
+        """Annotates one shard and writes its files, unless they are complete."""
+        if self.is_complete(shard):
+            return
+        counts: Counter[str] = Counter()
+        started = time.time()
+        with ShardWriter(self.folder, shard, len(self.shards)) as writer:
+            for item in self.annotator.annotate(self.shards.samples(shard), counts):
+                if isinstance(item, Unreadable):
+                    counts["unreadable"] += 1
+                    writer.quarantine(item.key, item.reason)
+                    continue
+                scores = item.record.scores
+                if len(scores) and scores[0] >= self.image_floor:
+                    counts["recorded images"] += 1
+                    counts["recorded boxes"] += len(scores)
+                    writer.add(item.record, pseudo_records.encode_image(item.image))
+            summary = {"format": pseudo_records.FORMAT, "counts": dict(sorted(counts.items()))}
+            writer.finish(summary)
+        seconds = time.time() - started
+        logging.info(
+            "Shard %d of %d: %d images, %d unreadable, %.1f images/s",
+            *(shard, len(self.shards), counts["images"], counts["unreadable"]),
+            counts["images"] / max(seconds, 1e-9),
+        )
+
+    def counts(self) -> Counter[str]:
+        """Of all complete shards together."""
+        total: Counter[str] = Counter()
+        for shard in range(len(self.shards)):
+            if self.is_complete(shard):
+                summary = pseudo_records.read_json(self._file("shard", shard))
+                total.update(summary["counts"])
+        return total
+
+    def _file(self, kind: str, shard: int) -> Path:
+        return pseudo_records.shard_file(self.folder, kind, shard, len(self.shards))
+
+
+_opening = threading.Lock()
+
+
+def open_job(settings: Settings) -> Job:
+    """The job, opened once in a process, which may have several threads that ask for it."""
+    with _opening:
+        return _open_job(settings)
+
+
+@lru_cache(maxsize=1)
+def _open_job(settings: Settings) -> Job:
+    return Job(settings)
+
+
+def run(
+    settings: Settings,
+    *,
+    shard_index: int | None = None,
+    shard_step: int = 0,
+    runner: str = "direct",
+    beam_options: Sequence[str] = (),
+) -> Job:
+    """Does what is left to do; when all shards are complete, writes the report.
+
+    `shard_index` restricts this process to that shard, and with `shard_step` to every so-many-th
+    from there. Raises `UserError` for what a user can mend.
+    """
+    job = open_job(settings)
+    job.claim()
+    mine = _mine(len(job.shards), shard_index, shard_step)
+    todo = [shard for shard in mine if not job.is_complete(shard)]
+    logging.info("%d of %d shards are left to do", len(todo), len(job.shards))
+    if runner == "beam":
+        if not is_installed("apache_beam"):
+            raise DataError("--runner beam: needs Apache Beam; pip install owl-det[beam]")
+        from owl_det.annotate import beam_runner
+
+        beam_runner.run(settings, todo, beam_options)
+    else:
+        for shard in tqdm(todo, unit="shard"):
+            job.run_shard(shard)
+    if all(job.is_complete(shard) for shard in range(len(job.shards))):
+        from owl_det.annotate import report
+
+        _remove_partial(job.folder)
+        report.write(job.folder, job.space, job.counts())
+    return job
+
+
+def _mine(num_shards: int, index: int | None, step: int) -> range:
+    if index is None:
+        return range(num_shards)
+    if not 0 <= index < num_shards:
+        raise DataError(f"--shard_index: {index}, but there are shards 0 to {num_shards - 1}")
+    return range(index, num_shards, step) if step else range(index, index + 1)
+
+
+def _check(settings: Settings) -> None:
+    """Raises `DataError` naming the flag of a value that is out of range."""
+    for key in ("min_box_score", "min_image_score", "keep_below"):
+        value = getattr(settings, key)
+        if not 0 <= value <= 1:
+            raise DataError(f"--{key}: {value}, but scores lie in [0, 1]")
+    for key in ("batch_size", "max_ngrams"):
+        if getattr(settings, key) < 1:
+            raise DataError(f"--{key}: {getattr(settings, key)}, but must be at least 1")
+
+
+def _remove_partial(folder: Path) -> None:
+    """Temporary files of processes that were killed."""
+    for path in folder.glob(".*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def _digest_params(params: PyTree) -> str:
+    """Sixteen hex digits of all names, shapes and values."""
+    content = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        content.update(f"{optim.path_name(path)} {array.shape} {array.dtype}".encode())
+        content.update(array.view(np.uint8).data)
+    return content.hexdigest()[:16]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
+def from_arguments(arguments: Any) -> Settings:
+    """Settings from a namespace that holds its fields (the command line)."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    given = {name: getattr(arguments, name) for name in names}
+    return Settings(**{**given, "vocabularies": tuple(arguments.vocabularies)})

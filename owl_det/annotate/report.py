@@ -1,0 +1,167 @@
+"""What an annotation job found: counts, a histogram of scores, pictures."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines import image_ops, pseudo_records
+from data_pipelines.image_ops import UnreadableImage
+from owl_det import viz
+from owl_det.annotate import label_spaces
+from owl_det.annotate.label_spaces import LabelSpace, escape_markdown
+
+NUM_PICTURES = 16
+NUM_PHRASES = 50  # in the table
+BINS = 40  # of scores, over [0, 1]
+
+
+def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> None:
+    """Writes report.json, report.md, label_space.json and PNGs beside complete records."""
+    job = pseudo_records.read_json(folder / "job.json")
+    content = measure(folder, job, counts)
+    content["label_space"] = label_spaces.table(space, _rules(counts))
+    viz.plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
+    pictures = list(_pictures(folder, job))
+    if pictures:
+        viz.save_png(folder / "pictures.png", viz.picture_grid(pictures))
+    pseudo_records.write_json(folder / "report.json", content)
+    text = _markdown(content, job, bool(pictures))
+    (folder / "report.md").write_text(
+        text + label_spaces.table_markdown(space, _rules(counts)), "utf-8"
+    )
+
+
+def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
+    """Counts over all records; "kept" is what the job's thresholds keep."""
+    phrases: Counter[str] = Counter()
+    spaces: Counter[str] = Counter()
+    images_with: Counter[str] = Counter()
+    histogram = np.zeros((len(pseudo_records.SPACES), BINS), int)
+    kept_images = 0
+    for entry in _records(folder, job):
+        scores = np.asarray(entry["scores"])
+        for row, space in enumerate(pseudo_records.SPACES):
+            of_space = scores[[s == space for s in entry["spaces"]]]
+            histogram[row] += np.histogram(of_space, BINS, (0, 1))[0]
+        kept = kept_boxes(entry, job)
+        kept_images += bool(kept)
+        phrases.update(entry["phrases"][i] for i in kept)
+        spaces.update(entry["spaces"][i] for i in kept)
+        images_with.update({entry["phrases"][i] for i in kept})
+    return {
+        "format": pseudo_records.FORMAT,
+        "images": counts.get("images", 0),
+        "unreadable": counts.get("unreadable", 0),
+        "recorded_images": counts.get("recorded images", 0),
+        "recorded_boxes": counts.get("recorded boxes", 0),
+        "kept_images": kept_images,
+        "kept_boxes": sum(phrases.values()),
+        "kept_by_space": dict(sorted(spaces.items())),
+        "encoded_queries": counts.get("encoded queries", 0),
+        "cut_queries": counts.get("cut queries", 0),
+        "phrases": [
+            {"phrase": phrase, "boxes": n, "images": images_with[phrase]}
+            for phrase, n in sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
+        ],
+        "histogram": {
+            space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
+        },
+        "unreadable_reasons": dict(_reasons(folder, job).most_common()),
+    }
+
+
+def kept_boxes(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
+    """Indices of an image's boxes that the job's two thresholds keep."""
+    scores = entry["scores"]
+    if not scores or max(scores) < job["min_image_score"]:
+        return []
+    return [i for i, score in enumerate(scores) if score >= job["min_box_score"]]
+
+
+def _rules(counts: Mapping[str, int]) -> dict[str, int]:
+    """The counts that the label space's rules made."""
+    others = {"images", "unreadable", "recorded images", "recorded boxes"}
+    others |= {"encoded queries", "cut queries"}
+    return {key: n for key, n in counts.items() if key not in others}
+
+
+def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The lines of all shards, each with the tar file that holds its image."""
+    for shard in range(job["num_shards"]):
+        file = pseudo_records.shard_file(folder, "boxes", shard, job["num_shards"])
+        tar = pseudo_records.shard_file(folder, "images", shard, job["num_shards"])
+        with file.open("rb") as lines:
+            for line in lines:
+                yield {**json.loads(line), "tar": tar}
+
+
+def _reasons(folder: Path, job: Mapping[str, Any]) -> Counter[str]:
+    reasons: Counter[str] = Counter()
+    for shard in range(job["num_shards"]):
+        file = pseudo_records.shard_file(folder, "quarantine", shard, job["num_shards"])
+        with file.open("rb") as lines:
+            reasons.update(json.loads(line)["reason"] for line in lines)
+    return reasons
+
+
+def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """The first kept images, with their kept boxes drawn."""
+    left = NUM_PICTURES
+    for entry in _records(folder, job):
+        kept = kept_boxes(entry, job)
+        if not kept:
+            continue
+        with entry["tar"].open("rb") as tar:
+            tar.seek(entry["image"]["offset"])
+            encoded = tar.read(entry["image"]["size"])
+        try:
+            image = np.asarray(image_ops.decode_image(encoded))
+        except UnreadableImage:
+            continue  # it could be read when it was annotated; a picture less is no loss
+        yield viz.draw_detections(
+            image,
+            np.array([entry["boxes_xyxy"][i] for i in kept]),
+            [entry["phrases"][i] for i in kept],
+            np.array([entry["scores"][i] for i in kept]),
+        )
+        left -= 1
+        if not left:
+            return
+
+
+def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: bool) -> str:
+    kept = ", ".join(f"{n:,} {space}" for space, n in content["kept_by_space"].items())
+    lines = [
+        "# Pseudo-annotation",
+        "",
+        f"Input {escape_markdown(job['input'])}, label space {escape_markdown(job['labels'])}, "
+        f"prompts {job['prompts']}, annotator {job['checkpoint']} (step {job['checkpoint_step']}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| images read | {content['images']:,} |",
+        f"| unreadable | {content['unreadable']:,} |",
+        f"| recorded (a box ≥ {job['image_floor']}) | {content['recorded_images']:,} images, "
+        f"{content['recorded_boxes']:,} boxes ≥ {job['floor']} |",
+        f"| kept (a box ≥ {job['min_image_score']}) | {content['kept_images']:,} images, "
+        f"{content['kept_boxes']:,} boxes ≥ {job['min_box_score']} ({kept or 'none'}) |",
+        f"| distinct phrases kept | {len(content['phrases']):,} |",
+        f"| queries encoded | {content['encoded_queries']:,}, {content['cut_queries']:,} cut |",
+        "",
+        "![Scores](scores.png)",
+        "",
+    ]
+    if has_pictures:
+        lines += ["![Kept boxes](pictures.png)", ""]
+    for reason, n in content["unreadable_reasons"].items():
+        lines += [f"- {n:,} unreadable: {escape_markdown(reason)}"]
+    lines += ["", "| phrase | boxes | images |", "|---|---|---|"]
+    lines += [
+        f"| {escape_markdown(entry['phrase'])} | {entry['boxes']:,} | {entry['images']:,} |"
+        for entry in content["phrases"][:NUM_PHRASES]
+    ]
+    return "\n".join([*lines, "", ""])

@@ -1,0 +1,92 @@
+"""What every converter of models needs: checked configs, parameters by path, whole models."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from owl_det import config as config_lib
+from owl_det import optim, train_step
+from owl_det.checkpoint import LoadedModel
+from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.convert import rules
+from owl_det.convert.rules import Table
+from owl_det.convert.weights import Weights
+from owl_det.errors import CheckpointError, ConfigError
+from owl_det.types import Params
+
+# How the authors evaluate every published detector.
+EVAL_PROMPTS = "clip_best7"
+# Beyond these the number of positions overflows before shapes can be compared with the file's.
+MAX_IMAGE_SIZE, MAX_SIZE = 2**14, 2**20
+
+
+def resolve(
+    model: dict[str, Any], preprocess: dict[str, Any], where: str
+) -> tuple[ModelConfig, PreprocessConfig]:
+    """Checked configs. Raises `CheckpointError`, naming `where`, for values that cannot be."""
+    try:
+        # A config needs a source to be whole; none is opened.
+        data = {"train": {"none": {"kind": "shapes_world"}}}
+        config = config_lib.resolve({"model": model, "preprocess": preprocess, "data": data})
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
+    tree = dataclasses.asdict(config.model)
+    _check_size(where, "model.image_size", tree.pop("image_size"), MAX_IMAGE_SIZE)
+    for name in ("image", "text"):
+        for key, value in tree[name].items():
+            _check_size(where, f"model.{name}.{key}", value, MAX_SIZE)
+    _check_size(where, "model.embedding_dim", tree["embedding_dim"], MAX_SIZE)
+    return config.model, config.preprocess
+
+
+def _check_size(where: str, key: str, value: Any, limit: int) -> None:
+    if isinstance(value, int) and value > limit:
+        raise CheckpointError(f"{where}: {key} {value} is absurdly large; the limit is {limit}")
+
+
+def read(
+    table: Table, weights: Weights, model: ModelConfig, preprocess: PreprocessConfig
+) -> LoadedModel:
+    """The model with the weights that the table finds. Raises `CheckpointError` as `rules` does."""
+    parameters = rules.to_ours(table, weights, parameter_shapes(model, preprocess))
+    return LoadedModel(
+        params=unflatten(parameters),
+        model=model,
+        preprocess=preprocess,
+        eval_prompts=EVAL_PROMPTS,
+        step=0,
+    )
+
+
+def parameter_shapes(
+    model: ModelConfig, preprocess: PreprocessConfig
+) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its path; nothing is allocated."""
+    config = Config(model=model, preprocess=preprocess)
+    template = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    return {name: tuple(leaf.shape) for name, leaf in _leaves(template)}
+
+
+def flatten(params: Params) -> dict[str, np.ndarray]:
+    """Parameters by path."""
+    return {name: np.asarray(leaf) for name, leaf in _leaves(params)}
+
+
+def unflatten(parameters: dict[str, np.ndarray]) -> Params:
+    """Inverse of `flatten`."""
+    tree: Params = {}
+    for path, value in parameters.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = value
+    return tree
+
+
+def _leaves(tree: Params) -> list[tuple[str, Any]]:
+    return [
+        (optim.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    ]

@@ -1,0 +1,212 @@
+"""Embeddings that outlive the call that made them: of queries, and of images for later search.
+
+Image embeddings are kept in a folder of safetensors files, one a shard of images:
+
+    boxes [i, n, 4], class_embeddings [i, n, e], embedding_norm, logit_shift, logit_scale,
+    objectness_logits [i, n]     float32, the fields of `types.TokenEmbeddings`
+    sizes [i, 2]                 int32, height and width of each image in pixels
+    metadata                     format, checkpoint, image_size, names (JSON)
+
+The folder is complete or absent. Reading checks types and shapes before anything is allocated.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32, Int32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from owl_det.errors import DataError
+from owl_det.types import LoadedModel, TokenEmbeddings
+
+FORMAT = "owl_det image embeddings 1"
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(TokenEmbeddings))
+# These decide how fast a model runs, not what it computes.
+_EXECUTION = ("attention", "remat", "scan_unroll")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryEmbeddings:
+    """Queries as a model sees them; they go where texts go.
+
+    `embeddings` hold each query in each of its t prompts, whose probabilities are averaged.
+    """
+
+    embeddings: Float32[np.ndarray, "t q e"]
+    names: tuple[str, ...]
+    checkpoint: str  # `fingerprint` of the model that made them
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __add__(self, other: "QueryEmbeddings") -> "QueryEmbeddings":
+        """These queries, then those of `other`: texts and images may be asked together.
+
+        A single prompt stands beside several as their repetition, which leaves its scores as they
+        are. Raises `DataError` if the checkpoints or the numbers of (several) prompts differ.
+        """
+        check_checkpoint("queries", other.checkpoint, self.checkpoint)
+        prompts = {len(self.embeddings), len(other.embeddings)} - {1} or {1}
+        if len(prompts) > 1:
+            raise DataError(
+                f"queries: {len(self.embeddings)} and {len(other.embeddings)} prompts cannot be "
+                "averaged together; encode both with one prompt_mode"
+            )
+        (t,) = prompts
+        parts = [np.broadcast_to(x, (t, *x.shape[1:])) for x in (self.embeddings, other.embeddings)]
+        return QueryEmbeddings(
+            embeddings=np.concatenate(parts, axis=1),
+            names=self.names + other.names,
+            checkpoint=self.checkpoint,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbeddings:
+    """What detection needs of i images once the image tower has run."""
+
+    tokens: TokenEmbeddings  # NumPy arrays, [i, n, ...]; boxes relative to the padded square
+    sizes: Int32[np.ndarray, "i 2"]  # height, width in pixels
+    names: tuple[str, ...]  # files, or what the caller calls the images
+    image_size: int  # side of the padded square, pixels
+    checkpoint: str  # `fingerprint` of the model that made them
+    source: str = "embeddings"  # file, for error messages
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def fingerprint(model: LoadedModel) -> str:
+    """Sixteen hex digits that change with parameters, architecture and preprocessing."""
+    settings = dataclasses.asdict(model.model)
+    for key in _EXECUTION:
+        del settings[key]
+    content = hashlib.sha256(
+        json.dumps([settings, dataclasses.asdict(model.preprocess)], sort_keys=True).encode()
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
+        array = np.ascontiguousarray(leaf)
+        content.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        content.update(array.tobytes())
+    return content.hexdigest()[:16]
+
+
+def check_checkpoint(what: str, made_with: str, checkpoint: str) -> None:
+    """Raises `DataError` if embeddings come from another checkpoint than they meet."""
+    if made_with != checkpoint:
+        raise DataError(
+            f"{what}: made with checkpoint {made_with}, and this is {checkpoint}; embed again with "
+            "this checkpoint"
+        )
+
+
+class Writer:
+    """Writes shards to `<path>.partial`, which takes its name when the block is left in order.
+
+    Raises `DataError` if `path` exists.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._num_shards = 0
+        if self.path.exists():
+            raise DataError(f"{self.path}: exists; remove it or write to another folder")
+
+    def __enter__(self) -> "Writer":
+        if self._partial.exists():
+            shutil.rmtree(self._partial)  # of a run that was interrupted
+        self._partial.mkdir(parents=True)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            self._partial.rename(self.path)
+
+    def add(self, images: ImageEmbeddings) -> None:
+        """Writes one shard."""
+        arrays = {name: np.ascontiguousarray(getattr(images.tokens, name)) for name in _FIELDS}
+        save_file(
+            {**arrays, "sizes": images.sizes},
+            self._partial / f"shard-{self._num_shards:05d}.safetensors",
+            metadata={
+                "format": FORMAT,
+                "checkpoint": images.checkpoint,
+                "image_size": str(images.image_size),
+                "names": json.dumps(images.names),
+            },
+        )
+        self._num_shards += 1
+
+
+def read(path: str | os.PathLike[str]) -> Iterator[ImageEmbeddings]:
+    """The shards of a folder that `Writer` wrote, one at a time, in order.
+
+    Raises `DataError`, naming the file, where there is none or one cannot be used.
+    """
+    files = sorted(Path(path).glob("shard-*.safetensors"))
+    if not files:
+        raise DataError(f"{path}: no embeddings there; write them with owl-det embed")
+    return map(_read_shard, files)
+
+
+def _read_shard(file: Path) -> ImageEmbeddings:
+    try:
+        with safe_open(file, framework="numpy") as shard:
+            metadata = _checked_metadata(file, shard.metadata() or {})
+            _check_shapes(file, shard, len(metadata["names"]))
+            arrays = {name: shard.get_tensor(name) for name in (*_FIELDS, "sizes")}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{file}: cannot be read ({error}); embed the images again") from None
+    return ImageEmbeddings(
+        tokens=TokenEmbeddings(**{name: arrays[name] for name in _FIELDS}),
+        sizes=arrays["sizes"],
+        names=tuple(metadata["names"]),
+        image_size=metadata["image_size"],
+        checkpoint=metadata["checkpoint"],
+        source=str(file),
+    )
+
+
+def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != FORMAT:
+        raise DataError(f"{file}: its format is {metadata.get('format')!r}, not {FORMAT!r}")
+    try:
+        names = json.loads(metadata["names"])
+        image_size, checkpoint = int(metadata["image_size"]), metadata["checkpoint"]
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{file}: damaged metadata ({error}); embed the images again") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: damaged metadata (names are no list of texts)")
+    return {"names": names, "image_size": image_size, "checkpoint": checkpoint}
+
+
+def _check_shapes(file: Path, shard: Any, num_images: int) -> None:
+    """Raises `DataError` unless all arrays have the types and shapes of as many images."""
+    if set(shard.keys()) != {*_FIELDS, "sizes"}:
+        raise DataError(f"{file}: holds {', '.join(sorted(shard.keys()))}; embed the images again")
+    found = {name: shard.get_slice(name) for name in shard.keys()}
+    num_tokens, width = (found["class_embeddings"].get_shape() + [0, 0])[1:3]
+    for name, array in found.items():
+        shape = [num_images, num_tokens]
+        if name == "sizes":
+            shape = [num_images, 2]
+        if name in ("boxes", "class_embeddings"):
+            shape.append(4 if name == "boxes" else width)
+        dtype = "I32" if name == "sizes" else "F32"
+        if (array.get_dtype(), array.get_shape()) != (dtype, shape):
+            raise DataError(
+                f"{file}: {name} is {array.get_dtype()} {array.get_shape()}, expected {dtype} "
+                f"{shape}; embed the images again"
+            )

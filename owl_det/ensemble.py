@@ -1,0 +1,207 @@
+"""Weight-space ensembles of a self-trained and a fine-tuned detector (WiSE-FT).
+
+θ = (1 − w) θ_self-trained + w θ_fine-tuned: fine-tuning gains on what it was tuned for and loses in
+the open world; between the two weights lie models that keep most of both (arXiv 2306.09683,
+section 4.6, where w = 0.4 is best for L/14 on ODinW; Wortsman et al., arXiv 2109.01903).
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from owl_det import checkpoint, sharding
+from owl_det import config as config_lib
+from owl_det.config import EvaluationConfig, MeshConfig, Source
+from owl_det.errors import CheckpointError, ConfigError
+from owl_det.modeling.detector import Detector
+from owl_det.types import LoadedModel
+
+BATCH_SIZE = 32  # of evaluation
+
+# Keys of the model that change training, speed or the start, but not what the parameters mean.
+_FREE = ("droplayer_rate", "dropout_rate", "dtype", "attention", "remat", "scan_unroll")
+_FREE += ("position_init", "class_prior", "class_initial_scale")
+
+
+def interpolate(self_trained: LoadedModel, fine_tuned: LoadedModel, weight: float) -> LoadedModel:
+    """(1 − weight) of the first and `weight` of the second, in float32.
+
+    All that is no parameter comes from the fine-tuned model. Raises `CheckpointError` unless both
+    are one architecture with one preprocessing, `ConfigError` for a weight outside [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ConfigError(f"--weight: {weight}, but must be in [0, 1]")
+    check_same_architecture(self_trained, fine_tuned)
+
+    def mix(a: jax.Array, b: jax.Array) -> jax.Array:
+        mixed = (1 - weight) * a.astype(jnp.float32) + weight * b.astype(jnp.float32)
+        return mixed.astype(b.dtype)
+
+    params = jax.tree.map(mix, self_trained.params, fine_tuned.params)
+    return dataclasses.replace(fine_tuned, params=params)
+
+
+def check_same_architecture(a: LoadedModel, b: LoadedModel) -> None:
+    """Raises `CheckpointError` naming the first key in which the two models differ.
+
+    Loading has compared the parameters with these keys already.
+    """
+    for part in ("model", "preprocess"):
+        ours, theirs = (_leaves(dataclasses.asdict(getattr(x, part)), part) for x in (a, b))
+        for key, value in ours.items():
+            if key.rpartition(".")[2] not in _FREE and theirs[key] != value:
+                raise CheckpointError(
+                    f"--self_trained and --fine_tuned are not of one architecture: {key} is "
+                    f"{value!r} in the first and {theirs[key]!r} in the second"
+                )
+
+
+def save(
+    self_trained: str | os.PathLike[str],
+    fine_tuned: str | os.PathLike[str],
+    weight: float,
+    out: str | os.PathLike[str],
+) -> None:
+    """Writes the ensemble of two checkpoints as a checkpoint.
+
+    Raises `CheckpointError` if they do not fit each other or `out` exists.
+    """
+    if Path(out).exists():
+        raise CheckpointError(f"{out}: exists already; name a new folder with --out")
+    model = interpolate(
+        checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned), weight
+    )
+    checkpoint.save_model(out, model)
+
+
+def parse_weights(text: str) -> list[float]:
+    """`0,0.5,1` → numbers. Raises `ConfigError` if one is none, or out of [0, 1]."""
+    try:
+        weights = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--sweep: {text!r} is no list of numbers such as 0,0.2,0.4") from None
+    if not all(0 <= weight <= 1 for weight in weights):
+        raise ConfigError(f"--sweep: {text!r} holds a weight outside [0, 1]")
+    return weights
+
+
+def parse_evaluation(text: str) -> tuple[dict[str, Any], str]:
+    """`kind=coco,path=…,group=rare` → (a source as in a config, its group; "" = all names)."""
+    entry: dict[str, Any] = {}
+    for part in text.split(","):
+        key, equals, value = part.partition("=")
+        if not equals or key in entry:
+            raise ConfigError(f"{text!r}: expected kind=…,key=value,…,group=… with each key once")
+        entry[key] = int(value) if value.isdigit() else value
+    group = str(entry.pop("group", ""))
+    return entry, group
+
+
+def sweep(
+    self_trained: str | os.PathLike[str],
+    fine_tuned: str | os.PathLike[str],
+    weights: Sequence[float],
+    out: str | os.PathLike[str],
+    *,
+    in_domain: str,
+    out_of_domain: str,
+    max_images: int,
+) -> list[dict[str, float]]:
+    """AP of each weight in and out of domain; writes sweep.json and trade_off.png into `out`.
+
+    The evaluations are given as for `parse_evaluation`. Raises `UserError` if a checkpoint, a
+    source or a group cannot be used.
+    """
+    from data_pipelines import pseudo_records
+    from owl_det import viz
+
+    a, b = checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
+    check_same_architecture(a, b)
+    measure = _Measure(b, {"in_domain": in_domain, "out_of_domain": out_of_domain}, max_images)
+    points: list[dict[str, float]] = []
+    for weight in weights:
+        points.append({"weight": weight, **measure(interpolate(a, b, weight))})
+        logging.info("%s", points[-1])
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"in_domain": in_domain, "out_of_domain": out_of_domain, "points": points}
+    pseudo_records.write_json(folder / "sweep.json", content)
+    viz.plot_trade_off(
+        folder / "trade_off.png",
+        [(f"{p['weight']:g}", p["out_of_domain_AP"], p["in_domain_AP"]) for p in points],
+        f"AP out of domain: {out_of_domain}",
+        f"AP in domain: {in_domain}",
+    )
+    return points
+
+
+class _Measure:
+    """AP of one model after the other on the same evaluations."""
+
+    def __init__(self, model: LoadedModel, evaluations: dict[str, str], max_images: int):
+        from data_pipelines import source as source_lib
+        from owl_det.evaluation.evaluate import Evaluate
+
+        parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
+        sources = _sources({name: entry for name, (entry, _) in parsed.items()})
+        self._mesh = sharding.make_mesh(MeshConfig())
+        detector = Detector(model.model, model.preprocess)
+        self._groups = {name: group for name, (_, group) in parsed.items()}
+        self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one
+        self._source: dict[str, str] = {}
+        for name, source in sources.items():
+            key = repr(source)
+            self._source[name] = key
+            if key not in self._evaluate:
+                opened = source_lib.build(source, "")
+                self._evaluate[key] = Evaluate(
+                    detector,
+                    opened,
+                    self._mesh,
+                    name,
+                    settings=EvaluationConfig(
+                        batch_size=BATCH_SIZE, max_images=max_images, num_pictures=0
+                    ),
+                    eval_prompts=model.eval_prompts,
+                    tokenizer_file=model.tokenizer,
+                )
+            known = {g for c in self._evaluate[key].source.categories for g in c.groups}
+            if self._groups[name] and self._groups[name] not in known:
+                raise ConfigError(
+                    f"{evaluations[name]!r}: no group {self._groups[name]!r} there; "
+                    f"it has {', '.join(sorted(known)) or 'none'}"
+                )
+
+    def __call__(self, model: LoadedModel) -> dict[str, float]:
+        whole = sharding.replicated(self._mesh)
+        params = jax.tree.map(lambda x: jax.device_put(np.asarray(x), whole), model.params)
+        results = {key: e(params).evaluator.compute() for key, e in self._evaluate.items()}
+        values: dict[str, float] = {}
+        for name, key in self._source.items():
+            group = self._groups[name]
+            found = results[key].groups[group] if group else results[key]
+            values[f"{name}_AP"], values[f"{name}_AP50"] = found.AP, found.AP50
+        return values
+
+
+def _sources(entries: dict[str, Any]) -> dict[str, Source]:
+    """Evaluation sources as a config would read them."""
+    # A config needs a training source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}, "eval": entries}
+    return config_lib.resolve({"data": data}).data.eval
+
+
+def _leaves(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Dotted keys of nested mappings."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        leaves.update(_leaves(value, name) if isinstance(value, dict) else {name: value})
+    return leaves

@@ -1,0 +1,257 @@
+"""What `owl-det evaluate` does: opens the data sets of a benchmark, measures a checkpoint on them.
+
+A benchmark is one data set, or a folder of many (ODinW) whose mean AP counts.
+"""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from data_pipelines import source as source_lib
+from data_pipelines.source import Source
+from owl_det import config as config_lib
+from owl_det import inference, sharding
+from owl_det.checkpoint import LoadedModel
+from owl_det.config import EvaluationConfig, MeshConfig, Protocol
+from owl_det.errors import UserError
+from owl_det.evaluation.evaluate import Evaluate, summary
+from owl_det.modeling.detector import Detector
+
+KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")
+SPLITS = {"valid": ("valid", "val", "mini_val"), "test": ("test",)}  # names of ODinW's folders
+# The first is ODinW's; it lacks the unused first category of the second, Roboflow's.
+_ANNOTATIONS = ("annotations_without_background.json", "_annotations.coco.json")
+_TOP_K: dict[Protocol, int] = {"coco": 300, "lvis": 300, "fixed": 3000}
+_MEANS = ("AP", "AP50", "AP75")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a data set lies; what a kind does not need is empty."""
+
+    kind: str  # of KINDS
+    annotations: str = ""  # JSON file; folder of XML (voc) or txt files (yolo)
+    images: str = ""  # folder; of odinw: the folder of data sets
+    split_list: str = ""  # voc: text file of stems
+    split: str = "valid"  # odinw: of SPLITS
+
+
+def settings(
+    kind: str,
+    *,
+    protocol: Protocol | None = None,
+    top_k: int = 0,
+    batch_size: int = 8,
+    max_images: int = 0,
+) -> EvaluationConfig:
+    """How a benchmark is measured. By default LVIS has its own protocol, the others COCO's.
+
+    `top_k` 0 keeps 300 query-box pairs an image, 3,000 in the protocol "fixed". Raises `UserError`
+    on numbers that are out of range.
+    """
+    for name, value, least in (
+        ("top_k", top_k, 0),
+        ("batch_size", batch_size, 1),
+        ("max_images", max_images, 0),
+    ):
+        if value < least:
+            raise UserError(f"--{name}: must be at least {least}, got {value}")
+    chosen: Protocol = protocol or ("lvis" if kind == "lvis" else "coco")
+    return EvaluationConfig(
+        protocol=chosen,
+        top_k=top_k or _TOP_K[chosen],
+        batch_size=batch_size,
+        max_images=max_images,
+        num_pictures=0,
+    )
+
+
+def open_sources(location: Location) -> dict[str, Source]:
+    """The data sets of a benchmark by name.
+
+    Raises `UserError` naming the flag that is missing or does not apply, and `DataError` where
+    files are missing, malformed or empty.
+    """
+    _check(location)
+    if location.kind == "odinw":
+        folders = _odinw_folders(Path(location.images), location.split)
+        return {
+            name: source_lib.build(
+                config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
+            )
+            for name, file in folders.items()
+        }
+    return {location.kind: source_lib.build(_entry(location), "")}
+
+
+def run(
+    model: LoadedModel,
+    sources: Mapping[str, Source],
+    settings: EvaluationConfig,
+    *,
+    prompts: str = "",
+    results: str | os.PathLike[str] | None = None,
+    functions: inference.Functions | None = None,
+) -> dict[str, Any]:
+    """Measures a model on every data set; the summary is like that of training.
+
+    `prompts` "" takes those of the checkpoint. `results` is a file for the detections in COCO's
+    results format; `functions` are those of an export. With several data sets the metrics at the
+    top are means over them. Raises `DataError` if more than 1 % of a data set's images cannot be
+    read.
+    """
+    if results is not None and len(sources) > 1:
+        raise UserError("--results: is one file; evaluate the data sets one by one")
+    # An export is a program for one device.
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
+    detector = Detector(model.model, model.preprocess)
+    params = jax.device_put(model.params, sharding.replicated(mesh))
+    prompts = prompts or model.eval_prompts
+    summaries = {}
+    for name, source in sources.items():
+        started = time.time()
+        measure = Evaluate(
+            detector,
+            source,
+            mesh,
+            name,
+            settings=settings,
+            eval_prompts=prompts,
+            tokenizer_file=model.tokenizer,
+            functions=functions,
+        )
+        result = measure(params)
+        metrics = result.evaluator.compute()
+        if results is not None:
+            result.evaluator.write_results(results)
+        summaries[name] = summary(measure, result, metrics, model.step, time.time() - started)
+    return {
+        **_overall(list(summaries.values())),
+        "protocol": settings.protocol,
+        "prompts": prompts,
+        "top_k": settings.top_k,
+        "max_images": settings.max_images,
+        "datasets": summaries,
+    }
+
+
+def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Writes JSON; the file appears once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def table(content: Mapping[str, Any]) -> str:
+    """The summary as text, metrics in percent: a line a metric, or a line a data set."""
+    sets: Mapping[str, Mapping[str, Any]] = content["datasets"]
+    if len(sets) == 1:
+        ((name, values),) = sets.items()
+        rows = [(key, f"{100 * values[key]:.2f}") for key in values if key.startswith("AP")]
+        rows += [
+            (key, str(values[key]))
+            for key in ("num_images", "num_instances", "unreadable_images", "seconds")
+        ]
+        return _columns([(name, f"% ({content['protocol']})"), *rows])
+    header = ("data set", *_MEANS, "images", "unreadable")
+    rows = [
+        (name, *_percent(values), str(values["num_images"]), str(values["unreadable_images"]))
+        for name, values in sets.items()
+    ]
+    return _columns([header, *rows, (f"mean of {len(sets)}", *_percent(content), "", "")])
+
+
+def _percent(values: Mapping[str, Any]) -> list[str]:
+    return [f"{100 * values[key]:.2f}" for key in _MEANS]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _overall(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if len(summaries) == 1:
+        return dict(summaries[0])
+    means = {key: sum(s[key] for s in summaries) / len(summaries) for key in _MEANS}
+    totals = {
+        key: sum(s[key] for s in summaries)
+        for key in ("num_images", "num_instances", "unreadable_images")
+    }
+    return {
+        "step": summaries[0]["step"],
+        "num_datasets": len(summaries),
+        **{key: round(value, 6) for key, value in means.items()},
+        **totals,
+        "seconds": round(sum(s["seconds"] for s in summaries), 1),
+    }
+
+
+def _check(location: Location) -> None:
+    needs = {
+        "odinw": ("images",),
+        "shapes_world": (),
+    }.get(location.kind, ("annotations", "images"))
+    for name in ("annotations", "images"):
+        if name in needs and not getattr(location, name):
+            raise UserError(f"--{name}: --dataset {location.kind} needs it")
+        if name not in needs and getattr(location, name):
+            raise UserError(f"--{name}: --dataset {location.kind} has none; leave it out")
+    if location.split_list and location.kind != "voc":
+        raise UserError(f"--split_list: is for --dataset voc, not {location.kind}")
+
+
+def _entry(location: Location) -> config_lib.Source:
+    annotations, images = location.annotations, location.images
+    if location.kind == "shapes_world":
+        return config_lib.ShapesWorldSource(split="test", num_images=1024)
+    if location.kind == "voc":
+        return config_lib.VocSource(
+            annotations=annotations, images=images, split_list=location.split_list
+        )
+    if location.kind == "yolo":
+        # Class names are in data.yaml or classes.txt of the folder that holds both.
+        folders = [os.path.abspath(annotations), os.path.abspath(images)]
+        return config_lib.YoloSource(
+            path=os.path.commonpath(folders), labels=folders[0], images=folders[1]
+        )
+    subset = "ov_coco" if location.kind == "ov_coco" else "all"
+    return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
+
+
+def _odinw_folders(root: Path, split: str) -> dict[str, Path]:
+    """Name of each data set → its annotation file, which lies among its images.
+
+    A data set may be some folders deep; it is named by its path below the root.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; --images is the folder of data sets")
+    found: dict[str, Path] = {}
+    for folder in sorted(path for path in root.rglob("*") if path.name in SPLITS[split]):
+        files = [folder / name for name in _ANNOTATIONS if (folder / name).is_file()]
+        if files:
+            found[folder.parent.relative_to(root).as_posix()] = files[0]
+    covered = {name.split("/")[0] for name in found}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if folder.name not in covered:
+            raise UserError(
+                f"{folder}: holds no {' or '.join(SPLITS[split])} folder with "
+                f"{' or '.join(_ANNOTATIONS)}; remove it or choose another --split"
+            )
+    if not found:
+        raise UserError(f"{root}: holds no data sets; see docs/evaluate.md for the layout")
+    return found

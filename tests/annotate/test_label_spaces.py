@@ -1,0 +1,153 @@
+"""Label spaces: the rules of arXiv 2306.09683, A.1 and A.2, on examples worked by hand."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from owl_det.annotate import label_spaces
+from owl_det.errors import DataError
+
+
+def test_everygrams_go_by_start_then_by_length() -> None:
+    grams = [" ".join(gram) for gram in label_spaces.everygrams("a b c d".split(), 3)]
+    assert grams == ["a", "a b", "a b c", "b", "b c", "b c d", "c", "c d", "d"]
+
+
+def test_ngrams_of_a_web_caption() -> None:
+    """'free', 'stock' and 'photo' are generic, 'of' and 'the' alone are stop words."""
+    found = label_spaces.ngrams("Free stock photo of the Red Panda")
+    assert found == [
+        "of the red",
+        "of the red panda",
+        "the red",
+        "the red panda",
+        "red",
+        "red panda",
+        "panda",
+    ]
+
+
+def test_words_are_split_at_white_space_alone() -> None:
+    """Generic words go before the N-grams are made, so those beside them become neighbours."""
+    assert label_spaces.ngrams("dog image, cat\timage bird") == [
+        *("dog", "dog image,", "dog image, cat", "dog image, cat bird"),
+        *("image,", "image, cat", "image, cat bird"),
+        *("cat", "cat bird", "bird"),
+    ]
+
+
+def test_ngrams_have_at_most_ten_words_and_are_cut_in_order() -> None:
+    words = [f"w{i}" for i in range(40)]
+    found = label_spaces.ngrams(" ".join(words))
+    assert len(found) == 300
+    assert max(len(gram.split()) for gram in found) == 10
+    assert found[:11] == [" ".join(words[:n]) for n in range(1, 11)] + ["w1"]
+    assert found[-1] == " ".join(words[29:39])  # 30 starts of ten N-grams each
+
+
+def test_rules_are_counted() -> None:
+    counts: Counter[str] = Counter()
+    found = label_spaces.ngrams("the stock photo of stock", max_ngrams=2, counts=counts)
+    assert found == []
+    assert counts == {
+        **{"generic word: stock": 2, "generic word: photo": 1, "stop words only": 3},
+        "kept": 0,
+    }
+    label_spaces.ngrams("a b c", max_ngrams=2, counts=counts)
+    assert (counts["kept"], counts["beyond the limit of an image"]) == (2, 3)
+
+
+def test_word_lists_are_of_the_published_size() -> None:
+    assert len(label_spaces.STOP_WORDS) == 127
+    assert len(label_spaces.GENERIC_WORDS) == 61
+    assert not label_spaces.STOP_WORDS & label_spaces.GENERIC_WORDS
+
+
+def test_curated_names_are_merged_by_the_published_rules() -> None:
+    merged = label_spaces.merge_vocabularies(
+        [["Dog", "Dress", "Bus", "glasses"], ["dogs", "buses", "Dresses", "dog", "Cats"]]
+    )
+    # "cats" and "glasses" stay: no "cat" and no "glass" is there.
+    assert merged.names == ("bus", "cats", "dog", "dress", "glasses")
+    assert dict(merged.dropped) == {
+        "dog": "duplicate of 'dog'",
+        "buses": "plural of 'bus'",
+        "dogs": "plural of 'dog'",
+        "dresses": "plural of 'dress'",
+    }
+
+
+def test_a_plural_of_a_plural_goes_with_it() -> None:
+    """The published code asks all names, those that it will remove among them."""
+    assert label_spaces.merge_vocabularies([["a", "as", "ass"]]).names == ("a",)
+
+
+def test_union_scales_curated_scores_and_skips_repeated_ngrams(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\n\nDog  # an animal\n")
+    space = label_spaces.make("union", [str(tmp_path / "names.txt")])
+    assert space.curated.names == ("cat", "dog")
+    assert space.curated_factor == 0.3
+    assert space.of_image(["red red", "red"]) == ("red", "red red")
+    assert label_spaces.make("curated", ["shapes_world"]).curated_factor == 1.0
+    assert label_spaces.make("curated", ["shapes_world"]).of_image(["red"]) == ()
+
+
+def test_the_limit_holds_for_all_texts_of_an_image() -> None:
+    space = label_spaces.make("ngrams", [], max_ngrams=4)
+    assert space.of_image(["one two", "three four"]) == ("one", "one two", "two", "three")
+
+
+def test_vocabularies_are_read_from_coco_json_and_tfds(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow_datasets", reason="needs the extra tfds")
+    path = tmp_path / "coco.json"
+    path.write_text(json.dumps({"categories": [{"id": 1, "name": "cell"}]}))
+    assert label_spaces.read_vocabulary(str(path)) == ("cell",)
+    names = label_spaces.read_vocabulary("tfds:lvis")
+    assert len(names) == 1203 and "aerosol can" in names
+
+
+@pytest.mark.parametrize(
+    ("labels", "vocabularies", "message"),
+    [
+        ("union", [], "--vocabulary"),
+        ("ngrams", ["shapes_world"], "--vocabulary"),
+        ("curated", ["absent.txt"], "absent.txt"),
+        ("absent.txt", [], "absent.txt"),
+        ("absent.txt", ["shapes_world"], "--vocabulary"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_named(
+    labels: str, vocabularies: list[str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        label_spaces.make(labels, vocabularies)
+
+
+def test_malformed_vocabularies_are_named(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.json", "[]"),
+        ("b.json", '{"categories": [{"name": 3}]}'),
+        ("c.txt", ""),
+    ):
+        path = tmp_path / name
+        path.write_text(text)
+        with pytest.raises(DataError, match=name):
+            label_spaces.read_vocabulary(str(path))
+
+
+def test_tables_say_what_was_dropped_and_why() -> None:
+    curated = label_spaces.merge_vocabularies([["cat", "Cats", "a|b"]])
+    space = label_spaces.LabelSpace(curated=curated, uses_ngrams=True)
+    counts: Counter[str] = Counter()
+    space.of_image(["the free cat"], counts)
+    content = label_spaces.table(space, counts)
+    assert content["curated_dropped"] == [["cats", "plural of 'cat'"]]
+    assert content["generic_words"] == {"free": 1}
+    text = label_spaces.table_markdown(space, counts)
+    assert "| cats | plural of 'cat' |" in text and "| free | 1 |" in text
+
+
+def test_markup_in_captions_is_escaped() -> None:
+    assert label_spaces.escape_markdown("<b>a|b</b>\n# c") == "\\<b\\>a\\|b\\</b\\> \\# c"

@@ -1,0 +1,253 @@
+"""`owl-det evaluate` and the data sets that it opens."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from data_pipelines import ov_coco
+from owl_det import checkpoint, cli, train_step
+from owl_det.checkpoint import LoadedModel
+from owl_det.errors import DataError, UserError
+from owl_det.evaluation import benchmark
+from owl_det.evaluation.benchmark import Location
+from owl_det.export import export
+from owl_det.predictor import Predictor
+from tests import tiny
+
+NAMES = ("cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    config = tiny.config()
+    return LoadedModel(
+        params=jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1)),
+        model=config.model,
+        preprocess=config.preprocess,
+        eval_prompts="none",
+        step=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "checkpoint"
+    checkpoint.save_model(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dataset(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """COCO files whose true boxes are what the model finds best, so that AP is far from 0."""
+    folder = tmp_path_factory.mktemp("dataset")
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(7)]
+    found = Predictor(model).detect(images, NAMES, threshold=0)
+    annotations = []
+    for image_id, (pixels, result) in enumerate(zip(images, found, strict=True), start=1):
+        Image.fromarray(pixels).save(folder / f"{image_id}.png")
+        for (x0, y0, x1, y1), label in zip(result.boxes[:12].tolist(), result.labels, strict=False):
+            shift = 0.15 * (x1 - x0) * (len(annotations) % 2)  # IoU 0.85 for every second one
+            bbox = [x0 + shift, y0, x1 - x0 - shift, y1 - y0]
+            row = {"image_id": image_id, "category_id": 3 + 4 * int(label), "bbox": bbox}
+            row |= {"id": len(annotations) + 1, "area": bbox[2] * bbox[3], "iscrowd": 0}
+            annotations.append(row)
+    write_coco(folder / "instances.json", annotations, len(images))
+    return folder
+
+
+def write_coco(file: Path, annotations: list[dict[str, Any]], num_images: int) -> None:
+    content = {
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "height": 48, "width": 48}
+            for i in range(1, num_images + 1)
+        ],
+        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+        "annotations": annotations,
+    }
+    file.write_text(json.dumps(content))
+
+
+def evaluate(saved: Path, *flags: str) -> int:
+    return cli.main(["evaluate", "--checkpoint", str(saved), "--batch_size", "4", *flags])
+
+
+def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys):
+    annotations = dataset / "instances.json"
+    out, results = tmp_path / "metrics.json", tmp_path / "results.json"
+    flags = ["--dataset", "coco", "--annotations", str(annotations), "--images", str(dataset)]
+    assert evaluate(saved, *flags, "--out", str(out), "--results", str(results)) == 0
+    metrics = json.loads(out.read_text())
+    table = capsys.readouterr().out
+    assert f"{100 * metrics['AP']:.2f}" in table and "num_images" in table
+    truth: Any = COCO(str(annotations))
+    run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    assert 0.2 < metrics["AP"] < 1
+    expected = run.stats.tolist()  # the results are rounded, so the last digits may differ
+    for index, key in enumerate(["AP", "AP50", "AP75"]):
+        assert metrics[key] == pytest.approx(expected[index], abs=5e-3), key
+    assert (metrics["num_images"], metrics["unreadable_images"], metrics["step"]) == (7, 0, 5)
+    assert metrics["protocol"] == "coco" and metrics["prompts"] == "none"
+    assert metrics["checkpoint"] == str(saved)
+
+
+def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, capsys):
+    export(saved, tmp_path / "export")
+    flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
+    metrics = []
+    for path in (saved, tmp_path / "export"):
+        out = tmp_path / f"{len(metrics)}.json"
+        assert evaluate(path, *flags, "--images", str(dataset), "--out", str(out)) == 0
+        content = json.loads(out.read_text())
+        # Not AP: some boxes overlap by 0.85, a threshold, up to rounding.
+        metrics.append({key: content[key] for key in ("AP50", "AP75", "num_images")})
+    capsys.readouterr()
+    assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
+
+
+def test_unreadable_images_are_counted_and_too_many_are_an_error(saved, dataset, tmp_path, capsys):
+    folder = tmp_path / "damaged"
+    shutil.copytree(dataset, folder)
+    (folder / "2.png").write_bytes(b"\x89PNG....")
+    flags = ["--dataset", "coco", "--annotations", str(folder / "instances.json")]
+    flags += ["--images", str(folder), "--out", str(tmp_path / "metrics.json")]
+    assert evaluate(saved, *flags) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert (metrics["num_images"], metrics["unreadable_images"]) == (6, 1)
+    (folder / "5.png").unlink()
+    assert evaluate(saved, *flags) == 2
+    assert "2 of 7 images cannot be read" in capsys.readouterr().err
+
+
+def test_mean_over_a_folder_of_data_sets(saved, dataset, tmp_path, capsys):
+    root, out = tmp_path / "odinw", tmp_path / "metrics.json"
+    for name in ("birds/raw/valid", "mushrooms/valid", "mushrooms/test"):
+        shutil.copytree(dataset, root / name)
+        (root / name / "instances.json").rename(root / name / "_annotations.coco.json")
+    file = root / "mushrooms/valid/_annotations.coco.json"
+    content = json.loads(file.read_text())
+    for row in content["annotations"]:
+        row["bbox"][2] /= 2
+    file.write_text(json.dumps(content))
+    flags = ["--dataset", "odinw", "--images", str(root), "--max_images", "4"]
+    assert evaluate(saved, *flags, "--out", str(out)) == 0
+    metrics = json.loads(out.read_text())
+    birds, mushrooms = metrics["datasets"]["birds/raw"], metrics["datasets"]["mushrooms"]
+    assert birds["AP"] > mushrooms["AP"] and set(metrics["datasets"]) == {"birds/raw", "mushrooms"}
+    assert metrics["AP"] == pytest.approx((birds["AP"] + mushrooms["AP"]) / 2, abs=1e-6)
+    assert (metrics["num_datasets"], metrics["num_images"], birds["num_images"]) == (2, 8, 4)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.split()[:4] == ["mean", "of", "2", f"{100 * metrics['AP']:.2f}"]
+
+
+def test_sets_without_the_split_are_an_error(dataset, tmp_path):
+    root = tmp_path / "odinw"
+    shutil.copytree(dataset, root / "birds/test")
+    (root / "birds/test/instances.json").rename(root / "birds/test/_annotations.coco.json")
+    assert list(benchmark.open_sources(Location(kind="odinw", images=str(root), split="test")))
+    with pytest.raises(UserError, match="birds: holds no valid or val.*another --split"):
+        benchmark.open_sources(Location(kind="odinw", images=str(root)))
+    with pytest.raises(UserError, match="no such folder"):
+        benchmark.open_sources(Location(kind="odinw", images=str(root / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no data sets"):
+        benchmark.open_sources(Location(kind="odinw", images=str(tmp_path / "empty")))
+
+
+def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path):
+    folder = tmp_path / "odinw/birds/valid"
+    shutil.copytree(dataset, folder)
+    shutil.copy(folder / "instances.json", folder / "_annotations.coco.json")
+    (folder / "instances.json").rename(folder / "annotations_without_background.json")
+    (source,) = benchmark.open_sources(
+        Location(kind="odinw", images=str(tmp_path / "odinw"))
+    ).values()
+    assert source.name == "annotations_without_background"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--dataset", "coco", "--images", "x"], "--annotations: --dataset coco needs it"),
+        (["--dataset", "shapes_world", "--images", "x"], "--images: .* leave it out"),
+        (["--dataset", "odinw", "--images", "x", "--split_list", "y"], "--split_list: is for"),
+        (["--dataset", "shapes_world", "--top_k", "-1"], "--top_k: must be at least 0, got -1"),
+        (["--dataset", "coco", "--images", "x", "--annotations", "nowhere.json"], "nowhere.json"),
+    ],
+)
+def test_wrong_flags_are_one_clear_error(flags, message, capsys):
+    assert evaluate(Path("nowhere"), *flags) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("owl-det: ")
+    assert re.search(message, line)
+
+
+def test_several_sets_have_no_single_results_file(model):
+    with pytest.raises(UserError, match="--results: is one file"):
+        sources: Any = {"a": None, "b": None}
+        benchmark.run(model, sources, benchmark.settings("odinw"), results="x.json")
+
+
+def test_protocols_and_their_defaults():
+    assert benchmark.settings("lvis").protocol == "lvis"
+    assert benchmark.settings("ov_coco").protocol == "coco"
+    fixed = benchmark.settings("lvis", protocol="fixed")
+    assert (fixed.protocol, fixed.top_k) == ("fixed", 3000)
+
+
+def test_yolo_and_voc_folders_open(tmp_path):
+    for name in ("images", "labels", "xml"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (60, 40)).save(tmp_path / "images/a.png")
+    (tmp_path / "labels/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    (tmp_path / "xml/a.xml").write_text(
+        f"<annotation><object><name>cat</name>{box}</object></annotation>"
+    )
+    for kind, labels in (("yolo", "labels"), ("voc", "xml")):
+        location = Location(
+            kind=kind, annotations=str(tmp_path / labels), images=str(tmp_path / "images")
+        )
+        source = benchmark.open_sources(location)[kind]
+        assert [c.name for c in source.categories] == ["cat"] and len(source[0].boxes_xyxy) == 1
+
+
+def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
+    assert (len(set(ov_coco.BASE)), len(set(ov_coco.NOVEL))) == (48, 17)
+    assert not set(ov_coco.BASE) & set(ov_coco.NOVEL)
+    names = sorted(ov_coco.GROUPS) + ["parking meter", "toothpick"]
+    content: dict[str, Any] = {
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "images": [
+            {"id": i, "file_name": "a.png", "height": 9, "width": 9} for i in range(len(names))
+        ],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": i, "bbox": [1, 1, 5, 5]}
+            for i in range(len(names))
+        ],
+    }
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    file = tmp_path / "instances.json"
+    file.write_text(json.dumps(content))
+    location = Location(kind="ov_coco", annotations=str(file), images=str(tmp_path))
+    (source,) = benchmark.open_sources(location).values()
+    assert len(source.categories) == len(source) == 65  # images of other categories are left out
+    groups = [category.groups for category in source.categories]
+    assert (groups.count(("base",)), groups.count(("novel",))) == (48, 17)
+    content["categories"][0]["name"] = "aeroplane"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="'airplane' is missing"):
+        benchmark.open_sources(location)

@@ -1,0 +1,37 @@
+"""What a run that goes on may change, without a training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from owl_det import checkpoint
+from owl_det.errors import CheckpointError
+from tests import tiny
+
+
+def _run_file(**changes: Any) -> dict[str, Any]:
+    return checkpoint._run_file(tiny.config(**changes), 5, "input")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"model__activation": "gelu"}, "model.activation"),
+        ({"model__image__pre_norm": False}, "model.image.pre_norm"),
+        ({"preprocess": {"pad_value": 0.0}}, "preprocess.pad_value"),
+        ({"preprocess": {"mean": (0.0, 0.0, 0.0)}}, "preprocess.mean"),
+    ],
+)
+def test_settings_that_no_shape_shows_may_not_change(changes: dict[str, Any], key: str) -> None:
+
+    saved = json.loads(json.dumps(_run_file()))
+    checkpoint._check_same_model(saved, _run_file(), Path("there"))
+    with pytest.raises(CheckpointError, match=f"another architecture; {key}"):
+        checkpoint._check_same_model(saved, _run_file(**changes), Path("there"))
+
+
+def test_what_concerns_training_only_may_change() -> None:
+    changed = _run_file(model__remat="full", model__text__droplayer_rate=0.3)
+    checkpoint._check_same_model(_run_file(), changed, Path("there"))

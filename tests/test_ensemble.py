@@ -1,0 +1,120 @@
+"""Weight-space ensembles."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from owl_det import checkpoint, cli, ensemble, train_step
+from owl_det.checkpoint import LoadedModel
+from owl_det.errors import CheckpointError, ConfigError
+from tests import tiny
+
+
+def _model(seed: int, **changes: object) -> LoadedModel:
+    config = tiny.config(**changes)
+    return LoadedModel(
+        params=train_step.init_params(config, jax.random.key(seed)),
+        model=config.model,
+        preprocess=config.preprocess,
+        eval_prompts="none",
+        step=seed,
+    )
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[LoadedModel, LoadedModel]:
+    return _model(1), _model(2, model__text__droplayer_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def saved(
+    pair: tuple[LoadedModel, LoadedModel], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in zip("ab", pair, strict=True):
+        checkpoint.save_model(folder / name, model)
+    return str(folder / "a"), str(folder / "b")
+
+
+def test_weight_is_that_of_the_fine_tuned_model(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    mixed = ensemble.interpolate(*pair, 0.4)
+    leaves = (jax.tree.leaves(m.params) for m in (*pair, mixed))
+    for a, b, c in zip(*leaves, strict=True):
+        np.testing.assert_allclose(c, 0.6 * a + 0.4 * b, rtol=1e-6, atol=1e-7)
+    assert mixed.step == pair[1].step
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_ends_are_the_models_themselves(
+    pair: tuple[LoadedModel, LoadedModel], weight: float
+) -> None:
+    mixed = ensemble.interpolate(*pair, weight)
+    for a, b in zip(
+        jax.tree.leaves(mixed.params), jax.tree.leaves(pair[int(weight)].params), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_another_architecture_is_named(pair: tuple[LoadedModel, LoadedModel]) -> None:
+    other = _model(3, model__image__mlp_width=32)
+    with pytest.raises(CheckpointError, match=r"model\.image\.mlp_width is 64"):
+        ensemble.interpolate(pair[0], other, 0.5)
+    changed = dataclasses.replace(pair[1].preprocess, pad_value=0.0)
+    other = dataclasses.replace(pair[1], preprocess=changed)
+    with pytest.raises(CheckpointError, match=r"preprocess\.pad_value"):
+        ensemble.interpolate(pair[0], other, 0.5)
+    with pytest.raises(ConfigError, match="--weight"):
+        ensemble.interpolate(*pair, 1.5)
+
+
+def test_command_writes_a_checkpoint(saved: tuple[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "mixed"
+    command = ["ensemble", "--self-trained", saved[0], "--fine-tuned", saved[1]]
+    command += ["--out", str(out)]
+    assert cli.main([*command, "--weight", "0.4"]) == 0
+    loaded = checkpoint.load_model(out)
+    wanted = ensemble.interpolate(*map(checkpoint.load_model, saved), 0.4)
+    for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(wanted.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert cli.main([*command, "--weight", "0.4"]) == 2  # nothing is overwritten
+    assert cli.main(command) == 2
+
+
+def test_sweep_measures_both_domains(saved: tuple[str, str], tmp_path: Path) -> None:
+    source = "kind=shapes_world,split=test,image_size=32,num_images=24"
+    points = ensemble.sweep(
+        *saved,
+        [0.0, 1.0],
+        tmp_path,
+        in_domain=f"{source},group=base",
+        out_of_domain=f"{source},group=novel",
+        max_images=0,
+    )
+    assert [point["weight"] for point in points] == [0.0, 1.0]
+    assert json.loads((tmp_path / "sweep.json").read_text())["points"] == points
+    assert all(0 <= point["in_domain_AP"] <= 1 for point in points)
+    assert (tmp_path / "trade_off.png").stat().st_size > 1000
+    with pytest.raises(ConfigError, match="no group 'rarest'"):
+        ensemble.sweep(
+            *saved,
+            [0.0],
+            tmp_path,
+            in_domain=f"{source},group=rarest",
+            out_of_domain=source,
+            max_images=0,
+        )
+
+
+def test_arguments_are_checked() -> None:
+    assert ensemble.parse_weights("0,0.5,1") == [0.0, 0.5, 1.0]
+    for text in ("0,x", "", "0,1.5"):
+        with pytest.raises(ConfigError, match="--sweep"):
+            ensemble.parse_weights(text)
+    entry, group = ensemble.parse_evaluation("kind=coco,path=a/b,group=rare,weight=2")
+    assert (entry, group) == ({"kind": "coco", "path": "a/b", "weight": 2}, "rare")
+    with pytest.raises(ConfigError, match="kind="):
+        ensemble.parse_evaluation("shapes_world")
