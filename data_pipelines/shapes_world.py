@@ -15,8 +15,8 @@ categories are few in LVIS; in the test split every name is as likely as every o
 of them has enough boxes for its AP to mean something.
 
 Two splits have captions and no boxes, as images from the web: "image_text" (one or two large
-objects, every name equally likely) for contrastive pretraining, with "image_text_test" to measure
-it, and "crowded" (scenes as in training, every name equally likely) for pseudo-annotation.
+objects, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
+training, every name equally likely) for pseudo-annotation. "image_text_test" measures the former.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
@@ -27,6 +27,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -99,19 +100,20 @@ class Split:
     """What the scenes of a split are like."""
 
     number: int  # seeds the split's images
-    is_annotated: bool  # False: captions only
+    annotated: Literal["none", "base", "all"]  # none: captions only
     is_long_tailed: bool = False  # False: every name equally likely
     max_objects: int = MAX_OBJECTS
     size_range: tuple[float, float] = SIZE_RANGE
 
 
 SPLITS = {
-    "train": Split(0, is_annotated=True, is_long_tailed=True),
-    "test": Split(1, is_annotated=True),
-    "image_text": Split(2, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
-    "image_text_test": Split(3, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
-    "crowded": Split(4, is_annotated=False),
+    "train": Split(0, "base", is_long_tailed=True),
+    "test": Split(1, "all"),
+    "image_text": Split(2, "none", max_objects=2, size_range=LARGE_SIZE_RANGE),
+    "image_text_test": Split(3, "all", max_objects=2, size_range=LARGE_SIZE_RANGE),
+    "crowded": Split(4, "none"),
 }
+DETECTION_SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,8 @@ class ShapesWorld:
         self.name = f"shapes_world/{split}"
         # Drawing costs more than a small training step: later epochs take images from memory.
         self._cached = lru_cache(CACHE_BYTES // (3 * image_size**2))(self._draw)
-        self.version = f"shapes_world-{VERSION}-{parameter_hash()}"
+        own = () if split in DETECTION_SPLITS else (split,)
+        self.version = f"shapes_world-{VERSION}-{parameter_hash((*DETECTION_SPLITS, *own))}"
         self.categories = tuple(
             Category(
                 id=i + 1, name=entry.name, groups=_groups(entry), frequency=float(entry.weight)
@@ -245,9 +248,10 @@ class ShapesWorld:
 
     def _annotated(self, rng: np.random.Generator) -> frozenset[int]:
         """Categories annotated exhaustively in this image."""
-        if not SPLITS[self.split].is_annotated:
+        annotated = SPLITS[self.split].annotated
+        if annotated == "none":
             return frozenset()
-        if self.split == "test":
+        if annotated == "all":
             return _everything()
         base = _members("base")
         if self.annotated_fraction >= 1:
@@ -278,13 +282,13 @@ def _groups(entry: ObjectName) -> tuple[str, ...]:
 
 
 @cache
-def parameter_hash() -> str:
+def parameter_hash(splits: tuple[str, ...] = DETECTION_SPLITS) -> str:
     """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
     content = hashlib.sha256(repr(object_names()).encode())
-    for split in SPLITS.values():
+    for split in splits:
         for index in range(8):
             rng = np.random.default_rng([int(VERSION), index])
-            content.update(draw_scene(64, rng, split).image.tobytes())
+            content.update(draw_scene(64, rng, SPLITS[split]).image.tobytes())
     return content.hexdigest()[:12]
 
 

@@ -313,6 +313,7 @@ class EvaluationConfig:
     top_k: int = 300  # query-box pairs kept per image
     max_images: int = 0  # per data set; 0 = all
     num_pictures: int = 8
+    region_accuracy: bool = False  # also name the true boxes by the tokens' embeddings in them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -573,8 +574,9 @@ def _check_contrastive(config: Config) -> None:
         config.data.with_captions, "config.data.with_captions: contrastive training needs captions"
     )
     _require(
-        config.data.augment.mosaic_sizes == (1,),
-        "config.data.augment.mosaic_sizes: contrastive training takes single images, (1,)",
+        config.data.augment.mosaic_sizes == (1,) or config.model.image.pooling == "mean",
+        "config.data.augment.mosaic_sizes: only towers that pool by the mean can take the tiles of "
+        f"a mosaic apart; {config.model.image.pooling} pools whole images, (1,)",
     )
     _require(
         config.optimizer.clip.scope in ("none", "global"),

@@ -110,12 +110,12 @@ def loss_and_gradients(
     return gradients, metrics | extra
 
 
-def _is_counted(batch: Batch, config: Config) -> Bool[Array, " b"]:
-    """Examples that the loss is a mean of: no fillers; with captions, where those are used."""
+def _is_counted(batch: Batch, config: Config) -> Bool[Array, " n"]:
+    """What the loss is a mean of: real examples, or, with captions, tiles that have one."""
     if config.task == "detection":
         return batch.is_example
     assert batch.is_caption is not None
-    return batch.is_example & batch.is_caption[:, 0]
+    return (batch.is_example[:, None] & batch.is_caption).reshape(-1)
 
 
 def example_losses(
@@ -141,13 +141,19 @@ def example_losses(
 
 def contrastive_losses(
     params: Params, batch: Batch, image_keys: Key[Array, " b"], text_key: Any, config: Config
-) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-    """Each image against the captions of the whole global batch, and the reverse."""
+) -> tuple[Float[Array, " n"], dict[str, Float[Array, " n"]]]:
+    """Each image, or tile, against the captions of the whole global batch, and the reverse."""
     assert batch.caption_tokens is not None
-    tokens = batch.caption_tokens[:, 0]
+    tokens = batch.caption_tokens.reshape(-1, batch.caption_tokens.shape[-1])
     detector = make_detector(config)
     variables = {"params": optim.hold_frozen(params, config.optimizer)}
-    images = detector.apply(variables, batch.image, image_keys, method="embed_image")
+    if batch.tile_boxes.shape[1] == 1:
+        images = detector.apply(variables, batch.image, image_keys, method="embed_image")
+    else:
+        tiles = detector.apply(
+            variables, batch.image, batch.tile_boxes, image_keys, method="embed_tiles"
+        )
+        images = cast(Array, tiles).reshape(tokens.shape[0], -1)
     texts = encode_queries(params, tokens, text_key, config)
     logits = cast(Array, detector.apply(variables, images, texts, method="similarity"))
     is_same_text = (tokens[:, None] == tokens[None]).all(-1)

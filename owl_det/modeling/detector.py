@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from owl_det.boxes import grid_weights
 from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.modeling.heads import ClassHead, Mlp, box_bias
 from owl_det.modeling.text import TextTower
@@ -103,14 +104,33 @@ class Detector(nn.Module):
         """
         return self.image.embed(image, row_keys)
 
-    def embed_patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
+    def embed_tiles(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        tile_boxes: Float[Array, "b t 4"],
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b t e"]:
+        """As `embed_image`, of every tile of mosaics: `tile_boxes` are cxcywh, relative.
+
+        A tower that pools by the mean takes the mean over the tile. Raises `ValueError` for other
+        towers, which pool whole images, and without contrastive parameters.
+        """
+        if self.config.image.pooling != "mean":
+            raise ValueError(f"model.image.pooling is {self.config.image.pooling}: no tiles")
+        side = self.config.image_size // self.config.image.patch_size
+        tokens = self.embed_patches(image, row_keys)
+        return jnp.einsum("btn,bne->bte", grid_weights(tile_boxes, side, side), tokens)
+
+    def embed_patches(
+        self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b n e"]:
         """Dense embeddings of a contrastive model: every token through the visual projection.
 
         Raises `ValueError` without contrastive parameters.
         """
         if self.config.contrastive == "none":
             raise ValueError("model.contrastive is none: there is no visual projection")
-        return self.image.project(self.image(image)[1])
+        return self.image.project(self.image(image, row_keys=row_keys)[1])
 
     def similarity(
         self, image_embeddings: Float[Array, "b e"], text_embeddings: Float[Array, "u e"]
