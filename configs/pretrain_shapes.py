@@ -18,21 +18,26 @@ def towers(config: ConfigDict) -> None:
     model: Any = config.model
     model.contrastive = "softmax"
     model.image.pooling = "mean"
-    model.text.num_positions = 32  # captions are longer than names
+    model.text.num_positions = 24  # captions are longer than names
 
 
 def get_config() -> ConfigDict:
     config: Any = base.default()
     config.name = "pretrain_shapes"
     config.task = "contrastive"
-    config.batch_size = 128
-    config.num_steps = 4000
+    config.batch_size = 32
+    config.num_steps = 5000
     towers(config)
     data = config.data
     source = ShapesWorldSource(split="image_text", num_images=16_384)
-    base.add_source(data.train, "shapes", source)
-    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
+    base.add_source(data.train, "image_text", source)
+    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
+    test = ShapesWorldSource(split="image_text_test", num_images=512)
+    base.add_source(data.eval, "image_text", test)
     data.with_captions = True
+    # Tiles of mosaics are images of their own: tokens learn to speak for what is near them.
+    data.augment.mosaic_sizes = (1, 2)
+    data.augment.mosaic_probabilities = (0.2, 0.8)
     data.augment.flip = True
     data.max_instances = 1
     data.max_queries = 1
@@ -45,5 +50,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 1000
+    config.evaluation.every_steps = 1000
+    config.evaluation.batch_size = 64
     return config

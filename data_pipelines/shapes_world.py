@@ -14,8 +14,8 @@ Training frequencies are long-tailed (rare / common / frequent) and novel object
 categories are few in LVIS; in the test split every name is as likely as every other, so that each
 of them has enough boxes for its AP to mean something.
 
-Two splits have captions and no boxes, as images from the web: "image_text" (one or two large
-objects, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
+Two splits have captions and no boxes, as images from the web: "image_text" (one object,
+most often a large one, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
 training, every name equally likely) for pseudo-annotation. "image_text_test" measures the former.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
@@ -61,7 +61,7 @@ RAREST = 0.2  # training weight of the rarest base name; the most frequent has 1
 NOVEL_SHARE = 0.06  # of the training objects: half combinations, half words
 MAX_OBJECTS = 6
 SIZE_RANGE = (0.10, 0.45)  # of the image side; areas are uniform between
-LARGE_SIZE_RANGE = (0.30, 0.90)
+SINGLE_SIZE_RANGE = (0.20, 0.90)
 MAX_OCCLUSION = 0.3
 SUPERSAMPLING = 4
 
@@ -109,8 +109,8 @@ class Split:
 SPLITS = {
     "train": Split(0, "base", is_long_tailed=True),
     "test": Split(1, "all"),
-    "image_text": Split(2, "none", max_objects=2, size_range=LARGE_SIZE_RANGE),
-    "image_text_test": Split(3, "all", max_objects=2, size_range=LARGE_SIZE_RANGE),
+    "image_text": Split(2, "none", max_objects=1, size_range=SINGLE_SIZE_RANGE),
+    "image_text_test": Split(3, "all", max_objects=1, size_range=SINGLE_SIZE_RANGE),
     "crowded": Split(4, "none"),
 }
 DETECTION_SPLITS = ("train", "test")

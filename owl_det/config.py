@@ -266,6 +266,7 @@ class ClipConfig:
 class OptimizerConfig:
     kind: Literal["adam", "adafactor", "sgd"] = "adam"
     learning_rate: float = 5e-5  # image tower and heads
+    image_learning_rate: float = 0.0  # of the image tower alone; 0 = learning_rate
     text_learning_rate: float = 2e-6
     frozen: tuple[str, ...] = ()  # path patterns (regex) of parameters that do not move
     b1: float = 0.9

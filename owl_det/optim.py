@@ -51,13 +51,14 @@ def group_rules(config: OptimizerConfig) -> list[tuple[str, str]]:
     return [
         *((pattern, "frozen") for pattern in config.frozen),
         ("^text/", "text"),
+        *([("^image/", "image")] if config.image_learning_rate else []),
         ("", "image_and_heads"),
     ]
 
 
 def groups(params: PyTree, config: OptimizerConfig) -> PyTree:
     """The learning-rate group of each parameter. Raises `ConfigError` as `apply_rules` does."""
-    return apply_rules(params, group_rules(config), optional=("^text/", ""))
+    return apply_rules(params, group_rules(config), optional=("^text/", "^image/", ""))
 
 
 def hold_frozen(params: PyTree, config: OptimizerConfig) -> PyTree:
@@ -109,12 +110,15 @@ def build(
         steps.append(optax.scale_by_learning_rate(lambda step: learning_rate * factor(step)))
         return optax.chain(*steps)
 
+    transforms = {
+        "image_and_heads": group(config.learning_rate),
+        "text": group(config.text_learning_rate),
+        "frozen": optax.set_to_zero(),
+    }
+    if config.image_learning_rate:
+        transforms["image"] = group(config.image_learning_rate)
     return optax.partition(
-        {
-            "image_and_heads": group(config.learning_rate),
-            "text": group(config.text_learning_rate),
-            "frozen": optax.set_to_zero(),
-        },
+        transforms,
         lambda params: groups(params, config),
     )
 
