@@ -306,13 +306,23 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     Position grids are resized linearly, and the first of more text positions are taken (not of a
     text tower that pools at the last). Contrastive parameters that the config has no use for are
     left out; heads that towers lack are made from `config.seed`, as the authors do: CLIP's visual
-    projection is dropped and the class head starts from random numbers. Any other difference raises
-    `CheckpointError` with the first parameter or setting that does not fit.
+    projection is dropped and the class head starts from random numbers.
+
+    With `checkpoint.class_head_from_projection` the class head's embedding starts from the towers'
+    visual projection instead, its bias from the projection's or from zeros. In towers without a
+    class token the class embeddings are then those of `Detector.embed_patches`. Where the class
+    token is merged into the tokens, the projection reads norm(token · class token), which it has
+    not seen in contrastive training: it starts in the right space, not with the right values.
+
+    Any other difference raises `CheckpointError` with the first parameter or setting that does not
+    fit, as do towers without a visual projection where it is asked for.
     """
     where = f"{config.checkpoint.init_from} (config.checkpoint.init_from)"
     if loaded.kind == "resnet":
         raise CheckpointError(f"{where}: a ResNet is a teacher; no detector starts from it")
     _check_same_towers(loaded.model, config.model, where)
+    if config.checkpoint.class_head_from_projection:
+        _check_has_projection(loaded, where)
     target = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     image, text = dict(loaded.params["image"]), dict(loaded.params["text"])
     image["position_embedding"] = _resize_positions(
@@ -329,8 +339,32 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     if loaded.kind == "towers":
         _compare(params, _towers_of(target), where)
         params |= _fresh_heads(config)
+    if config.checkpoint.class_head_from_projection:
+        projection = loaded.params["image"]["visual_projection"]
+        params["class_head"] = _with_projection(params["class_head"], projection)
     _compare(params, target, where)
     return params
+
+
+def _check_has_projection(loaded: LoadedModel, where: str) -> None:
+    if loaded.kind != "towers":
+        raise CheckpointError(
+            f"{where}: a {loaded.kind} has a class head of its own; unset "
+            "config.checkpoint.class_head_from_projection"
+        )
+    if "visual_projection" not in loaded.params["image"]:
+        raise CheckpointError(
+            f"{where}: these towers have no visual projection; unset "
+            "config.checkpoint.class_head_from_projection"
+        )
+
+
+def _with_projection(class_head: Params, projection: Params) -> Params:
+    """The head with the projection's kernel and bias (zeros, if it has none) as its embedding."""
+    kernel = projection["kernel"]
+    bias = projection.get("bias", jnp.zeros(kernel.shape[1], kernel.dtype))
+    logging.info("The class head starts from the visual projection %s", kernel.shape)
+    return {**class_head, "embedding": {"kernel": kernel, "bias": bias}}
 
 
 def _check_same_towers(theirs: ModelConfig, ours: ModelConfig, where: str) -> None:

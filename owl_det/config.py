@@ -301,6 +301,9 @@ class CheckpointConfig:
     # concerns training only (noise, precision, memory) stays as config.model says.
     model_from_init: bool = False
     image_size: int = 0  # with model_from_init: side of the padded square; 0 = as in `init_from`
+    # With towers in `init_from`: the class head starts from their visual projection, so that class
+    # embeddings start in the space of texts. See `checkpoint.adapt`.
+    class_head_from_projection: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -464,6 +467,10 @@ def _check(config: Config) -> None:
     ):
         _require(value >= 0, f"config.{key}: must not be negative")
     _require(config.checkpoint.keep > 0, "config.checkpoint.keep: must be positive")
+    _require(
+        bool(config.checkpoint.init_from) or not config.checkpoint.class_head_from_projection,
+        "config.checkpoint.class_head_from_projection: needs towers in config.checkpoint.init_from",
+    )
     for pattern in config.optimizer.frozen:
         _check_pattern(pattern)
     for group, sources in (("train", data.train), ("eval", data.eval)):
