@@ -5,7 +5,6 @@ to the padded square, or pixels). An area below `MIN_AREA` counts as zero and a 
 are swapped has no area: overlaps with such boxes are 0, and their gradients are finite.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -113,15 +112,3 @@ def _safe_ratio(part: Float[Array, "*b"], whole: Float[Array, "*b"]) -> Float[Ar
     """
     is_area = whole > MIN_AREA
     return jnp.where(is_area, part / jnp.where(is_area, whole, 1), 0)
-
-
-def grid_weights(boxes_cxcywh: Float[Array, "b m 4"], h: int, w: int) -> Float[Array, "b m n"]:
-    """Weights, of sum 1, of the tokens of an h x w grid for each box (relative to the square)."""
-    y = (jnp.arange(h) + 0.5) / h
-    x = (jnp.arange(w) + 0.5) / w
-    centres = jnp.stack(jnp.meshgrid(x, y, indexing="xy"), axis=-1).reshape(h * w, 2)
-    distance = jnp.abs(centres[None, None] - boxes_cxcywh[:, :, None, :2])
-    is_inside = (distance <= boxes_cxcywh[:, :, None, 2:] / 2).all(-1)
-    nearest = jax.nn.one_hot(jnp.argmin(distance.sum(-1), axis=-1), h * w)
-    weights = jnp.where(is_inside.any(-1, keepdims=True), is_inside, nearest)
-    return weights / weights.sum(-1, keepdims=True)

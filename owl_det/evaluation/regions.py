@@ -1,7 +1,6 @@
 """Region accuracy: do the dense embeddings inside a true box name what is in it?
 
-Class embeddings of the tokens whose patch centres lie in a box (or of the nearest token, in a box
-that holds none) are averaged; the nearest of all names' text embeddings is the answer. Boxes are
+Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text embeddings is the answer. Boxes are
 given, so this measures recognition alone, before and during detection training.
 """
 
@@ -10,24 +9,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32
 
 from data_pipelines import image_ops
 from data_pipelines.features import Category, Record
-from owl_det import boxes as box_lib
-from owl_det.scoring import unit_length
-
-
-def region_embeddings(
-    embeddings: Float[Array, "b n e"], boxes_cxcywh: Float[Array, "b m 4"], h: int, w: int
-) -> Float[Array, "b m e"]:
-    """Mean of the unit-length dense embeddings in each box, of unit length again."""
-    pooled = jnp.einsum(
-        "bmn,bne->bme", box_lib.grid_weights(boxes_cxcywh, h, w), unit_length(embeddings)
-    )
-    return unit_length(pooled)
+from owl_det.modeling.region_pool import region_embeddings
 
 
 class NameAccuracy:

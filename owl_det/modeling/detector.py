@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from owl_det.boxes import grid_weights
 from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.modeling.heads import ClassHead, Mlp, box_bias
+from owl_det.modeling.region_pool import roi_weights
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
@@ -119,7 +119,9 @@ class Detector(nn.Module):
             raise ValueError(f"model.image.pooling is {self.config.image.pooling}: no tiles")
         side = self.config.image_size // self.config.image.patch_size
         tokens = self.embed_patches(image, row_keys)
-        return jnp.einsum("btn,bne->bte", grid_weights(tile_boxes, side, side), tokens)
+        rows, columns = roi_weights(tile_boxes, (side, side))
+        grid = tokens.reshape(tokens.shape[0], side, side, -1)
+        return jnp.einsum("bth,btw,bhwe->bte", rows, columns, grid)
 
     def embed_patches(
         self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
