@@ -1,7 +1,7 @@
 """Optimiser: learning-rate groups by path rules, schedules, Adam and the Adafactor variant."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -110,7 +110,7 @@ def build(
         steps.append(optax.scale_by_learning_rate(lambda step: learning_rate * factor(step)))
         return optax.chain(*steps)
 
-    transforms = {
+    transforms: dict[Hashable, optax.GradientTransformation] = {
         "image_and_heads": group(config.learning_rate),
         "text": group(config.text_learning_rate),
         "frozen": optax.set_to_zero(),

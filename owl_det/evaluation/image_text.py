@@ -64,9 +64,8 @@ class EvaluateTowers:
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
         apply = partial(self.detector.apply, {"params": params}, images)
-        return apply(method="embed_image"), (
-            apply(method="embed_patches") if self._has_dense else None
-        )
+        dense = apply(method="embed_patches") if self._has_dense else None
+        return apply(method="embed_image"), dense
 
     def __call__(self, params: Params) -> dict[str, float]:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).

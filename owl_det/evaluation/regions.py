@@ -1,7 +1,8 @@
 """Region accuracy: do the dense embeddings inside a true box name what is in it?
 
-Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text embeddings is the answer. Boxes are
-given, so this measures recognition alone, before and during detection training.
+Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text
+embeddings is the answer. Boxes are given, so this measures recognition alone, before and during
+detection training.
 """
 
 import math
