@@ -12,13 +12,13 @@ from configs import base, quickstart
 from owl_det.config import ShapesWorldSource
 
 
-def towers(config: ConfigDict) -> None:
-    """The quickstart's towers, with the contrastive parameters; every token is in the text space."""
-    quickstart.tiny_model(config)
-    model: Any = config.model
-    model.contrastive = "softmax"
-    model.image.pooling = "mean"
-    model.text.num_positions = 24  # captions are longer than names
+NUM_POSITIONS = 24  # captions are longer than names
+
+
+def match_towers(config: ConfigDict) -> None:
+    """Every token is in the space of the texts: no class token stands between them."""
+    config.model.image.pooling = "mean"
+    config.model.text.num_positions = NUM_POSITIONS
 
 
 def get_config() -> ConfigDict:
@@ -27,7 +27,9 @@ def get_config() -> ConfigDict:
     config.task = "contrastive"
     config.batch_size = 32
     config.num_steps = 5000
-    towers(config)
+    quickstart.tiny_model(config)
+    match_towers(config)
+    config.model.contrastive = "softmax"
     data = config.data
     source = ShapesWorldSource(split="image_text", num_images=16_384)
     base.add_source(data.train, "image_text", source)

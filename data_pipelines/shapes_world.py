@@ -104,13 +104,14 @@ class Split:
     is_long_tailed: bool = False  # False: every name equally likely
     max_objects: int = MAX_OBJECTS
     size_range: tuple[float, float] = SIZE_RANGE
+    naming: float = 0.8  # probability that a caption names an object
 
 
 SPLITS = {
     "train": Split(0, "base", is_long_tailed=True),
     "test": Split(1, "all"),
-    "image_text": Split(2, "none", max_objects=1, size_range=SINGLE_SIZE_RANGE),
-    "image_text_test": Split(3, "all", max_objects=1, size_range=SINGLE_SIZE_RANGE),
+    "image_text": Split(2, "none", max_objects=1, size_range=SINGLE_SIZE_RANGE, naming=0.95),
+    "image_text_test": Split(3, "all", max_objects=1, size_range=SINGLE_SIZE_RANGE, naming=0.95),
     "crowded": Split(4, "none"),
 }
 DETECTION_SPLITS = ("train", "test")
@@ -231,7 +232,7 @@ class ShapesWorld:
             is_crowd=np.zeros(len(boxes), bool),
             scores=np.ones(len(boxes), np.float32),
             negatives=_absent(annotated, frozenset(names)),
-            captions=(caption(scene, rng),),
+            captions=(caption(scene, rng, SPLITS[self.split].naming),),
             source=f"{self.name} image {index}",
         )
 
@@ -457,10 +458,10 @@ def _shade(
     return np.where(u * u + v * v < 0.06, 0.55, 1.0).astype(np.float32)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, naming: float = 0.8) -> str:
     """A web-like caption: names most objects, misses some, and adds noise."""
     names = [object_names()[item.category].name for item in scene.objects]
-    named = [_with_article(name) for name in names if rng.random() < 0.8] or ["shapes"]
+    named = [_with_article(name) for name in names if rng.random() < naming] or ["shapes"]
     text = " and ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]
     return CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(text)
 
