@@ -17,6 +17,7 @@ def detector(config: ConfigDict) -> None:
     """What every detector of the recipe shares: model, start from towers, learning rates."""
     quickstart.tiny_model(config)
     pretrain_shapes.match_towers(config)
+    config.model.text.num_positions = 16  # of the towers' 24: names and N-grams are short
     config.checkpoint.init_from = "runs/pretrain_shapes"
     config.checkpoint.class_head_from_projection = True
     config.selection.token_drop_rate = 0.5
