@@ -31,7 +31,8 @@ def get_config() -> ConfigDict:
     match_towers(config)
     config.model.contrastive = "softmax"
     data = config.data
-    source = ShapesWorldSource(split="image_text", num_images=16_384)
+    # Drawn at the size of a tile: shrunk from 64 pixels, fine stripes would be lost.
+    source = ShapesWorldSource(split="image_text", num_images=16_384, image_size=32)
     base.add_source(data.train, "image_text", source)
     base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
     test = ShapesWorldSource(split="image_text_test", num_images=512)
@@ -46,8 +47,8 @@ def get_config() -> ConfigDict:
     data.min_queries = 0
     data.train_prompts = "none"
     data.eval_prompts = "none"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.text_learning_rate = 1e-3
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.text_learning_rate = 2e-3
     config.optimizer.frozen = ("^text/token_embedding$",)
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98

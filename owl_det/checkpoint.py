@@ -475,7 +475,7 @@ def _run_file(config: Config, step: int, input_version: str) -> dict[str, Any]:
         entry.pop("path", None)
     return {
         "format": FORMAT,
-        "kind": "detector",
+        "kind": "towers" if config.task == "contrastive" else "detector",
         "step": step,
         "model": dataclasses.asdict(config.model),
         "preprocess": dataclasses.asdict(config.preprocess),
