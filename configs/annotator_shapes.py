@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     detector(config)
     data = config.data
     base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=4096))
-    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
+    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
     data.augment.flip = True
     data.max_instances = 6
     data.max_queries = 48
@@ -49,5 +49,5 @@ def get_config() -> ConfigDict:
     data.min_queries = 0
     data.train_prompts = "none"
     data.eval_prompts = "none"
-    config.evaluation.every_steps = 400
+    config.evaluation.every_steps = 700
     return config

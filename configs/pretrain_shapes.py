@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 from configs import base, quickstart
 from owl_det.config import ShapesWorldSource
 
-
 NUM_POSITIONS = 24  # captions are longer than names
 
 
@@ -47,8 +46,9 @@ def get_config() -> ConfigDict:
     data.min_queries = 0
     data.train_prompts = "none"
     data.eval_prompts = "none"
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.text_learning_rate = 2e-3
+    config.selection.token_drop_rate = 0.5
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.text_learning_rate = 1e-3
     config.optimizer.frozen = ("^text/token_embedding$",)
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98

@@ -104,14 +104,15 @@ class Split:
     is_long_tailed: bool = False  # False: every name equally likely
     max_objects: int = MAX_OBJECTS
     size_range: tuple[float, float] = SIZE_RANGE
-    naming: float = 0.8  # probability that a caption names an object
+    naming: float = 0.8  # probability that a caption names an object …
+    article: float = 1.0  # … with an article
 
 
 SPLITS = {
     "train": Split(0, "base", is_long_tailed=True),
     "test": Split(1, "all"),
-    "image_text": Split(2, "none", max_objects=1, size_range=SINGLE_SIZE_RANGE, naming=0.95),
-    "image_text_test": Split(3, "all", max_objects=1, size_range=SINGLE_SIZE_RANGE, naming=0.95),
+    "image_text": Split(2, "none", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
+    "image_text_test": Split(3, "all", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
     "crowded": Split(4, "none"),
 }
 DETECTION_SPLITS = ("train", "test")
@@ -232,7 +233,7 @@ class ShapesWorld:
             is_crowd=np.zeros(len(boxes), bool),
             scores=np.ones(len(boxes), np.float32),
             negatives=_absent(annotated, frozenset(names)),
-            captions=(caption(scene, rng, SPLITS[self.split].naming),),
+            captions=(caption(scene, rng, SPLITS[self.split]),),
             source=f"{self.name} image {index}",
         )
 
@@ -458,10 +459,12 @@ def _shade(
     return np.where(u * u + v * v < 0.06, 0.55, 1.0).astype(np.float32)
 
 
-def caption(scene: Scene, rng: np.random.Generator, naming: float = 0.8) -> str:
+def caption(scene: Scene, rng: np.random.Generator, split: Split) -> str:
     """A web-like caption: names most objects, misses some, and adds noise."""
     names = [object_names()[item.category].name for item in scene.objects]
-    named = [_with_article(name) for name in names if rng.random() < naming] or ["shapes"]
+    named = [_with_article(name) for name in names if rng.random() < split.naming] or ["shapes"]
+    if split.article < 1 and rng.random() >= split.article:
+        named = [text.removeprefix("an ").removeprefix("a ") for text in named]
     text = " and ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]
     return CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(text)
 

@@ -595,7 +595,11 @@ def _check_contrastive(config: Config) -> None:
         f"or global, not {config.optimizer.clip.scope}",
     )
     _require(
-        config.selection.token_drop_rate == 0 and config.selection.instance_top_k == 0,
-        "config.selection: contrastive training pools all tokens; set token_drop_rate and "
-        "instance_top_k to 0",
+        config.selection.token_drop_rate == 0 or config.model.image.pooling == "mean",
+        "config.selection.token_drop_rate: in contrastive training only for towers that pool by "
+        "the mean; set it to 0",
+    )
+    _require(
+        config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: contrastive training has no boxes; set it to 0",
     )

@@ -148,13 +148,18 @@ def contrastive_losses(
     tokens = batch.caption_tokens.reshape(-1, batch.caption_tokens.shape[-1])
     detector = make_detector(config)
     variables = {"params": optim.hold_frozen(params, config.optimizer)}
-    if batch.tile_boxes.shape[1] == 1:
-        images = detector.apply(variables, batch.image, image_keys, method="embed_image")
-    else:
+    if config.model.image.pooling == "mean":
         tiles = detector.apply(
-            variables, batch.image, batch.tile_boxes, image_keys, method="embed_tiles"
+            variables,
+            batch.image,
+            batch.tile_boxes,
+            config.selection,
+            image_keys,
+            method="embed_tiles",
         )
         images = cast(Array, tiles).reshape(tokens.shape[0], -1)
+    else:
+        images = detector.apply(variables, batch.image, image_keys, method="embed_image")
     texts = encode_queries(params, tokens, text_key, config)
     logits = cast(Array, detector.apply(variables, images, texts, method="similarity"))
     is_same_text = (tokens[:, None] == tokens[None]).all(-1)

@@ -108,31 +108,36 @@ class Detector(nn.Module):
         self,
         image: UInt8[Array, "b H W 3"],
         tile_boxes: Float[Array, "b t 4"],
+        selection: SelectionConfig | None = None,
         row_keys: Key[Array, " b"] | None = None,
     ) -> Float[Array, "b t e"]:
         """As `embed_image`, of every tile of mosaics: `tile_boxes` are cxcywh, relative.
 
-        A tower that pools by the mean takes the mean over the tile. Raises `ValueError` for other
-        towers, which pool whole images, and without contrastive parameters.
+        A tower that pools by the mean takes the mean over the tile, of the tokens that `selection`
+        has kept (training on half of the patches: FLIP, arXiv 2212.00794). Raises `ValueError` for
+        other towers, which pool whole images, and without contrastive parameters.
         """
-        if self.config.image.pooling != "mean":
-            raise ValueError(f"model.image.pooling is {self.config.image.pooling}: no tiles")
+        if self.config.image.pooling != "mean" or self.config.contrastive == "none":
+            raise ValueError(
+                f"model.image.pooling is {self.config.image.pooling}, model.contrastive "
+                f"{self.config.contrastive}: no tiles"
+            )
         side = self.config.image_size // self.config.image.patch_size
-        tokens = self.embed_patches(image, row_keys)
+        _, tokens, index = self.image(image, selection, row_keys)
         rows, columns = roi_weights(tile_boxes, (side, side))
-        grid = tokens.reshape(tokens.shape[0], side, side, -1)
-        return jnp.einsum("bth,btw,bhwe->bte", rows, columns, grid)
+        weights = jnp.einsum("bth,btw->bthw", rows, columns).reshape(*rows.shape[:2], -1)
+        weights = jnp.take_along_axis(weights, index[:, None, :], axis=2)
+        weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
+        return jnp.einsum("btn,bne->bte", weights, self.image.project(tokens))
 
-    def embed_patches(
-        self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
-    ) -> Float[Array, "b n e"]:
+    def embed_patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
         """Dense embeddings of a contrastive model: every token through the visual projection.
 
         Raises `ValueError` without contrastive parameters.
         """
         if self.config.contrastive == "none":
             raise ValueError("model.contrastive is none: there is no visual projection")
-        return self.image.project(self.image(image, row_keys=row_keys)[1])
+        return self.image.project(self.image(image)[1])
 
     def similarity(
         self, image_embeddings: Float[Array, "b e"], text_embeddings: Float[Array, "u e"]
