@@ -164,7 +164,9 @@ def _places(arm: Arm) -> Iterator[str]:
     """What stands in braces in the arm's commands."""
     for command in arm.commands:
         for part in command:
-            yield from (name for _, name, _, _ in string.Formatter().parse(part) if name)
+            yield from (
+                name for _, name, _, _ in string.Formatter().parse(part) if name is not None
+            )
 
 
 def _with_needs(study: Study, names: Iterable[str]) -> list[Arm]:
