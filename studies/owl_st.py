@@ -10,54 +10,60 @@ that are compared take the same number of steps at the same batch size.
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from owl_det.errors import UserError
-from studies import arms, report
+from studies import arms
 from studies.arms import Arm, Claim, Metrics, Study
 
-ROOT = Path(__file__).parent
 INPUT = "shapes_world:crowded:8192"
 NOVEL, BASE, FREQUENT = "AP50_novel", "AP50_base", "AP50_frequent"
+KEPT = (  # of every evaluation, for curves
+    *("AP_base", BASE, NOVEL, "AP50_novel_combination", "AP50_novel_word"),
+    *("region_top1_base", "region_top1_novel_combination", "region_top1_novel_word"),
+)
 
 
 # --- what an arm leaves ------------------------------------------------------------------------
 
 
 def read_training(folder: Path) -> Metrics:
-    """The last evaluation, the curve up to it, and the rate of training."""
-    summary = json.loads((folder / "eval" / "summary.json").read_text())
+    """The last evaluation, the curve up to it, and the median rate of training."""
+    summary = json.loads((folder / "eval" / "summary.json").read_text())["datasets"]["shapes"]
     curve: dict[int, Metrics] = {}
     rates: list[float] = []
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         entry = json.loads(line)
         if "images_per_second" in entry:
             rates.append(entry["images_per_second"])
-        kept = {k.split("/")[2]: round(v, 4) for k, v in entry.items() if _is_kept(k)}
+        kept = {key: entry[f"eval/shapes/{key}"] for key in KEPT if f"eval/shapes/{key}" in entry}
         if kept:
-            curve.setdefault(entry["step"], {}).update(kept)
-    rates.sort()
+            curve.setdefault(entry["step"], {}).update(
+                {key: round(value, 4) for key, value in kept.items()}
+            )
     return {
-        **{k: v for k, v in summary.items() if k != "datasets" and isinstance(v, int | float)},
-        "images_per_second": rates[len(rates) // 2] if rates else 0.0,
+        **_numbers(summary),
+        "images_per_second": round(statistics.median(rates), 2) if rates else 0.0,
         "curve": [{"step": step, **values} for step, values in sorted(curve.items())],
     }
 
 
-def _is_kept(key: str) -> bool:
-    part = key.split("/")
-    names = ("AP_base", "AP50_base", "AP50_novel", "AP50_novel_combination", "AP50_novel_word")
-    regions = tuple(f"region_top1{s}" for s in ("_base", "_novel_combination", "_novel_word"))
-    return len(part) == 3 and part[:2] == ["eval", "shapes"] and part[2] in names + regions
+def _numbers(summary: Metrics) -> Metrics:
+    return {key: value for key, value in summary.items() if isinstance(value, int | float)}
 
 
 def read_annotation(folder: Path) -> Metrics:
-    """Counts of the job, and the precision of its boxes where that was measured."""
-    report_file, precision = folder / "records" / "report.json", folder / "precision.json"
-    counts = json.loads(report_file.read_text())["counts"]
-    return {"counts": counts, **json.loads(precision.read_text())}
+    """Counts of the job, and the precision of its boxes by group of names."""
+    counts = json.loads((folder / "records" / "report.json").read_text())
+    precision = json.loads((folder / "precision.json").read_text())
+    keys = ("images", "recorded_images", "recorded_boxes", "kept_images", "kept_boxes")
+    return {
+        **{key: counts[key] for key in (*keys, "kept_by_space", "encoded_queries")},
+        "groups": precision["groups"],
+    }
 
 
 def read_sweep(folder: Path) -> Metrics:
@@ -77,7 +83,8 @@ def read_sweep(folder: Path) -> Metrics:
 
 
 def read_evaluation(folder: Path) -> Metrics:
-    return json.loads((folder / "metrics.json").read_text())
+    """The numbers of `owl-det evaluate`."""
+    return _numbers(json.loads((folder / "metrics.json").read_text()))
 
 
 # --- arms --------------------------------------------------------------------------------------
@@ -117,11 +124,13 @@ def student(
     )
 
 
-def annotate(name: str, title: str, *options: str, by: str = "annotator") -> Arm:
-    """Pseudo-boxes of the crowded, caption-only split, and their precision."""
+def annotate(name: str, title: str, labels: str, *options: str, by: str = "annotator") -> Arm:
+    """Pseudo-boxes of the crowded split, of which only captions are used, and their precision."""
+    asks_curated = labels in ("curated", "union")
     command = (
         *("owl_det.cli", "annotate", f"--checkpoint={{{by}}}", f"--input={INPUT}"),
-        *("--output={out}/records", "--vocabulary=shapes_world", "--shards=8", "--batch_size=32"),
+        *("--output={out}/records", f"--labels={labels}", "--shards=8", "--batch_size=32"),
+        *(("--vocabulary=shapes_world",) if asks_curated else ()),
         *options,
     )
     precision = (
@@ -138,7 +147,7 @@ STUDENT_STEPS = 4000
 ARMS = (
     train("pretrain", "pretrain_shapes", "stage 1: contrastive pretraining of the towers"),
     detector("annotator", "stage 2: detection on human boxes of base names"),
-    annotate("annotate", "stage 3: pseudo-boxes, union of curated names and N-grams"),
+    annotate("annotate", "stage 3: pseudo-boxes, union of curated names and N-grams", "union"),
     student("student", "stage 4: self-training on the union's pseudo-boxes"),
     train(
         "finetuned",
@@ -152,8 +161,8 @@ ARMS = (
         title="stage 6: weights between the student and its fine-tuned self",
         commands=(
             (
-                *("owl_det.cli", "ensemble", "--self_trained={student}", "--fine_tuned={finetuned}"),
-                *("--sweep=0,0.2,0.4,0.6,0.8,1", "--out={out}", "--max_images=1024"),
+                *("owl_det.cli", "ensemble", "--out={out}", "--sweep=0,0.2,0.4,0.6,0.8,1"),
+                *("--self_trained={student}", "--fine_tuned={finetuned}", "--max_images=1024"),
             ),
         ),
         read=read_sweep,
@@ -169,8 +178,8 @@ ARMS = (
         needs=("annotator",),
     ),
     # Label spaces.
-    annotate("annotate_curated", "curated names only", "--labels=curated"),
-    annotate("annotate_ngrams", "N-grams only", "--labels=ngrams"),
+    annotate("annotate_curated", "curated names only", "curated"),
+    annotate("annotate_ngrams", "N-grams only", "ngrams"),
     student("student_curated", "self-training, curated names", records="annotate_curated"),
     student("student_ngrams", "self-training, N-grams", records="annotate_ngrams"),
     # Thresholds of images; the main arm has 0.3.
@@ -210,7 +219,7 @@ ARMS = (
         commands=(
             (
                 *("owl_det.cli", "evaluate", "--checkpoint={annotator}", "--dataset=shapes_world"),
-                *("--annotations=test:1024", "--prompts=clip_best7", "--out={out}/metrics.json"),
+                *("--prompts=clip_best7", "--batch_size=32", "--out={out}/metrics.json"),
             ),
         ),
         read=read_evaluation,
@@ -220,12 +229,12 @@ ARMS = (
     student("student_from_annotator", "starts from the annotator", start="annotator"),
     student("student_batch_negatives", "names of the batch's other images as negatives",
             "data.batch_negatives=True"),
-    annotate("annotate_hard", "with mined hard negatives", "--hard_negatives=10"),
+    annotate("annotate_hard", "union, with mined hard negatives", "union", "--hard_negatives=10"),
     student("student_hard_negatives", "mined hard negatives are asked",
             "data.train.pseudo_boxes.hard_negatives=10", records="annotate_hard"),
-    annotate("annotate_noun_phrases", "noun phrases only", "--labels=noun_phrases"),
+    annotate("annotate_noun_phrases", "noun phrases only", "noun_phrases"),
     student("student_noun_phrases", "self-training, noun phrases", records="annotate_noun_phrases"),
-    annotate("annotate_again", "second round: the student annotates", by="student"),
+    annotate("annotate_again", "second round: the student annotates", "union", by="student"),
     student("student_again", "second round: a student of the student", records="annotate_again"),
 )  # fmt: skip
 
@@ -252,6 +261,7 @@ CLAIMS = (
         arm="student",
         control="annotator",
         metric="AP50_novel_word",
+        times=2.0,
     ),
     Claim(
         statement="After fine-tuning, base names lose at most a point",
@@ -377,11 +387,13 @@ STUDY = Study(
     arms=ARMS,
     main=MAIN,
     claims=CLAIMS,
-    results=ROOT / "results" / "owl_st",
+    results=Path(__file__).parent / "results" / "owl_st",
+    curves=("annotator", "student", "annotator_longer"),
+    thresholds=((0.1, "student_image_01"), (0.3, "student"), (0.7, "student_image_07")),
     pictures=(
-        ("The annotator's detections beside the truth", "annotator", "pictures/*.png"),
-        ("Pseudo-boxes", "annotate", "records/*.png"),
-        ("The student's detections beside the truth", "student", "pictures/*.png"),
+        ("The annotator's detections beside the truth", "annotator", "pictures/shapes_*.png"),
+        ("Pseudo-boxes that training takes", "annotate", "records/pictures.png"),
+        ("The student's detections beside the truth", "student", "pictures/shapes_*.png"),
         ("Weights between student and fine-tuned student", "ensemble", "trade_off.png"),
     ),
 )
@@ -395,6 +407,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
     arguments: Any = parser.parse_args(argv)
+    from studies import report  # plots take a second to import
+
     try:
         return arms.main(STUDY, arguments, report.write)
     except UserError as error:
