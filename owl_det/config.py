@@ -243,6 +243,8 @@ class DataConfig:
     max_queries: int = 100  # of one image or mosaic
     max_distinct_queries: int = 0  # of one data shard's batch; 0 = no limit
     min_queries: int = 50  # pseudo-negatives are added up to here
+    # What other images of a data shard's batch are asked for becomes negatives, up to max_queries.
+    batch_negatives: bool = False
     train_prompts: Literal["none", "clip"] = "clip"
     eval_prompts: Literal["none", "clip_best7"] = "clip_best7"
     shuffle_labels: bool = False  # control: labels point at random queries
@@ -557,6 +559,11 @@ def _check(config: Config) -> None:
     _require(
         data.max_queries >= data.min_queries,
         f"config.data.max_queries: {data.max_queries} is below min_queries {data.min_queries}",
+    )
+    _require(
+        data.max_queries > data.min_queries or not data.batch_negatives,
+        f"config.data.batch_negatives: min_queries {data.min_queries} leaves no room; lower it "
+        "below config.data.max_queries",
     )
     for key in ("max_instances", "max_queries"):
         _require(getattr(data, key) > 0, f"config.data.{key}: must be positive")
