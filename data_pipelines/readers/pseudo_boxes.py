@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,9 +44,9 @@ class PseudoBoxesReader:
 
     def __init__(self, folder: Path, *, min_box_score: float, min_image_score: float):
         """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
-        job = pseudo_records.read_json(_existing(folder / "job.json"))
-        floor = _number(job, "floor", folder)
-        self._max_ngrams = int(_number(job, "max_ngrams", folder))
+        job = read_job(folder)
+        floor = job["floor"]
+        self._max_ngrams = int(job["max_ngrams"])
         if min_box_score < floor:
             raise DataError(
                 f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
@@ -54,10 +54,10 @@ class PseudoBoxesReader:
             )
         self.name = str(folder)
         self._folder = folder
-        self._num_shards = int(_number(job, "num_shards", folder))
+        self._num_shards = int(job["num_shards"])
         self._min_box_score = min_box_score
         self._uses_ngrams = job.get("uses_ngrams") is True
-        summaries = [self._summary(shard) for shard in range(self._num_shards)]
+        summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
         self._images, self._boxes = self._read_boxes(min_image_score)
         if not self._images.texts:
@@ -118,15 +118,6 @@ class PseudoBoxesReader:
     def _file(self, kind: str, shard: int) -> Path:
         return pseudo_records.shard_file(self._folder, kind, shard, self._num_shards)
 
-    def _summary(self, shard: int) -> dict[str, Any]:
-        path = self._file("shard", shard)
-        if not path.is_file():
-            raise DataError(
-                f"{path}: missing, so shard {shard} of {self._num_shards} is not complete; "
-                "run the same owl-det annotate again"
-            )
-        return pseudo_records.read_json(path)
-
     def _read_boxes(self, min_image_score: float) -> tuple[_Images, _Boxes]:
         """The images that count, with all their boxes; fills the list of phrases."""
         known: dict[str, int] = {}
@@ -135,7 +126,7 @@ class PseudoBoxesReader:
         boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)]
         scores: list[np.ndarray] = [np.zeros(0, np.float32)]
         phrase: list[int] = []
-        for shard, entry in self._entries():
+        for shard, entry in read_entries(self._folder, self._num_shards):
             if not len(entry["scores"]) or entry["scores"].max() < min_image_score:
                 continue
             place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
@@ -155,14 +146,6 @@ class PseudoBoxesReader:
         phrases = np.array(phrase, np.int32)
         return images, _Boxes(np.concatenate(boxes), np.concatenate(scores), phrases)
 
-    def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for shard in range(self._num_shards):
-            file = _existing(self._file("boxes", shard))
-            end = _existing(self._file("images", shard)).stat().st_size
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield shard, _parse(line, end, f"{file}, line {number}")
-
     def _categories(self) -> tuple[Category, ...]:
         """The phrases of kept boxes; `frequency` is the number of images with them."""
         is_kept = self._boxes.scores >= self._min_box_score
@@ -175,6 +158,41 @@ class PseudoBoxesReader:
         )
 
 
+def read_job(folder: Path) -> dict[str, Any]:
+    """The job.json of some records. Raises `DataError` if it is missing or malformed."""
+    job = pseudo_records.read_json(_existing(folder / "job.json"))
+    for key in ("floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score"):
+        value = job.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise DataError(f"{folder}/job.json: {key} is missing or no number")
+    return job
+
+
+def read_entries(folder: Path, num_shards: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All shards' lines, checked, boxes and scores as arrays; each with its shard.
+
+    Raises `DataError` at the first that is malformed, or if a shard is not complete.
+    """
+    for shard in range(num_shards):
+        _summary(folder, shard, num_shards)
+        file = _existing(pseudo_records.shard_file(folder, "boxes", shard, num_shards))
+        tar = _existing(pseudo_records.shard_file(folder, "images", shard, num_shards))
+        end = tar.stat().st_size
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield shard, _parse(line, end, f"{file}, line {number}")
+
+
+def _summary(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
+    path = pseudo_records.shard_file(folder, "shard", shard, num_shards)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing, so shard {shard} of {num_shards} is not complete; "
+            "run the same owl-det annotate again"
+        )
+    return pseudo_records.read_json(path)
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(
@@ -182,13 +200,6 @@ def _existing(path: Path) -> Path:
             "that owl-det annotate wrote"
         )
     return path
-
-
-def _number(content: Mapping[str, Any], key: str, folder: Path) -> float:
-    value = content.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f"{folder}/job.json: {key} is missing or no number")
-    return value
 
 
 def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
@@ -202,7 +213,8 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         phrases, texts = entry["phrases"], entry["texts"]
         offset, size = entry["image"]["offset"], entry["image"]["size"]
         is_sound = (
-            len(boxes) == len(scores) == len(phrases)
+            isinstance(entry["key"], str)
+            and len(boxes) == len(scores) == len(phrases)
             and all(isinstance(phrase, str) and phrase for phrase in phrases)
             and all(isinstance(text, str) for text in texts)
             and isinstance(offset, int)

@@ -13,6 +13,7 @@ from data_pipelines.image_ops import UnreadableImage
 from owl_det import viz
 from owl_det.annotate import label_spaces
 from owl_det.annotate.label_spaces import LabelSpace, escape_markdown
+from owl_det.annotate.precision import kept_boxes
 
 NUM_PICTURES = 16
 NUM_PHRASES = 50  # in the table
@@ -47,7 +48,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
         for row, space in enumerate(pseudo_records.SPACES):
             of_space = scores[[s == space for s in entry["spaces"]]]
             histogram[row] += np.histogram(of_space, BINS, (0, 1))[0]
-        kept = kept_boxes(entry, job)
+        kept = _kept(entry, job)
         kept_images += bool(kept)
         phrases.update(entry["phrases"][i] for i in kept)
         spaces.update(entry["spaces"][i] for i in kept)
@@ -74,12 +75,10 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
     }
 
 
-def kept_boxes(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
-    """Indices of an image's boxes that the job's two thresholds keep."""
-    scores = entry["scores"]
-    if not scores or max(scores) < job["min_image_score"]:
-        return []
-    return [i for i, score in enumerate(scores) if score >= job["min_box_score"]]
+def _kept(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
+    return kept_boxes(
+        entry, min_box_score=job["min_box_score"], min_image_score=job["min_image_score"]
+    )
 
 
 def _rules(counts: Mapping[str, int]) -> dict[str, int]:
@@ -112,7 +111,7 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """The first kept images, with their kept boxes drawn."""
     left = NUM_PICTURES
     for entry in _records(folder, job):
-        kept = kept_boxes(entry, job)
+        kept = _kept(entry, job)
         if not kept:
             continue
         with entry["tar"].open("rb") as tar:
