@@ -459,6 +459,12 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         default=0.05,
         help="weaker boxes stay in the records down to this score; 1 = none do",
     )
+    parser.add_argument(
+        "--hard_negatives",
+        type=int,
+        default=0,
+        help="of each image, so many curated names that are wrongly detected; 0 = none",
+    )
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
     parser.add_argument(

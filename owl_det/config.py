@@ -212,6 +212,9 @@ class PseudoBoxesSource:
     records: str = ""  # the job's output folder, relative to the root; empty = the root itself
     min_box_score: float = 0.1  # boxes below are left out
     min_image_score: float = 0.3  # images whose best box is below are left out
+    # Names that the annotator wrongly detects in an image, hardest first, are asked as negatives;
+    # at most as many as owl-det annotate mined (--hard_negatives).
+    hard_negatives: int = 0
 
 
 Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
@@ -529,6 +532,10 @@ def _check(config: Config) -> None:
             _require(
                 0 <= source.min_box_score <= source.min_image_score <= 1,
                 f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
+            )
+            _require(
+                source.hard_negatives >= 0,
+                f"config.data source {name}: hard_negatives must not be negative",
             )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)

@@ -25,6 +25,7 @@ class _Images(NamedTuple):
     size: Int64[np.ndarray, " i"]
     first_box: Int64[np.ndarray, " i1"]
     texts: list[tuple[str, ...]]
+    hard_negatives: list[Names]
 
 
 class _Boxes(NamedTuple):
@@ -37,12 +38,20 @@ class PseudoBoxesReader:
     """Random access to pseudo-annotated images. Implements `source.Source`.
 
     An image counts if its best box scores at least `min_image_score`; of it, boxes that score at
-    least `min_box_score` are instances. No name is known to be absent, so negatives come from the
-    pool of the phrases of all images. Never drawn for an image are phrases that its weaker boxes
-    or its texts hold: nobody knows whether those are there.
+    least `min_box_score` are instances. The first `hard_negatives` of the names that the annotator
+    wrongly detects are its negatives. No other name is known to be absent, so more negatives come
+    from the pool of the phrases of all images. Never drawn for an image are phrases that its weaker
+    boxes or its texts hold: nobody knows whether those are there.
     """
 
-    def __init__(self, folder: Path, *, min_box_score: float, min_image_score: float):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        min_box_score: float,
+        min_image_score: float,
+        hard_negatives: int = 0,
+    ):
         """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
         job = read_job(folder)
         floor = job["floor"]
@@ -52,6 +61,12 @@ class PseudoBoxesReader:
                 f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
                 f"{folder}; raise it, or annotate again with a lower --keep_below"
             )
+        num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
+        if hard_negatives > num_mined:
+            raise DataError(
+                f"hard_negatives: {hard_negatives}, but {folder} holds {num_mined} of an image; "
+                f"annotate again with --hard_negatives {hard_negatives}"
+            )
         self.name = str(folder)
         self._folder = folder
         self._num_shards = int(job["num_shards"])
@@ -59,7 +74,7 @@ class PseudoBoxesReader:
         self._uses_ngrams = job.get("uses_ngrams") is True
         summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
-        self._images, self._boxes = self._read_boxes(min_image_score)
+        self._images, self._boxes = self._read_boxes(min_image_score, hard_negatives)
         if not self._images.texts:
             raise DataError(
                 f"{folder}: no image has a box of {min_image_score} or more; lower the key "
@@ -68,7 +83,9 @@ class PseudoBoxesReader:
         self.categories = self._categories()
         self._pool = frozenset(category.name for category in self.categories)
         content = [entry.get("sha256") for entry in summaries]
-        self.version = f"pseudo_boxes-{digest([content, min_box_score, min_image_score])}"
+        chosen = [content, min_box_score, min_image_score]
+        chosen += [hard_negatives] if hard_negatives else []  # else the version of before
+        self.version = f"pseudo_boxes-{digest(chosen)}"
 
     def __len__(self) -> int:
         return len(self._images.texts)
@@ -91,6 +108,7 @@ class PseudoBoxesReader:
             names=tuple((name,) for name, kept in zip(names, keep, strict=True) if kept),
             is_crowd=np.zeros(int(keep.sum()), bool),
             scores=scores[keep],
+            negatives=self._images.hard_negatives[index],
             not_exhaustive=tuple(n for n in maybe if n in self._pool and n not in positive),
             captions=texts,
             source=f"{self.name}[{index}]",
@@ -118,11 +136,12 @@ class PseudoBoxesReader:
     def _file(self, kind: str, shard: int) -> Path:
         return pseudo_records.shard_file(self._folder, kind, shard, self._num_shards)
 
-    def _read_boxes(self, min_image_score: float) -> tuple[_Images, _Boxes]:
+    def _read_boxes(self, min_image_score: float, num_hard: int) -> tuple[_Images, _Boxes]:
         """The images that count, with all their boxes; fills the list of phrases."""
         known: dict[str, int] = {}
         place: list[tuple[int, int, int]] = []
         texts: list[tuple[str, ...]] = []
+        hard_negatives: list[Names] = []
         boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)]
         scores: list[np.ndarray] = [np.zeros(0, np.float32)]
         phrase: list[int] = []
@@ -131,6 +150,7 @@ class PseudoBoxesReader:
                 continue
             place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
             texts.append(tuple(entry["texts"]))
+            hard_negatives.append(tuple(entry["hard_negatives"][:num_hard]))
             boxes.append(entry["boxes_xyxy"])
             scores.append(entry["scores"])
             phrase += [known.setdefault(p, len(known)) for p in entry["phrases"]]
@@ -142,6 +162,7 @@ class PseudoBoxesReader:
             size=places[:, 2],
             first_box=np.cumsum([len(of_image) for of_image in scores]),
             texts=texts,
+            hard_negatives=hard_negatives,
         )
         phrases = np.array(phrase, np.int32)
         return images, _Boxes(np.concatenate(boxes), np.concatenate(scores), phrases)
@@ -161,7 +182,8 @@ class PseudoBoxesReader:
 def read_job(folder: Path) -> dict[str, Any]:
     """The job.json of some records. Raises `DataError` if it is missing or malformed."""
     job = pseudo_records.read_json(_existing(folder / "job.json"))
-    for key in ("floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score"):
+    keys = ("floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score")
+    for key in (*keys, *(("hard_negatives",) if "hard_negatives" in job else ())):
         value = job.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise DataError(f"{folder}/job.json: {key} is missing or no number")
@@ -211,11 +233,14 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
         scores = np.asarray(entry["scores"], np.float32).reshape(-1)
         phrases, texts = entry["phrases"], entry["texts"]
+        mined = entry.get("hard_negatives", [])  # lines from before they were mined have none
         offset, size = entry["image"]["offset"], entry["image"]["size"]
         is_sound = (
             isinstance(entry["key"], str)
             and len(boxes) == len(scores) == len(phrases)
-            and all(isinstance(phrase, str) and phrase for phrase in phrases)
+            and isinstance(mined, list)
+            and all(isinstance(phrase, str) and phrase for phrase in (*phrases, *mined))
+            and set(mined).isdisjoint(phrases)
             and all(isinstance(text, str) for text in texts)
             and isinstance(offset, int)
             and isinstance(size, int)
@@ -227,4 +252,4 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: no record of owl-det annotate ({error!r})") from None
     if not is_sound:
         raise DataError(f"{where}: values out of range; annotate the shard again")
-    return {**entry, "boxes_xyxy": boxes, "scores": scores}
+    return {**entry, "boxes_xyxy": boxes, "scores": scores, "hard_negatives": mined}

@@ -6,6 +6,7 @@ curated space can only be reached with it, so every given list is merged here.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -172,6 +173,20 @@ def ngrams(
             counts["beyond the limit of an image"] += 1
     counts["kept"] += len(queries)
     return queries
+
+
+_WORD_OR_MARK = re.compile(r"[^\W_]+(?:['’&.-][^\W_]+)*|\S")
+
+
+def split_words(text: str) -> list[list[str]]:
+    """Lower-cased words, in runs that no punctuation interrupts."""
+    runs: list[list[str]] = [[]]
+    for token in _WORD_OR_MARK.findall(text.lower()):
+        if token[0].isalnum():
+            runs[-1].append(token)
+        else:
+            runs.append([])
+    return [run for run in runs if run]
 
 
 # --- label spaces --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ of true boxes that were found, of all images: those without records count as wel
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from jaxtyping import Bool, Float, Float32
 
 from data_pipelines import label_ops, pseudo_records, shapes_world
 from data_pipelines.readers import image_text, pseudo_boxes
+from owl_det.annotate import label_spaces
 from owl_det.errors import DataError
 
 IOU = 0.5
 NO_NAME = "no name"  # phrases that are no name of the source, such as "circle and"
 ALL = "all"
+_COUNTS = ("pseudo_boxes", "right", "on_object", "holds_name", "true_boxes")
+_FIRST = (1, 2, 5, 10, 20, 30)  # hard negatives
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def measure(
 
     `entries` are records (one of each image at most), `truths` the objects of every image by its
     key, `groups` the group of every name. Only boxes that training takes at these thresholds count.
-    `on_object` counts the pseudo-boxes that overlap any true box so much, whatever its name.
+    `on_object` counts the pseudo-boxes that overlap any true box so much, whatever its name;
+    `holds_name` those of them whose phrase holds that box's name ("a red star in" of a red star).
     Precision and recall are None where there is nothing to count. Raises `DataError` if an entry
     belongs to no image of `truths`.
     """
@@ -57,7 +61,7 @@ def measure(
         kept = kept_boxes(entry, min_box_score=min_box_score, min_image_score=min_image_score)
         _count_image(entry, kept, truths[entry["key"]], groups, counts)
     names = [*dict.fromkeys(groups.values()), NO_NAME]
-    for kind in ("pseudo_boxes", "right", "on_object", "true_boxes"):
+    for kind in _COUNTS:
         counts[ALL, kind] = sum(counts[name, kind] for name in names)
     return {name: _row(name, counts) for name in (*names, ALL)}
 
@@ -87,7 +91,10 @@ def _count_image(
         group = groups.get(phrase, NO_NAME)
         counts[group, "pseudo_boxes"] += 1
         counts[group, "right"] += int(is_right[row])
-        counts[group, "on_object"] += int((overlaps[row] >= IOU).any())
+        under = np.flatnonzero(overlaps[row] >= IOU)
+        counts[group, "on_object"] += int(under.size > 0)
+        holds_name = any(_holds(phrase, truth.names[i]) for i in under)
+        counts[group, "holds_name"] += int(holds_name)
 
 
 def _right(
@@ -107,18 +114,44 @@ def _right(
     return is_right
 
 
+def _holds(phrase: str, name: str) -> bool:
+    """True if the name's words stand next to each other in the phrase, punctuation aside."""
+    words, of_name = (sum(label_spaces.split_words(text), []) for text in (phrase, name))
+    starts = range(len(words) - len(of_name) + 1)
+    return any(words[start : start + len(of_name)] == of_name for start in starts)
+
+
 def _row(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
-    pseudo, right, on_object, true = (
-        counts[name, kind] for kind in ("pseudo_boxes", "right", "on_object", "true_boxes")
-    )
-    return {
-        "pseudo_boxes": pseudo,
-        "right": right,
-        "on_object": on_object,
-        "true_boxes": true,
-        "precision": right / pseudo if pseudo else None,
-        "recall": right / true if true else None,
-    }
+    row: dict[str, Any] = {kind: counts[name, kind] for kind in _COUNTS}
+    row["precision"] = _share(row["right"], row["pseudo_boxes"])
+    row["recall"] = _share(row["right"], row["true_boxes"])
+    return row
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+def measure_hard_negatives(
+    entries: Iterable[Mapping[str, Any]], truths: Mapping[str, Truth], min_image_score: float
+) -> list[dict[str, Any]]:
+    """Of the first 1, 5, 10 … hard negatives of every kept image, how many are really absent.
+
+    One row for each number that an image has; none if no hard negatives were mined.
+    """
+    asked, absent = Counter[int](), Counter[int]()
+    for entry in entries:
+        if not len(entry["scores"]) or max(entry["scores"]) < min_image_score:
+            continue
+        present = set(truths[entry["key"]].names)
+        mined = entry["hard_negatives"]
+        for first in (count for count in _FIRST if count <= len(mined)):
+            asked[first] += first
+            absent[first] += sum(name not in present for name in mined[:first])
+    return [
+        {"first": n, "asked": asked[n], "absent": absent[n], "share": absent[n] / asked[n]}
+        for n in sorted(asked)
+    ]
 
 
 # --- records of shapes world ---------------------------------------------------------------------
@@ -166,7 +199,10 @@ def run(
     }
     groups = {entry.name: entry.group for entry in shapes_world.object_names()}
     truths = shapes_world_truths(source)
-    entries = (entry for _, entry in pseudo_boxes.read_entries(folder, int(job["num_shards"])))
+
+    def entries() -> Iterator[dict[str, Any]]:
+        return (entry for _, entry in pseudo_boxes.read_entries(folder, int(job["num_shards"])))
+
     return {
         "format": pseudo_records.FORMAT,
         "records": records,
@@ -174,7 +210,8 @@ def run(
         "images": len(truths),
         "iou": IOU,
         **settings,
-        "groups": measure(entries, truths, groups, **settings),
+        "groups": measure(entries(), truths, groups, **settings),
+        "hard_negatives": measure_hard_negatives(entries(), truths, settings["min_image_score"]),
     }
 
 
@@ -192,17 +229,28 @@ def _given(value: float | None, job: Mapping[str, Any], key: str) -> float:
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """The groups as a Markdown table, precision and recall in percent."""
+    """The groups as Markdown tables, precision and recall in percent."""
     lines = [
-        "| group | pseudo-boxes | right | precision | on an object | true boxes | recall |",
-        "|---|---|---|---|---|---|---|",
+        "| group | pseudo-boxes | right | precision | on an object | holding its name "
+        "| true boxes | recall |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in content["groups"].items():
         precision, recall = (_percent(row[key]) for key in ("precision", "recall"))
         lines.append(
             f"| {name} | {row['pseudo_boxes']:,} | {row['right']:,} | {precision} | "
-            f"{row['on_object']:,} | {row['true_boxes']:,} | {recall} |"
+            f"{row['on_object']:,} | {row['holds_name']:,} | {row['true_boxes']:,} | {recall} |"
         )
+    if content["hard_negatives"]:
+        lines += [
+            "",
+            "| first hard negatives | of all images | absent | share |",
+            "|---|---|---|---|",
+        ]
+    lines += [
+        f"| {row['first']} | {row['asked']:,} | {row['absent']:,} | {_percent(row['share'])} |"
+        for row in content["hard_negatives"]
+    ]
     return "\n".join(lines)
 
 

@@ -42,6 +42,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
     spaces: Counter[str] = Counter()
     images_with: Counter[str] = Counter()
     histogram = np.zeros((len(pseudo_records.SPACES), BINS), int)
+    hard_negatives: Counter[str] = Counter()
     kept_images = 0
     for entry in _records(folder, job):
         scores = np.asarray(entry["scores"])
@@ -53,6 +54,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
         phrases.update(entry["phrases"][i] for i in kept)
         spaces.update(entry["spaces"][i] for i in kept)
         images_with.update({entry["phrases"][i] for i in kept})
+        hard_negatives.update(entry.get("hard_negatives", ()) if kept else ())
     return {
         "format": pseudo_records.FORMAT,
         "images": counts.get("images", 0),
@@ -68,6 +70,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
             {"phrase": phrase, "boxes": n, "images": images_with[phrase]}
             for phrase, n in sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
         ],
+        "hard_negatives": dict(hard_negatives.most_common()),
         "histogram": {
             space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
         },
@@ -84,7 +87,7 @@ def _kept(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
 def _rules(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts that the label space's rules made."""
     others = {"images", "unreadable", "recorded images", "recorded boxes"}
-    others |= {"encoded queries", "cut queries"}
+    others |= {"encoded queries", "cut queries", "hard negatives"}
     return {key: n for key, n in counts.items() if key not in others}
 
 
@@ -163,4 +166,8 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         f"| {escape_markdown(entry['phrase'])} | {entry['boxes']:,} | {entry['images']:,} |"
         for entry in content["phrases"][:NUM_PHRASES]
     ]
+    if content["hard_negatives"]:
+        lines += ["", "| hard negative | kept images |", "|---|---|"]
+        most = list(content["hard_negatives"].items())[:NUM_PHRASES]
+        lines += [f"| {escape_markdown(name)} | {n:,} |" for name, n in most]
     return "\n".join([*lines, "", ""])

@@ -47,6 +47,7 @@ def test_a_box_is_right_on_a_true_box_of_its_name() -> None:
         "pseudo_boxes": 3,
         "right": 1,
         "on_object": 3,
+        "holds_name": 1,
         "true_boxes": 1,
         "precision": 1 / 3,
         "recall": 1.0,
@@ -82,9 +83,11 @@ def test_the_thresholds_are_those_of_training() -> None:
 
 
 def test_phrases_that_are_no_name_are_a_group_of_their_own() -> None:
-    found = _measure(_entry(("a cat", 0.9, SQUARE)), _truth(("cat", SQUARE)))
-    assert found["no name"]["on_object"] == 1 and found["no name"]["precision"] == 0.0
-    assert found["base"]["pseudo_boxes"] == 0 and found["all"]["pseudo_boxes"] == 1
+    boxes = ("a cat, lying", 0.9, SQUARE), ("catfish", 0.9, SQUARE)
+    found = _measure(_entry(*boxes), _truth(("cat", SQUARE)))
+    assert found["no name"]["on_object"] == 2 and found["no name"]["holds_name"] == 1
+    assert found["no name"]["right"] == 0 and found["no name"]["precision"] == 0.0
+    assert found["base"]["pseudo_boxes"] == 0 and found["all"]["pseudo_boxes"] == 2
 
 
 def test_images_without_records_count_for_recall() -> None:
@@ -93,6 +96,18 @@ def test_images_without_records_count_for_recall() -> None:
     assert _measure(_entry(("cat", 0.9, SQUARE)), truths)["base"]["recall"] == 0.5
     with pytest.raises(DataError, match="record 'c'"):
         _measure({**_entry(), "key": "c"}, truths)
+
+
+def test_hard_negatives_are_right_where_they_are_absent() -> None:
+    truths = _truth(("cat", SQUARE))
+    entry = {**_entry(("owl", 0.5, FAR)), "hard_negatives": ["dog", "cat"]}
+    weak = {**_entry(("owl", 0.2, FAR)), "hard_negatives": ["cat"]}
+    assert precision.measure_hard_negatives([entry, weak], truths, 0.3) == [
+        {"first": 1, "asked": 1, "absent": 1, "share": 1.0},
+        {"first": 2, "asked": 2, "absent": 1, "share": 0.5},
+    ]
+    none = {**_entry(("owl", 0.5, FAR)), "hard_negatives": []}
+    assert precision.measure_hard_negatives([none], truths, 0.3) == []
 
 
 # --- records of shapes world ---------------------------------------------------------------------
