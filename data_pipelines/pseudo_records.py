@@ -8,8 +8,8 @@
 
 A line holds `key`, `image` (offset and size in bytes of the encoded file in the tar), `height`,
 `width`, `texts`, and for each box, best first, an entry of `boxes_xyxy` (pixels), `scores`,
-`phrases` and `spaces` ("curated" or "ngrams"). Scores are those that thresholds are set on:
-curated ones carry their factor already. Every box from the job's floor up is there, so thresholds
+`phrases` and `spaces` (one of `SPACES`). Scores are those that thresholds are set on: curated
+ones carry their factor already. Every box from the job's floor up is there, so thresholds
 are chosen when the records are read. Where hard negatives were mined a line also holds
 `hard_negatives`, names that the annotator wrongly detects, hardest first, and
 `hard_negative_scores`, their best scores without the factor. Records from before have neither.
@@ -35,7 +35,7 @@ from owl_det.errors import DataError
 
 FORMAT = 1
 MAX_LINE_BYTES = 64 * 2**20
-SPACES = ("curated", "ngrams")
+SPACES = ("curated", "ngrams", "noun_phrases")
 
 
 @dataclass(frozen=True, kw_only=True)

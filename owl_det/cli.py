@@ -438,7 +438,8 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--labels",
         default="union",
-        help="curated, ngrams, union, or a list of names as in --vocabulary",
+        help="curated, ngrams, noun_phrases, union (curated and ngrams), union_noun_phrases, or a "
+        "list of names as in --vocabulary",
     )
     parser.add_argument(
         "--vocabulary",
@@ -447,7 +448,9 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         default=[],
         help="curated names: text or COCO JSON file, tfds:BUILDER, shapes_world; repeat to merge",
     )
-    parser.add_argument("--max_ngrams", type=int, default=300, help="N-grams of one image")
+    parser.add_argument(
+        "--max_ngrams", type=int, default=300, help="N-grams or noun phrases of one image"
+    )
     parser.add_argument(
         "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
     )

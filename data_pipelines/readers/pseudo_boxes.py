@@ -72,6 +72,7 @@ class PseudoBoxesReader:
         self._num_shards = int(job["num_shards"])
         self._min_box_score = min_box_score
         self._uses_ngrams = job.get("uses_ngrams") is True
+        self._uses_noun_phrases = job.get("uses_noun_phrases") is True
         summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
         self._images, self._boxes = self._read_boxes(min_image_score, hard_negatives)
@@ -100,7 +101,7 @@ class PseudoBoxesReader:
         names = [self._phrases[i] for i in phrase]
         positive = {name for name, kept in zip(names, keep, strict=True) if kept}
         texts = self._images.texts[index]
-        maybe = dict.fromkeys((*names, *self._ngrams(texts)))
+        maybe = dict.fromkeys((*names, *self._phrases_of(texts)))
         return Record(
             image=self._read_image(index),
             image_id=index,
@@ -114,7 +115,10 @@ class PseudoBoxesReader:
             source=f"{self.name}[{index}]",
         )
 
-    def _ngrams(self, texts: tuple[str, ...]) -> Names:
+    def _phrases_of(self, texts: tuple[str, ...]) -> Names:
+        """What the image's texts hold of the kind of phrases that are in the pool."""
+        if self._uses_noun_phrases:  # known without the tagger
+            return tuple(n for text in texts for n in label_spaces.phrases_in(text))
         if not self._uses_ngrams:
             return ()
         limit = self._max_ngrams

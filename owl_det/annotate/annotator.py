@@ -229,7 +229,7 @@ class Annotator:
         self._num_threads = num_threads or os.cpu_count() or 1
         self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
         self._detector = Detector(model.model, model.preprocess)
-        most = space.max_ngrams if space.uses_ngrams else 0
+        most = 0 if space.phrases == "none" else space.max_ngrams
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)
         self._shared, self._is_shared = self._shared_queries()
@@ -363,7 +363,7 @@ class Annotator:
             boxes_xyxy=pixels[kept],
             scores=scores[kept],
             phrases=tuple(phrases),
-            spaces=tuple("ngrams" if x else "curated" for x in is_own),
+            spaces=tuple(self.space.phrases if x else "curated" for x in is_own),
         )
 
     def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Decoded | Unreadable]:

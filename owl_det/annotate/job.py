@@ -34,8 +34,8 @@ from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
 
-# What a job.json means that was written before there was the key.
-_BEFORE = {"hard_negatives": 0}
+# What a job.json means that was written before there were these keys.
+_BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Settings:
     output: str
     labels: str = "union"  # as in `label_spaces.make`
     vocabularies: tuple[str, ...] = ()
-    max_ngrams: int = label_spaces.MAX_NGRAMS
+    max_ngrams: int = label_spaces.MAX_NGRAMS  # or noun phrases
     prompts: str = ""  # empty = those the model is evaluated with
     num_shards: int = 0  # of a folder or shapes world; 0 = a thousand images each
     batch_size: int = 8
@@ -109,7 +109,8 @@ class Job:
             "num_shards": len(self.shards),
             "labels": settings.labels,
             "num_curated": len(space.curated.names),
-            "uses_ngrams": space.uses_ngrams,
+            "uses_ngrams": space.phrases == "ngrams",
+            "uses_noun_phrases": space.phrases == "noun_phrases",
             "max_ngrams": space.max_ngrams,
             "curated_factor": space.curated_factor,
             "label_space": digest(space.describe()),

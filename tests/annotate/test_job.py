@@ -90,7 +90,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_scores_are_those_of_the_predictor(model: LoadedModel, prompts: str) -> None:
     """Each box's best query, curated scores times 0.3, probabilities averaged over prompts."""
     curated = label_spaces.merge_vocabularies([["red circle", "blue star", "cat"]])
-    space = label_spaces.LabelSpace(curated=curated, uses_ngrams=True, curated_factor=0.3)
+    space = label_spaces.LabelSpace(curated=curated, phrases="ngrams", curated_factor=0.3)
     (sample,) = _samples([3])
     sample = Sample(key="a", image=sample.image, texts=("green ring free",))
     annotator = Annotator(model, space, prompt_mode=prompts, batch_size=2, floor=0.0)
@@ -214,6 +214,28 @@ def test_what_nobody_knows_is_never_a_negative(saved: Path, tmp_path: Path) -> N
         assert not positive & set(record.not_exhaustive)
 
 
+# TextBlob leaves its lexicon open after reading it.
+@pytest.mark.filterwarnings("ignore:unclosed file.*textblob:ResourceWarning")
+def test_parts_of_noun_phrases_are_never_negatives(saved: Path, tmp_path: Path) -> None:
+    """Nor whole ones that no box took; punctuation does not hide them."""
+    pytest.importorskip("textblob", reason="needs the extra phrases")
+    settings = _settings(
+        saved, tmp_path, labels="noun_phrases", vocabularies=(), min_box_score=0.01
+    )
+    job.run(settings)
+    text = "".join(file.read_text() for file in tmp_path.glob("boxes-*.jsonl"))
+    assert '"noun_phrases"' in text and '"ngrams"' not in text and '"curated"' not in text
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
+    names = {category.name for category in reader.categories}
+    assert names and not any("," in name for name in names)
+    for index in range(len(reader)):
+        record = reader[index]
+        positive = {name for group in record.names for name in group}
+        held = set(label_spaces.phrases_in(record.captions[0])) & names
+        assert held and held <= positive | set(record.not_exhaustive)
+    assert "noun phrases" in (tmp_path / "report.md").read_text()
+
+
 def test_training_takes_the_records(saved: Path, tmp_path: Path) -> None:
     job.run(_settings(saved, tmp_path))
     entry = {"kind": "pseudo_boxes", "records": tmp_path.name, "min_box_score": 0.05}
@@ -324,7 +346,7 @@ def test_hard_negatives_score_high_and_win_no_box(model: LoadedModel) -> None:
     """Of the curated names' best scores, as the predictor finds them, without the factor."""
     names = ["red circle", "blue star", "cat", "green ring", "ring", "purple cross"]
     curated = label_spaces.merge_vocabularies([names])
-    space = label_spaces.LabelSpace(curated=curated, uses_ngrams=True, curated_factor=0.3)
+    space = label_spaces.LabelSpace(curated=curated, phrases="ngrams", curated_factor=0.3)
     (sample,) = _samples([3])
     sample = Sample(key="a", image=sample.image, texts=("green ring free",))
     annotator = Annotator(model, space, batch_size=2, floor=0.0, num_hard_negatives=3)
