@@ -43,3 +43,8 @@ class Mixture:
 def example_rng(seed: int, example: int) -> np.random.Generator:
     """The generator that everything random about one example is drawn from."""
     return np.random.default_rng([seed, 0, example])
+
+
+def negatives_rng(seed: int, example: int) -> np.random.Generator:
+    """The generator that draws an example's negatives from the rest of its batch."""
+    return np.random.default_rng([seed, 3, example])

@@ -95,4 +95,5 @@ def _pseudo_boxes(source: config_lib.PseudoBoxesSource, root: Path) -> Source:
         root / source.records,
         min_box_score=source.min_box_score,
         min_image_score=source.min_image_score,
+        hard_negatives=source.hard_negatives,
     )

@@ -215,6 +215,9 @@ class PseudoBoxesSource:
     records: str = ""  # the job's output folder, relative to the root; empty = the root itself
     min_box_score: float = 0.1  # boxes below are left out
     min_image_score: float = 0.3  # images whose best box is below are left out
+    # Names that the annotator wrongly detects in an image, hardest first, are asked as negatives;
+    # at most as many as owl-det annotate mined (--hard_negatives).
+    hard_negatives: int = 0
 
 
 Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
@@ -246,6 +249,8 @@ class DataConfig:
     max_queries: int = 100  # of one image or mosaic
     max_distinct_queries: int = 0  # of one data shard's batch; 0 = no limit
     min_queries: int = 50  # pseudo-negatives are added up to here
+    # What other images of a data shard's batch are asked for becomes negatives, up to max_queries.
+    batch_negatives: bool = False
     train_prompts: Literal["none", "clip"] = "clip"
     eval_prompts: Literal["none", "clip_best7"] = "clip_best7"
     shuffle_labels: bool = False  # control: labels point at random queries
@@ -533,6 +538,10 @@ def _check(config: Config) -> None:
                 0 <= source.min_box_score <= source.min_image_score <= 1,
                 f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
             )
+            _require(
+                source.hard_negatives >= 0,
+                f"config.data source {name}: hard_negatives must not be negative",
+            )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)
         _require(value == -1 or value > 0, f"config.mesh.{key}: must be positive or -1")
@@ -562,6 +571,11 @@ def _check(config: Config) -> None:
     _require(
         data.max_queries >= data.min_queries,
         f"config.data.max_queries: {data.max_queries} is below min_queries {data.min_queries}",
+    )
+    _require(
+        data.max_queries > data.min_queries or not data.batch_negatives,
+        f"config.data.batch_negatives: min_queries {data.min_queries} leaves no room; lower it "
+        "below config.data.max_queries",
     )
     for key in ("max_instances", "max_queries"):
         _require(getattr(data, key) > 0, f"config.data.{key}: must be positive")

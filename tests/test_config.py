@@ -47,6 +47,11 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"preprocess": {"std": [0.2, 0.0, 0.2]}}, "config.preprocess.std: must be positive"),
         ({"preprocess": {"mean": 0.5}}, "config.preprocess.mean: expected a list, got float"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "config.mesh: only one axis may be -1"),
+        (
+            {"data": {**SOURCE, "batch_negatives": True, "min_queries": 100}},
+            "config.data.batch_negatives: min_queries 100 leaves no room",
+        ),
+        ({"checkpoint": {"class_head_from_projection": True}}, "needs towers in config.checkpoint"),
         ({"data": {"train": {}}}, "config.data.train: name at least one source"),
     ],
 )

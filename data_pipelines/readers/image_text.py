@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.features import Record
 from data_pipelines.readers.folder import IMAGE_SUFFIXES
+from data_pipelines.shapes_world import SPLITS, ShapesWorld
 from owl_det.errors import DataError
 
 IMAGES_PER_SHARD = 1000  # where the data has no shards of its own
@@ -94,13 +95,29 @@ def open_shards(where: str, num_shards: int = 0) -> ImageTextShards:
 # --- shapes world --------------------------------------------------------------------------------
 
 
+def shapes_world_key(index: int) -> str:
+    """The key of the sample of an image of shapes world."""
+    return f"{index:08d}"
+
+
+def open_shapes_world(where: str) -> ShapesWorld:
+    """What `shapes_world:SPLIT:NUM[:SIZE]` names. Raises `DataError` if it is not of this form."""
+    kind, *parts = where.split(":")
+    is_number = all(part.isdigit() and int(part) > 0 for part in parts[1:])
+    is_known = kind == "shapes_world" and len(parts) in (2, 3) and parts[0] in SPLITS
+    if not is_known or not is_number:
+        raise DataError(
+            f"{where}: expected shapes_world:SPLIT:NUM[:SIZE], such as shapes_world:train:2000, "
+            f"with the splits {', '.join(SPLITS)}"
+        )
+    size = int(parts[2]) if len(parts) == 3 else 64
+    return ShapesWorld(split=parts[0], num_images=int(parts[1]), image_size=size)
+
+
 class _ShapesWorldShards:
     def __init__(self, where: str, num_shards: int):
-        from data_pipelines.shapes_world import ShapesWorld
-
-        split, num_images, size = _parse_shapes_world(where)
-        self._world = ShapesWorld(split=split, num_images=num_images, image_size=size)
-        self._starts = _cut(num_images, num_shards)
+        self._world = open_shapes_world(where)
+        self._starts = _cut(len(self._world), num_shards)
         self.name, self.version = where, f"{self._world.version}-{where}-{len(self)}"
 
     def __len__(self) -> int:
@@ -109,17 +126,7 @@ class _ShapesWorldShards:
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
         for index in range(self._starts[shard], self._starts[shard + 1]):
             record: Record = self._world[index]
-            yield Sample(key=f"{index:08d}", image=record.image, texts=record.captions)
-
-
-def _parse_shapes_world(where: str) -> tuple[str, int, int]:
-    parts = where.split(":")[1:]
-    is_number = all(part.isdigit() and int(part) > 0 for part in parts[1:])
-    if len(parts) not in (2, 3) or parts[0] not in ("train", "test") or not is_number:
-        raise DataError(
-            f"{where}: expected shapes_world:SPLIT:NUM[:SIZE], such as shapes_world:train:2000"
-        )
-    return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 64
+            yield Sample(key=shapes_world_key(index), image=record.image, texts=record.captions)
 
 
 def _cut(num_images: int, num_shards: int) -> list[int]:

@@ -57,6 +57,37 @@ def test_two_processes_see_the_halves_of_one() -> None:
             np.testing.assert_array_equal(joined, value, err_msg=key)
 
 
+BATCH_NEGATIVES = {
+    "data__batch_negatives": True,
+    # A few annotated names of each image, so that there is room for those of others.
+    "data__train": {
+        "shapes": {
+            "kind": "shapes_world",
+            "image_size": 32,
+            "num_images": 64,
+            "annotated_fraction": 0.1,
+        }
+    },
+}
+
+
+def test_batch_negatives_are_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(**BATCH_NEGATIVES)
+    whole = _take(TrainInput(config), 3, num_shards=2)
+    plain = _take(TrainInput(tiny.config(**{**BATCH_NEGATIVES, "data__batch_negatives": False})), 1)
+    assert whole[0]["is_query"].sum() > plain[0]["is_query"].sum()
+    assert "query_names" not in whole[0] and whole[0].keys() == plain[0].keys()
+    (resumed,) = _take(TrainInput(config), 1, first=2, num_shards=2)
+    _assert_same(resumed, whole[2])
+    parts = [
+        _take(TrainInput(config), 1, num_shards=2, process=p, num_processes=2)[0] for p in range(2)
+    ]
+    _assert_same({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole[0])
+    monkeypatch.setattr(input_lib, "is_installed", lambda _: False)
+    (threads,) = _take(TrainInput(config), 1, num_shards=2)
+    _assert_same(threads, whole[0])
+
+
 def test_batch_must_divide() -> None:
     with pytest.raises(DataError, match="config.batch_size: 8 does not divide over 3"):
         _take(TrainInput(tiny.config()), 1, num_shards=3)
