@@ -14,8 +14,8 @@ Training frequencies are long-tailed (rare / common / frequent) and novel object
 categories are few in LVIS; in the test split every name is as likely as every other, so that each
 of them has enough boxes for its AP to mean something.
 
-Two splits have captions and no boxes, as images from the web: "image_text" (one object,
-most often a large one, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
+Two splits have captions and no boxes, as images from the web: "image_text" (one object, most often
+a large one, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
 training, every name equally likely) for pseudo-annotation. "image_text_test" measures the former.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
