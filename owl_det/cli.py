@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_embed(commands)
     _add_search(commands)
     _add_evaluate(commands)
+    _add_evaluate_regions(commands)
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
@@ -335,6 +336,63 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         functions=functions,
     )
     print(benchmark.table(content))
+    if arguments.out:
+        benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
+    return 0
+
+
+def _add_evaluate_regions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "evaluate-regions", help="measure dense features: names of true boxes and masks"
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="of any kind")
+    parser.add_argument(
+        "--dataset", required=True, choices=("coco_panoptic", "lvis", "coco", "shapes_world")
+    )
+    parser.add_argument("--annotations", default="", metavar="FILE.json")
+    parser.add_argument("--images", default="", metavar="DIR")
+    parser.add_argument(
+        "--segments",
+        default="",
+        metavar="DIR",
+        help="of coco_panoptic: folder of PNG files; default: named as --annotations",
+    )
+    parser.add_argument("--split", default="panoptic_test", help="of shapes_world")
+    parser.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_images", type=int, default=0, help="0 = all")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write the metrics")
+    parser.set_defaults(run=_evaluate_regions)
+
+
+def _evaluate_regions(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from owl_det import checkpoint
+    from owl_det.evaluation import benchmark, dense
+
+    source = dense.open_source(
+        dense.Location(
+            kind=arguments.dataset,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            segments=arguments.segments,
+            split=arguments.split,
+        )
+    )
+    model = checkpoint.load_model(arguments.checkpoint)
+    if arguments.image_size:
+        model = checkpoint.resized(model, arguments.image_size)
+    content = dense.run(
+        model,
+        source,
+        eval_prompts=arguments.prompts,
+        batch_size=arguments.batch_size,
+        max_images=arguments.max_images,
+    )
+    print(dense.table(content))
     if arguments.out:
         benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
     return 0
