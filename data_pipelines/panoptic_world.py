@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, Float64, Int32, UInt8
 
 from data_pipelines import shapes_world
 from data_pipelines.features import Category, Names, Record
@@ -246,10 +246,10 @@ def _cut(size: int, count: int, rng: np.random.Generator) -> Int32[np.ndarray, "
     Drawn anew until none is too small; in the rare case that none of many tries is good, with one
     region fewer.
     """
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    y, x = np.mgrid[0:size, 0:size] / size
     for tries in range(20 * count):
         num_points = count - tries // 20
-        points = rng.uniform(0, 1, (num_points, 2)).astype(np.float32)
+        points = rng.uniform(0, 1, (num_points, 2))
         bent = [axis + 0.12 * _smooth_noise(size, size / 3, rng) for axis in (y, x)]
         distance = [(bent[0] - p[0]) ** 2 + (bent[1] - p[1]) ** 2 for p in points]
         regions = np.argmin(distance, axis=0).astype(np.int32)
@@ -258,13 +258,13 @@ def _cut(size: int, count: int, rng: np.random.Generator) -> Int32[np.ndarray, "
     return np.zeros((size, size), np.int32)
 
 
-def _smooth_noise(size: int, period: float, rng: np.random.Generator) -> Float32[np.ndarray, "h w"]:
+def _smooth_noise(size: int, period: float, rng: np.random.Generator) -> Float64[np.ndarray, "h w"]:
     """Noise of standard deviation near 1 whose details are about `period` pixels wide."""
     cells = max(2, round(size / period) + 2)
-    grid = rng.standard_normal((cells, cells), dtype=np.float32) * 1.5
+    grid = rng.standard_normal((cells, cells)) * 1.5
     place = np.linspace(0, cells - 1.001, size)
     low = place.astype(int)
-    f = (place - low).astype(np.float32)
+    f = place - low
     f = f * f * (3 - 2 * f)
     rows = grid[low] * (1 - f)[:, None] + grid[low + 1] * f[:, None]
     return rows[:, low] * (1 - f)[None] + rows[:, low + 1] * f[None]
@@ -275,10 +275,11 @@ def _stuff(name: str, size: int, rng: np.random.Generator) -> Float32[np.ndarray
 
     Lengths in patterns are pixels of a 64-pixel image and grow with the image.
     """
-    y, x = np.mgrid[0:size, 0:size].astype(np.float32) * (64 / size)
+    # In float64: sines of float32 differ between processors in a bit that a pixel may show.
+    y, x = np.mgrid[0:size, 0:size] * (64 / size)
     y, x = y + rng.uniform(0, 64), x + rng.uniform(0, 64)
-    noise = rng.standard_normal((size, size), dtype=np.float32)
-    colour = np.array(STUFF[name], np.float32) + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3)
+    noise = rng.standard_normal((size, size))
+    colour = np.array(STUFF[name]) + rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3)
     shade = _PATTERNS[name](y, x, noise, rng)
     return (colour * shade[..., None]).astype(np.float32)
 
@@ -323,7 +324,7 @@ def _gravel(
 
 def _sky(y: np.ndarray, x: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     clouds = np.maximum(0, _smooth_noise(len(y), len(y) / 3, rng) - 0.6)
-    return 0.92 + 0.25 * np.linspace(0, 1, len(y), dtype=np.float32)[:, None] + 0.15 * clouds
+    return 0.92 + 0.25 * np.linspace(0, 1, len(y))[:, None] + 0.15 * clouds
 
 
 def _tiles(y: np.ndarray, x: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -101,8 +101,9 @@ class CocoPanopticReader(folder.FolderReader):
             raise DataError(f"{record.source}: is not of the size that {self.name} gives it")
         ids = _decode(path, size)
         shown = set(np.unique(ids).tolist()) - {0}
-        for segment_id in shown ^ {segment.id for segment in segments}:
-            has, lacks = ("the PNG", "the JSON file") if segment_id in shown else ("it", "the PNG")
+        for segment_id in sorted(shown ^ {segment.id for segment in segments}):
+            places = ("the PNG", "the JSON file")
+            has, lacks = places if segment_id in shown else reversed(places)
             raise DataError(f"{path}: segment {segment_id} is in {has} but not in {lacks}")
         chosen = [segment for segment in segments if _is_region(segment)]
         rows = np.full(len(segments) + 1, -1, np.int32)
