@@ -9,87 +9,33 @@ image that are among its k nearest, averaged over images.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float, Float32
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines import source as source_lib
 from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
 from owl_det import config as config_lib
-from owl_det import inference, sharding
+from owl_det import dense_features, sharding
 from owl_det.config import MeshConfig
 from owl_det.errors import UserError
 from owl_det.evaluation.benchmark import columns
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy
-from owl_det.modeling.detector import Detector
 from owl_det.modeling.region_pool import mask_embeddings, region_embeddings
-from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel, Params
 
 KINDS = ("coco_panoptic", "lvis", "coco", "shapes_world")
 RECALL_RANKS = (1, 3, 5, 10, 30, 100, 300)
 _REGION_BUCKET = 8  # numbers of regions are rounded up to a multiple: fewer compilations
 _METRICS = ("boxes", "thing_masks", "stuff_masks")
-
-
-class Embedded(NamedTuple):
-    """What a model makes of images, in the space of its texts; None = it has nothing such."""
-
-    tokens: Float[Array, "b n e"] | None
-    whole: Float[Array, "b e"] | None
-
-
-@dataclass(frozen=True)
-class Functions:
-    """The pure functions of a model that are measured."""
-
-    encode_texts: Callable[[Params, Int32[Array, "c l"]], Float[Array, "c e"]]
-    embed: Callable[[Params, UInt8[Array, "b H W 3"]], Embedded]
-
-
-def functions_of(model: LoadedModel) -> Functions:
-    """Those of any kind of checkpoint.
-
-    A detector has the class embeddings of its tokens, and an embedding of the whole image only if
-    it kept its contrastive parameters. Towers have both, but the tokens of a tower with attention
-    pooling lie in no space shared with texts. A ResNet has both.
-    """
-    if model.kind == "resnet":
-        resnet = ClipResNet(model.model, model.preprocess)
-        return Functions(partial(_apply, resnet, "encode_text"), partial(_embed_resnet, resnet))
-    detector = Detector(model.model, model.preprocess)
-    embed = _embed_towers if model.kind == "towers" else _embed_detector
-    return Functions(partial(_apply, detector, "encode_text"), partial(embed, detector))
-
-
-def _apply(module: Any, method: str, params: Params, x: Array) -> Any:
-    return module.apply({"params": params}, x, method=method)
-
-
-def _embed_towers(detector: Detector, params: Params, image: Array) -> Embedded:
-    whole, tokens = _apply(detector, "embed_image_and_patches", params, image)
-    return Embedded(None if detector.config.image.pooling == "map" else tokens, whole)
-
-
-def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
-    tokens = inference.embed_tokens(detector, params, image).class_embeddings
-    has_whole = detector.config.contrastive != "none"
-    return Embedded(tokens, _apply(detector, "embed_image", params, image) if has_whole else None)
-
-
-def _embed_resnet(resnet: ClipResNet, params: Params, image: Array) -> Embedded:
-    grid = _apply(resnet, "dense_features", params, image)
-    tokens = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return Embedded(tokens, _apply(resnet, "embed_image", params, image))
 
 
 class CategoryRecall:
@@ -149,7 +95,7 @@ class EvaluateRegions:
             max_images=max_images,
         )
         whole = sharding.replicated(mesh)
-        functions = functions_of(model)
+        functions = dense_features.functions_of(model)
         self._encode = jax.jit(functions.encode_texts, out_shardings=whole)
         self._embed = jax.jit(functions.embed, out_shardings=whole)
         self._pool = jax.jit(_pool, out_shardings=whole)
@@ -165,7 +111,9 @@ class EvaluateRegions:
         texts = np.stack([np.asarray(self._encode(params, tokens)) for tokens in self._tokens])
         categories = self.source.categories
         accuracy = {name: NameAccuracy(categories, texts, name) for name in _METRICS}
-        recall = CategoryRecall(_mean_texts(texts), [category.name for category in categories])
+        recall = CategoryRecall(
+            dense_features.mean_of_prompts(texts), [category.name for category in categories]
+        )
         counts: dict[str, int] = dict.fromkeys(_METRICS, 0)
         for indices, images, is_readable in self.loader.batches(f"regions of {self.source.name}"):
             embedded = self._embed(params, images)
@@ -242,13 +190,6 @@ def _add_whole(
     for row, found in enumerate(regions):
         if found is not None:
             recall.add(whole[row], found.present)
-
-
-def _mean_texts(texts: Float[np.ndarray, "t c e"]) -> Float32[np.ndarray, "c e"]:
-    """Mean of the unit-length embeddings of a name in its prompts, of unit length again."""
-    unit = texts / np.linalg.norm(texts, axis=-1, keepdims=True)
-    mean = unit.astype(np.float32).mean(axis=0)
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 def _scalars(accuracy: NameAccuracy) -> dict[str, float]:
