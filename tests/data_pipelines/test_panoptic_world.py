@@ -111,3 +111,16 @@ def test_the_other_splits_know_nothing_of_it() -> None:
     assert not set(panoptic_world.SPLITS) & set(shapes_world.SPLITS)
     things = {entry.name for entry in shapes_world.object_names()}
     assert not things & set(STUFF)
+
+
+def test_training_never_asks_for_stuff_as_a_negative_where_it_is() -> None:
+    source = {"kind": "shapes_world", "split": "panoptic", "image_size": 32, "num_images": 16}
+    config = tiny.config(data__train={"world": source}, data__min_queries=8)
+    data, world = TrainInput(config), PanopticWorld(image_size=32, num_images=16)
+    num_asked = 0
+    for number in range(16):
+        example = data.example(number)
+        stuff = set(world.scene(int(example.image_id)).stuff)
+        assert not stuff & set(example.negatives)
+        num_asked += len(set(STUFF) & set(example.negatives))
+    assert num_asked > 0
