@@ -2,7 +2,7 @@
 
 Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text
 embeddings is the answer. Boxes are given, so this measures recognition alone, before and during
-detection training.
+detection training. `evaluation.dense` measures masks and whole images too.
 """
 
 import math
@@ -43,7 +43,8 @@ class NameAccuracy:
         """Adds embeddings with their true names; a name that is no category raises `KeyError`."""
         truth = np.array([self._index[name] for name in names], int)
         scores = embeddings @ self._texts.T
-        rank = (scores > scores[np.arange(len(truth)), truth][:, None]).sum(1)
+        # A tie, or a score that is no number, counts against the truth.
+        rank = (~(scores < scores[np.arange(len(truth)), truth][:, None])).sum(1) - 1
         for row, top in enumerate(self.top):
             np.add.at(self._right[row], truth, rank < top)
         np.add.at(self._count, truth, 1)
