@@ -71,19 +71,14 @@ def assign(cost: Float[Array, "*b k m"], is_instance: Bool[Array, "*b m"]) -> As
 
 def _assign_one(cost: Float[Array, "k m"], is_instance: Bool[Array, " m"]) -> Assignment:
     k, m = cost.shape
-    cost = jnp.where(jnp.isfinite(cost), cost.astype(jnp.float32), FORBIDDEN)
-    if m <= k:
-        prediction = cheapest_columns(cost.T, is_instance)
-        is_matched = prediction >= 0
-        return Assignment(prediction=jnp.where(is_matched, prediction, 0), is_matched=is_matched)
-    # Instances may outnumber predictions: predictions are the rows. Fillers cost the same
-    # everywhere, and more than any instance: they take what instances leave over.
-    real = jnp.where(is_instance[None, :], cost, -jnp.inf)
-    filler_cost = jnp.maximum(jnp.max(real), 0.0) + 1.0
-    cost = jnp.where(is_instance[None, :], cost, filler_cost)
-    instance = cheapest_columns(cost, jnp.ones(k, bool))
-    prediction = jnp.zeros(m, jnp.int32).at[instance].set(jnp.arange(k, dtype=jnp.int32))
-    is_matched = jnp.zeros(m, bool).at[instance].set(True) & is_instance
+    cost = jnp.where(jnp.isfinite(cost), cost.astype(jnp.float32), FORBIDDEN).T
+    # Instances may outnumber predictions: some then get none, which costs the same for each, and
+    # more than any prediction. So no prediction is left over while an instance has none, and what
+    # is paid for having none does not depend on who has none.
+    none_cost = jnp.maximum(jnp.max(jnp.where(is_instance[:, None], cost, -jnp.inf)), 0.0) + 1.0
+    none = jnp.broadcast_to(none_cost, (m, max(0, m - k)))
+    prediction = cheapest_columns(jnp.concatenate([cost, none], axis=1), is_instance)
+    is_matched = (prediction >= 0) & (prediction < k)
     return Assignment(prediction=jnp.where(is_matched, prediction, 0), is_matched=is_matched)
 
 
