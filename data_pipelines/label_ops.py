@@ -1,5 +1,6 @@
 """What augmentation does to labels: merge, crop, drop. NumPy only; boxes are xyxy in pixels."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +19,14 @@ class Instances(NamedTuple):
 
     def select(self, keep: Bool[np.ndarray, " m"]) -> "Instances":
         """The instances where `keep` is True, in order."""
-        names = tuple(n for n, kept in zip(self.names, keep, strict=True) if kept)
+        if keep.all():
+            return self
+        names = self.names_where(keep)
         return Instances(self.boxes_xyxy[keep], names, self.scores[keep], self.is_crowd[keep])
+
+    def names_where(self, keep: Bool[np.ndarray, " m"]) -> tuple[Names, ...]:
+        """The names of the instances where `keep` is True, in order."""
+        return tuple(itertools.compress(self.names, keep.tolist()))
 
 
 def clip_boxes(
@@ -84,7 +91,7 @@ def crop_instances(
     visible = _area(clipped)
     is_kept = visible >= keep * _area(instances.boxes_xyxy)
     is_kept = (is_kept | instances.is_crowd) & (visible > 0)
-    hidden = instances.select((visible > 0) & ~is_kept).names
+    hidden = instances.names_where((visible > 0) & ~is_kept)
     cropped = instances._replace(boxes_xyxy=clipped).select(is_kept)
     return cropped, tuple(dict.fromkeys(name for names in hidden for name in names))
 

@@ -100,7 +100,9 @@ class ModelConfig:
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
     class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
-    attention: Literal["xla", "cudnn"] = "xla"
+    # xla: on a CPU a part of the scores at a time; plain: all of them at once; portable: as xla,
+    # but chosen where the program runs (exports); cudnn: fused, on NVIDIA GPUs.
+    attention: Literal["xla", "cudnn", "plain", "portable"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
     scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
 

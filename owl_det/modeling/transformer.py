@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from owl_det.modeling.attention import attend
+from owl_det.modeling.attention import Implementation, attend
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -62,7 +62,7 @@ class Block(nn.Module):
     activation: str
     epsilon: float
     dropout_rate: float
-    attention: Literal["xla", "cudnn"]
+    attention: Implementation
     dtype: Any
     num_last_queries: int | None
 
@@ -156,7 +156,7 @@ class Transformer(nn.Module):
     epsilon: float
     droplayer_rate: float
     dropout_rate: float
-    attention: Literal["xla", "cudnn"]
+    attention: Implementation
     remat: str
     unroll: int
     dtype: Any
