@@ -38,6 +38,8 @@ from owl_det.modeling.token_drop import num_kept
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
+_WITHIN_A_SHARD = ("tensor", "none")
+
 # Bytes: {"fsdp": {"all-gather": …}}; axes that share a group are joined, as in "data+fsdp".
 Traffic = dict[str, dict[str, float]]
 
@@ -57,7 +59,7 @@ class Collective:
     source: str  # where it comes from in the Python code
 
 
-# --- reading a compiled program --------------------------------------------------------------------
+# --- reading a compiled program ------------------------------------------------------------------
 
 
 def collectives(hlo: str, mesh_shape: dict[str, int]) -> list[Collective]:
@@ -236,7 +238,7 @@ def traffic(found: Sequence[Collective]) -> Traffic:
     return {axes: dict(kinds) for axes, kinds in total.items()}
 
 
-# --- what must be sent -----------------------------------------------------------------------------
+# --- what must be sent ---------------------------------------------------------------------------
 
 
 def minimum(config: Config, mesh: Mesh) -> Traffic:
@@ -287,7 +289,7 @@ def over_data_axes(sent: Traffic) -> float:
     )
 
 
-# --- measuring -------------------------------------------------------------------------------------
+# --- measuring -----------------------------------------------------------------------------------
 
 # Only the program's structure is of interest: the CPU's code need not be fast.
 _FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -302,7 +304,7 @@ def measure(config: Config, mesh: Mesh) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     found = collectives(compiled.as_text() or "", dict(mesh.shape))
     sent, needed = traffic(found), minimum(config, mesh)
-    across = [one for one in found if one.axes not in ("tensor", "none")]
+    across = [one for one in found if one.axes not in _WITHIN_A_SHARD]
     largest = sorted(found, key=lambda one: one.wire_bytes * one.runs, reverse=True)[:8]
     return {
         "mesh": dict(mesh.shape),
@@ -374,7 +376,7 @@ def devices_of(topology: str, count: int) -> list[Any]:
     return list(slice_.devices)
 
 
-# --- command ---------------------------------------------------------------------------------------
+# --- command -------------------------------------------------------------------------------------
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -387,9 +389,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--config: there is no configs/{arguments.config}.py") from None
     tree = module.get_config().to_dict()
     tree["mesh"] = dict(zip(sharding.AXES, sizes, strict=True))
-    for name in ("batch_size",):
-        if getattr(arguments, name) is not None:
-            tree[name] = getattr(arguments, name)
+    if arguments.batch_size is not None:
+        tree["batch_size"] = arguments.batch_size
     if arguments.max_distinct_queries is not None:
         tree["data"]["max_distinct_queries"] = arguments.max_distinct_queries
     config = config_lib.resolve(tree)

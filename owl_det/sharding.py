@@ -104,7 +104,7 @@ def on_data_shards(
     """
     if mesh is None or mesh.size == 1:
         return fn(params, shared, rows)
-    specs = jax.tree.map(lambda placed: placed.spec, parameter_shardings(params, mesh))
+    specs = _specs(params, mesh)
 
     def local(params: PyTree, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
         gradients, values = fn(params, shared, rows)
@@ -117,12 +117,15 @@ def on_data_shards(
         out_specs=P(BATCH_AXES),
         axis_names=set(BATCH_AXES),  # tensor is left to the compiler
         check_vma=False,  # loops start from constants, which count as the same on every shard
-    )(_gather_over_fsdp(params, specs, mesh), shared, rows)
+    )(gather_over_fsdp(params, mesh), shared, rows)
     return _sum_over_shards(own_gradients, specs, mesh), values
 
 
-def _gather_over_fsdp(params: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
-    """Parameters that are whole over fsdp, split over tensor as before."""
+def gather_over_fsdp(params: PyTree, mesh: Mesh | None) -> PyTree:
+    """The same parameters, whole over fsdp and split over tensor as before."""
+    if mesh is None or mesh.size == 1:
+        return params
+    specs = _specs(params, mesh)
 
     def gather(x: Array, spec: PartitionSpec) -> Array:
         if "fsdp" not in spec:
@@ -154,6 +157,10 @@ def _sum_over_shards(own: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
         in_specs=(jax.tree.map(lambda spec: P(BATCH_AXES, *_over_tensor(spec)), specs),),
         out_specs=specs,
     )(own)
+
+
+def _specs(params: PyTree, mesh: Mesh) -> PyTree:
+    return jax.tree.map(lambda placed: placed.spec, parameter_shardings(params, mesh))
 
 
 def _over_tensor(spec: PartitionSpec) -> PartitionSpec:

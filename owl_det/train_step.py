@@ -225,12 +225,16 @@ def _mean_gradients(
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
-    # The contrastive loss compares all examples of the batch: there the compiler places the work.
-    own_mesh = None if config.task == "contrastive" else mesh
-    num_tables = num_shards if own_mesh is None else 1
-    gradients, (losses, parts) = sharding.on_data_shards(
-        shard_gradients, params, (text_key, count), (batch, examples, is_counted), own_mesh
-    )
+    num_tables = num_shards if mesh is None else 1
+    shared, rows = (text_key, count), (batch, examples, is_counted)
+    if config.task == "contrastive":
+        # Its loss compares all examples of the batch: the compiler places the work.
+        whole = sharding.gather_over_fsdp(params, mesh)
+        gradients, (losses, parts) = shard_gradients(whole, shared, rows)
+    else:
+        gradients, (losses, parts) = sharding.on_data_shards(
+            shard_gradients, params, shared, rows, mesh
+        )
     norm = optax.tree.norm(gradients)
     extra = {"gradient_norm": norm}
     if config.optimizer.clip.scope == "global":
