@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 
 from owl_det import optim, sharding
@@ -222,16 +222,31 @@ def _mean_gradients(
     is_counted = _is_counted(batch, config)
     count = jnp.maximum(is_counted.sum(), 1)
 
-    def loss_fn(params: Params) -> tuple[Array, Any]:
-        if config.task == "contrastive":
-            losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
-        else:
-            table = encode_queries(params, batch.query_table, text_key, config)
-            queries = gather_queries(table, batch.query_index, num_shards)
-            losses, parts = example_losses(params, examples, queries, config)
-        return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
+    def shard_gradients(params: Params, shared: Any, rows: Any) -> tuple[Params, Any]:
+        text_key, count = shared
+        batch, examples, is_counted = rows
 
-    gradients, (losses, parts) = jax.grad(loss_fn, has_aux=True)(params)
+        def loss_fn(params: Params) -> tuple[Array, Any]:
+            if config.task == "contrastive":
+                losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
+            else:
+                table = encode_queries(params, batch.query_table, text_key, config)
+                queries = gather_queries(table, batch.query_index, num_tables)
+                losses, parts = example_losses(params, examples, queries, config)
+            return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    num_tables = num_shards if mesh is None else 1
+    shared, rows = (text_key, count), (batch, examples, is_counted)
+    if config.task == "contrastive":
+        # Its loss compares all examples of the batch: the compiler places the work.
+        whole = sharding.gather_over_fsdp(params, mesh)
+        gradients, (losses, parts) = shard_gradients(whole, shared, rows)
+    else:
+        gradients, (losses, parts) = sharding.on_data_shards(
+            shard_gradients, params, shared, rows, mesh
+        )
     norm = optax.tree.norm(gradients)
     extra = {"gradient_norm": norm}
     if config.optimizer.clip.scope == "global":
@@ -249,10 +264,32 @@ def _per_example_gradients(
     params: Params, batch: Batch, key: Any, config: Config, num_shards: int, mesh: Mesh | None
 ) -> tuple[Params, Array, dict[str, Array], Metrics]:
     """Mean over examples of clipped gradients, a microbatch at a time to bound memory."""
-    clip = config.optimizer.clip
     examples, text_key = split_batch(batch, key)
+    num_tables = num_shards if mesh is None else 1
+
+    def shard_gradients(params: Params, text_key: Any, rows: Any) -> tuple[Params, Any]:
+        return _clipped_sum(params, *rows, text_key, config, num_tables)
+
+    total, (losses, parts, norms) = sharding.on_data_shards(
+        shard_gradients, params, text_key, (batch, examples), mesh
+    )
+    is_example = batch.is_example
+    count = jnp.maximum(is_example.sum(), 1)
+    gradients = jax.tree.map(lambda g: g / count, total)
+    extra = {
+        "gradient_norm": jnp.where(is_example, norms, 0.0).sum() / count,
+        "clipped_share": (is_example & (norms > config.optimizer.clip.norm)).sum() / count,
+    }
+    return gradients, losses, parts, extra
+
+
+def _clipped_sum(
+    params: Params, batch: Batch, examples: Examples, text_key: Any, config: Config, num_tables: int
+) -> tuple[Params, tuple[Array, dict[str, Array], Array]]:
+    """Sum over a shard's examples of clipped gradients; losses, parts and norms of each."""
+    clip = config.optimizer.clip
     if clip.scope == "exact":
-        tokens = gather_queries(batch.query_table, batch.query_index, num_shards)
+        tokens = gather_queries(batch.query_table, batch.query_index, num_tables)
         moving, inputs = params, tokens
         example_gradients = _exact_gradients(text_key, config)
         text_vjp = None
@@ -262,7 +299,7 @@ def _per_example_gradients(
             lambda text: encode_queries(text, batch.query_table, text_key, config), text
         )
         moving = {name: value for name, value in params.items() if name != "text"}
-        inputs = gather_queries(table, batch.query_index, num_shards)
+        inputs = gather_queries(table, batch.query_index, num_tables)
         example_gradients = _image_side_gradients(config)
 
     def microbatch(total: Params, xs: tuple[Examples, Array]) -> tuple[Params, Any]:
@@ -277,24 +314,17 @@ def _per_example_gradients(
         clipped_inputs = jax.tree.map(lambda g: g * factors[:, None, None], g_inputs)
         return total, (clipped_inputs, losses, parts, norms)
 
-    to_micro, from_micro = _microbatching(batch.image.shape[0], clip.microbatch, num_shards, mesh)
+    to_micro, from_micro = _microbatching(batch.image.shape[0], clip.microbatch)
     zeros = jax.tree.map(jnp.zeros_like, moving)
     total, stacked = jax.lax.scan(microbatch, zeros, to_micro((examples, inputs)))
     g_inputs, losses, parts, norms = from_micro(stacked)
-    count = jnp.maximum(batch.is_example.sum(), 1)
     if text_vjp is not None:
         g_table = jax.linear_transpose(
-            lambda t: gather_queries(t, batch.query_index, num_shards),
+            lambda t: gather_queries(t, batch.query_index, num_tables),
             jax.ShapeDtypeStruct((batch.query_table.shape[0], inputs.shape[-1]), inputs.dtype),
         )(g_inputs["queries"])[0]
         total = {**total, **text_vjp(g_table)[0]}
-    gradients = jax.tree.map(lambda g: g / count, total)
-    is_example = batch.is_example
-    extra = {
-        "gradient_norm": jnp.where(is_example, norms, 0.0).sum() / count,
-        "clipped_share": (is_example & (norms > clip.norm)).sum() / count,
-    }
-    return gradients, losses, parts, extra
+    return total, (losses, parts, norms)
 
 
 ExampleGradients = Callable[[Params, Examples, Array], tuple[Any, Array, dict[str, Array]]]
@@ -338,35 +368,24 @@ def _exact_gradients(text_key: Any, config: Config) -> ExampleGradients:
 
 
 def _microbatching(
-    batch_size: int, per_shard: int, num_shards: int, mesh: Mesh | None
+    num_examples: int, size: int
 ) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
-    """Functions that cut a batch into microbatches, along a new first axis, and undo it.
+    """Functions that cut a shard's rows into microbatches, along a new first axis, and undo it.
 
-    Every microbatch takes `per_shard` examples of each data shard, so that cutting moves nothing
-    between devices. Raises `ConfigError` where a shard's examples do not divide.
+    Raises `ConfigError` where the examples do not divide.
     """
-    per_device = batch_size // num_shards
-    per_shard = min(per_shard, per_device)
-    if per_device % per_shard:
+    size = min(size, num_examples)
+    if num_examples % size:
         raise ConfigError(
-            f"config.optimizer.clip.microbatch: {per_shard} does not divide the {per_device} "
+            f"config.optimizer.clip.microbatch: {size} does not divide the {num_examples} "
             "examples of each data shard"
         )
-    steps = per_device // per_shard
-
-    def place(x: Array) -> Array:
-        if mesh is None:
-            return x
-        spec = PartitionSpec(None, sharding.BATCH_AXES)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     def to_micro(x: Array) -> Array:
-        x = x.reshape(num_shards, steps, per_shard, *x.shape[1:])
-        return place(jnp.swapaxes(x, 0, 1).reshape(steps, num_shards * per_shard, *x.shape[3:]))
+        return x.reshape(-1, size, *x.shape[1:])
 
     def from_micro(x: Array) -> Array:
-        x = x.reshape(steps, num_shards, per_shard, *x.shape[2:])
-        return jnp.swapaxes(x, 0, 1).reshape(batch_size, *x.shape[3:])
+        return x.reshape(num_examples, *x.shape[2:])
 
     return lambda tree: jax.tree.map(to_micro, tree), lambda tree: jax.tree.map(from_micro, tree)
 
