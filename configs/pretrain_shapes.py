@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
     config.name = "pretrain_shapes"
     config.task = "contrastive"
     config.batch_size = 32
-    config.num_steps = 5000
+    config.num_steps = 9000
     quickstart.tiny_model(config)
     match_towers(config)
     config.model.contrastive = "softmax"
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.optimizer.clip.scope = "global"
     config.optimizer.b2 = 0.98
     config.schedule.warmup_steps = 100
-    config.checkpoint.every_steps = 1000
-    config.evaluation.every_steps = 1000
+    config.checkpoint.every_steps = 1500
+    config.evaluation.every_steps = 3000
     config.evaluation.batch_size = 64
     return config

@@ -4,8 +4,8 @@
     python -m studies.owl_st --workdir=W --seeds=3 --report    every claim with its control
     python -m studies.owl_st --draw                            the report of what is there
 
-All detectors are asked for every base and novel name at once, on shapes world's test split. Arms
-that are compared take the same number of steps at the same batch size.
+All detectors are asked for every base and novel name at once, on the same images of shapes world's
+test split. Arms that are compared take the same number of steps at the same batch size.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from studies import arms
 from studies.arms import Arm, Claim, Metrics, Study
 
 INPUT = "shapes_world:crowded:8192"
+TEST_IMAGES = 512
 NOVEL, BASE, FREQUENT = "AP50_novel", "AP50_base", "AP50_frequent"
 KEPT = (  # of every evaluation, for curves
     *("AP_base", BASE, NOVEL, "AP50_novel_combination", "AP50_novel_word"),
@@ -56,13 +57,14 @@ def _numbers(summary: Metrics) -> Metrics:
 
 
 def read_annotation(folder: Path) -> Metrics:
-    """Counts of the job, and the precision of its boxes by group of names."""
+    """Counts of the job, and how many of its boxes and hard negatives are right."""
     counts = json.loads((folder / "records" / "report.json").read_text())
     precision = json.loads((folder / "precision.json").read_text())
     keys = ("images", "recorded_images", "recorded_boxes", "kept_images", "kept_boxes")
     return {
         **{key: counts[key] for key in (*keys, "kept_by_space", "encoded_queries")},
         "groups": precision["groups"],
+        "hard_negatives": precision["hard_negatives"],
     }
 
 
@@ -97,6 +99,7 @@ def train(name: str, config: str, title: str, *overrides: str, needs: tuple[str,
         f"--config=configs/{config}.py",
         "--workdir={out}",
         "--config.seed={seed}",
+        f"--config.data.eval.shapes.num_images={TEST_IMAGES}",
         *(f"--config.{override}" for override in overrides),
     )
     return Arm(name=name, commands=(command,), read=read_training, needs=needs, title=title)
@@ -126,7 +129,7 @@ def student(
 
 def annotate(name: str, title: str, labels: str, *options: str, by: str = "annotator") -> Arm:
     """Pseudo-boxes of the crowded split, of which only captions are used, and their precision."""
-    asks_curated = labels in ("curated", "union")
+    asks_curated = labels not in ("ngrams", "noun_phrases")
     command = (
         *("owl_det.cli", "annotate", f"--checkpoint={{{by}}}", f"--input={INPUT}"),
         *("--output={out}/records", f"--labels={labels}", "--shards=8", "--batch_size=32"),
@@ -162,7 +165,8 @@ ARMS = (
         commands=(
             (
                 *("owl_det.cli", "ensemble", "--out={out}", "--sweep=0,0.2,0.4,0.6,0.8,1"),
-                *("--self_trained={student}", "--fine_tuned={finetuned}", "--max_images=1024"),
+                *("--self_trained={student}", "--fine_tuned={finetuned}"),
+                f"--max_images={TEST_IMAGES}",
             ),
         ),
         read=read_sweep,
@@ -219,7 +223,8 @@ ARMS = (
         commands=(
             (
                 *("owl_det.cli", "evaluate", "--checkpoint={annotator}", "--dataset=shapes_world"),
-                *("--prompts=clip_best7", "--batch_size=32", "--out={out}/metrics.json"),
+                *("--prompts=clip_best7", "--batch_size=32", f"--max_images={TEST_IMAGES}"),
+                "--out={out}/metrics.json",
             ),
         ),
         read=read_evaluation,

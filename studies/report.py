@@ -11,7 +11,7 @@ from PIL import Image
 from owl_det import viz
 from studies import document, plots
 from studies.arms import Arm, Claim, Metrics, Study
-from studies.claims import Judgement, Results, judge, read_results, standard_error, value_of
+from studies.claims import Judgement, Results, judge, read_results, standard_error
 from studies.document import Block, Code, Details, Heading, Picture, Table, Text
 
 NOVEL, BASE = "AP50_novel", "AP50_base"
@@ -121,33 +121,54 @@ def _arm_table(shown: Sequence[Arm], results: Results) -> Table:
 
 def _precision(study: Study, results: Results) -> list[Block]:
     """Of the annotation arms: those whose metrics have groups."""
-    measures = {"pseudo_boxes": ("boxes", 1.0, 0), "precision": ("precision", 100.0, 1)}
-    measures |= {"recall": ("recall", 100.0, 1)}
+    measures = (
+        ("boxes", 1.0, 0, lambda row: row["pseudo_boxes"]),
+        ("precision", 100.0, 1, lambda row: row["precision"]),
+        ("names the object", 100.0, 1, _named_share),
+        ("recall", 100.0, 1, lambda row: row["recall"]),
+    )
+    of_arms = {
+        arm.name: [m["groups"] for m in results.metrics(arm.name).values() if "groups" in m]
+        for arm in study.arms
+    }
+    groups = list(
+        dict.fromkeys(g for by_seed in of_arms.values() for seed in by_seed for g in seed)
+    )
     rows: list[list[str]] = []
-    groups: dict[str, None] = {}
-    for arm in study.arms:
-        by_seed = [m["groups"] for m in results.metrics(arm.name).values() if "groups" in m]
-        groups |= dict.fromkeys(group for seed in by_seed for group in seed)
-    for arm in study.arms:
-        by_seed = [m["groups"] for m in results.metrics(arm.name).values() if "groups" in m]
-        for key, (name, scale, digits) in measures.items() if by_seed else ():
-            found = {g: [value_of(seed.get(g, {}), key) for seed in by_seed] for g in groups}
-            cells = [
-                _mean([value for value in found[group] if value is not None], scale, digits)
-                for group in groups
-            ]
-            rows.append([arm.name, name, *cells])
+    for arm, by_seed in of_arms.items():
+        for name, scale, digits, measure in measures if by_seed else ():
+            found = {g: [measure(seed[g]) for seed in by_seed if g in seed] for g in groups}
+            shares = [[value for value in found[g] if value is not None] for g in groups]
+            rows.append([arm, name, *(_mean(values, scale, digits) for values in shares)])
     if not rows:
         return []
     text = (
         "Precision: the share of pseudo-boxes that overlap a true box of their name by an IoU of "
+        "0.5, each true box once; recall: the share of true boxes found. Names the object: the "
+        "share of pseudo-boxes whose phrase is or holds the name of a true box they overlap. In "
+        "percent."
     )
-    text += "0.5; recall: the share of true boxes found. Both in percent."
-    return [
-        Heading("Pseudo-boxes"),
-        Text(text),
-        Table(("arm", "", *(group.replace("_", " ") for group in groups)), rows),
-    ]
+    header = ("arm", "", *(group.replace("_", " ") for group in groups))
+    return [Heading("Pseudo-boxes"), Text(text), Table(header, rows), *_mined(study, results)]
+
+
+def _named_share(row: Mapping[str, Any]) -> float | None:
+    return row["holds_name"] / row["pseudo_boxes"] if row["pseudo_boxes"] else None
+
+
+def _mined(study: Study, results: Results) -> list[Block]:
+    """How many hard negatives are truly absent, of the arms that mined some."""
+    rows: list[list[str]] = []
+    for arm in study.arms:
+        shares: dict[int, list[float]] = {}
+        for metrics in results.metrics(arm.name).values():
+            for row in metrics.get("hard_negatives", ()):
+                shares.setdefault(row["first"], []).append(row["share"])
+        rows += [[arm.name, str(first), _mean(values)] for first, values in shares.items()]
+    if not rows:
+        return []
+    text = Text("Mined hard negatives: the share that is absent from the image, in percent.")
+    return [text, Table(("arm", "the first", "absent"), rows)]
 
 
 def _plateau(study: Study, results: Results) -> list[Block]:

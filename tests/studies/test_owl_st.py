@@ -14,7 +14,7 @@ from data_pipelines import shapes_world
 from owl_det import cli
 from owl_det import config as config_lib
 from owl_det.annotate import job, label_spaces
-from owl_det.config import Config
+from owl_det.config import Config, ShapesWorldSource
 from studies import arms, claims, owl_st
 from studies.arms import Arm
 from studies.owl_st import STUDY
@@ -48,7 +48,10 @@ def test_trainings_resolve(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
     starts = [needed for needed in arm.needs if config.checkpoint.init_from == f"/{needed}"]
     assert starts or config.checkpoint.init_from == ""
     assert config.checkpoint.class_head_from_projection == (starts == ["pretrain"])
-    assert "shapes" in config.data.eval
+    shapes = config.data.eval["shapes"]
+    assert isinstance(shapes, ShapesWorldSource)
+    assert (shapes.split, shapes.num_images) == ("test", owl_st.TEST_IMAGES)
+    assert config.evaluation.max_images == 0
     if config.name == "selftrain_shapes":
         assert config.data.path in [f"/{needed}/records" for needed in arm.needs]
 

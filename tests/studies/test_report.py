@@ -192,11 +192,17 @@ def test_headline_has_mean_deviation_seeds_and_minutes(
 def test_precision_by_group(study: Study, put: Callable[..., None]) -> None:
     for seed, precision in enumerate((0.5, 0.7)):
         group = {"pseudo_boxes": 1000 + 10 * seed, "precision": precision, "recall": None}
-        put("second", seed, groups={"base": group, "novel_word": {**group, "precision": None}})
+        group |= {"holds_name": 800 + 8 * seed}
+        none = {"pseudo_boxes": 0, "precision": None, "recall": 0.0, "holds_name": 0}
+        mined = [{"first": 1, "share": 0.9}, {"first": 2, "share": 0.8 - 0.1 * seed}]
+        groups = {"base": group, "novel_word": none}
+        put("second", seed, groups=groups, hard_negatives=mined)
     rows = _rows(report.write(study, None), "second")
-    assert ["second", "boxes", "1,005 ± 7", "1,005 ± 7"] in rows
+    assert ["second", "boxes", "1,005 ± 7", "0 ± 0"] in rows
     assert ["second", "precision", "60.0 ± 14.1", "–"] in rows
-    assert ["second", "recall", "–", "–"] in rows
+    assert ["second", "names the object", "80.0 ± 0.0", "–"] in rows
+    assert ["second", "recall", "–", "0.0 ± 0.0"] in rows
+    assert ["second", "1", "90.0 ± 0.0"] in rows and ["second", "2", "75.0 ± 7.1"] in rows
 
 
 def test_plateau_is_the_change_over_the_last_30_percent(
