@@ -137,8 +137,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         call = prepare_theirs(folder, arguments.task, pixels, tokens, peer, arguments.threads)
     outputs = call()  # compiles, and warms caches
     preparing = time.perf_counter() - started
-    loading_bytes = _peak_resident()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    loading_bytes = peak_resident()
+    reset_peak()
     wall, cpu = [], []
     for _ in range(arguments.repeats):
         starts = time.perf_counter(), time.process_time()
@@ -146,7 +146,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         wall.append(time.perf_counter() - starts[0])
         cpu.append(time.process_time() - starts[1])
     np.savez(Path(folder) / f"{peer}.npz", **outputs)  # pyright: ignore[reportArgumentType]
-    running_bytes = _peak_resident()
+    running_bytes = peak_resident()
     return {
         "wall_seconds": spread(wall),
         "cpu_seconds": spread(cpu),
@@ -167,11 +167,17 @@ def inputs_of(folder: str, queries: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, ClipTokenizer(length).encode_all([f"a photo of {i}" for i in range(queries)])
 
 
-def _peak_resident() -> int:
+def reset_peak() -> None:
+    """From here on `peak_resident` tells the peak. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int:
+    """The most bytes that this process has held (resident) since the last reset. Linux only."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: memory is measured on Linux only")
+    raise OSError("/proc/self/status has no VmHWM")
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
