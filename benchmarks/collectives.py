@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 
 from owl_det import config as config_lib
 from owl_det import sharding, step_shapes
-from owl_det.config import Config, MeshConfig
+from owl_det.config import Config
 from owl_det.errors import ConfigError, UserError
 from owl_det.modeling.token_drop import num_kept
 
@@ -379,23 +379,37 @@ def devices_of(topology: str, count: int) -> list[Any]:
 # --- command -------------------------------------------------------------------------------------
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    sizes = [int(n) for n in arguments.mesh.split(",")]
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise ConfigError(f"--mesh: three sizes data,fsdp,tensor, got {arguments.mesh}")
+def mesh_sizes(text: str) -> list[int]:
+    """`8,4,2` as sizes of data, fsdp and tensor. Raises `ConfigError` for anything else."""
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ConfigError(f"--mesh: three sizes data,fsdp,tensor, got {text}")
+    return [int(size) for size in sizes]
+
+
+def load_config(
+    name: str, sizes: Sequence[int], batch_size: int | None, max_distinct_queries: int | None
+) -> Config:
+    """configs/NAME.py over a mesh; None keeps the file's own value. Raises `ConfigError`."""
     try:
-        module = importlib.import_module(f"configs.{arguments.config}")
+        module = importlib.import_module(f"configs.{name}")
     except ModuleNotFoundError:
-        raise ConfigError(f"--config: there is no configs/{arguments.config}.py") from None
+        raise ConfigError(f"--config: there is no configs/{name}.py") from None
     tree = module.get_config().to_dict()
     tree["mesh"] = dict(zip(sharding.AXES, sizes, strict=True))
-    if arguments.batch_size is not None:
-        tree["batch_size"] = arguments.batch_size
-    if arguments.max_distinct_queries is not None:
-        tree["data"]["max_distinct_queries"] = arguments.max_distinct_queries
-    config = config_lib.resolve(tree)
-    devices = devices_of(arguments.topology, math.prod(sizes))
-    mesh = sharding.make_mesh(MeshConfig(**tree["mesh"]), devices)
+    if batch_size is not None:
+        tree["batch_size"] = batch_size
+    if max_distinct_queries is not None:
+        tree["data"]["max_distinct_queries"] = max_distinct_queries
+    return config_lib.resolve(tree)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    sizes = mesh_sizes(arguments.mesh)
+    config = load_config(
+        arguments.config, sizes, arguments.batch_size, arguments.max_distinct_queries
+    )
+    mesh = sharding.make_mesh(config.mesh, devices_of(arguments.topology, math.prod(sizes)))
     return {
         "config": arguments.config,
         "batch_size": config.batch_size,
