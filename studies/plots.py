@@ -33,6 +33,7 @@ def plot_bars(
         Line2D([], [], color=_OTHER, linewidth=6, label="variants and controls"),
         Line2D([], [], color="black", marker="o", markersize=4, linestyle="", label="one seed"),
     ]
+    axes.margins(y=0.02)
     axes.invert_yaxis()
     axes.set_xlim(0, None)
     axes.set_xlabel(xlabel)
@@ -60,7 +61,7 @@ def plot_curves(
             steps = sorted(curve)
             low, high = ([f(curve[step]) for step in steps] for f in (min, max))
             middle = [mean(curve[step]) for step in steps]
-            axes.plot(steps, middle, styles[metric], color=color, linewidth=1.8)
+            axes.plot(steps, middle, styles[metric], color=color, linewidth=1.8, marker="o", ms=3)
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
     handles = [
         Line2D([], [], color=color, linewidth=4, label=name)

@@ -308,7 +308,7 @@ def _draw_thresholds(study: Study, results: Results, file: Path) -> None:
     for name, metric in (("novel names", NOVEL), ("base names", BASE)):
         line = {score: _percent(results.values(arm, metric)) for score, arm in study.thresholds}
         lines[name] = {score: values for score, values in line.items() if values}
-    if all(lines.values()):
+    if all(len(line) > 1 for line in lines.values()):
         xlabel = "score that an image's best pseudo-box must have"
         plots.plot_thresholds(file, lines, xlabel, "AP50 (percent)")
 
