@@ -151,8 +151,14 @@ class ShapesWorldSource:
     kind: Literal["shapes_world"] = "shapes_world"
     weight: float = 1.0
     split: Literal[
-        *("train", "test", "image_text", "image_text_test", "crowded"),
-        *("panoptic", "panoptic_test", "panoptic_text"),  # with stuff
+        "train",
+        "test",
+        "image_text",
+        "image_text_test",
+        "crowded",
+        "panoptic",  # with stuff, as those below
+        "panoptic_test",
+        "panoptic_text",
     ] = "train"
     image_size: int = 64
     num_images: int = 8192

@@ -109,7 +109,10 @@ class Block(nn.Module):
         def pass_values(query: Array, key: Array, value: Array) -> Array:
             if num_queries == 0:
                 return value
-            mixed = attend_to(query[:, :num_queries], key, value)
+            # Fused kernels have nothing to gain from a single query, and want multiples of 64.
+            mixed = attend(
+                query[:, :num_queries], key, value, is_causal=self.is_causal, implementation="xla"
+            )
             return jnp.concatenate([mixed, value[:, num_queries:]], axis=1)
 
         # The layers are one scanned program; this runs one branch in each.
