@@ -34,6 +34,7 @@ import PIL
 from PIL import Image, ImageDraw, features
 
 from benchmarks.inference import cpu_model, spread
+from data_pipelines import image_ops
 from data_pipelines.input import TrainInput
 from owl_det import config as config_lib
 from owl_det.config import Config
@@ -74,8 +75,7 @@ def write_labels(file: Path, paths: Sequence[Path], seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
     images, annotations = [], []
     for index, path in enumerate(paths):
-        with Image.open(path) as image:
-            width, height = image.size
+        height, width = image_ops.image_size(path.read_bytes())
         images.append({"id": index, "file_name": path.name, "width": width, "height": height})
         for _ in range(BOXES):
             w, h = rng.uniform(0.05, 0.5, 2) * (width, height)
@@ -197,8 +197,8 @@ def run_set(paths: Sequence[Path], labels: Path, arguments: argparse.Namespace) 
     """The measurements on one set of files; `labels` is where their labels are written."""
     write_labels(labels, paths)
     config = make_config(labels, paths[0].parent, arguments.grid, arguments.image_size)
-    sizes = [Image.open(path).size for path in paths]
-    pixels = sum(width * height for width, height in sizes)
+    sizes = [image_ops.image_size(path.read_bytes()) for path in paths]
+    pixels = sum(height * width for height, width in sizes)
     measured = measure(TrainInput(config), paths, arguments.mosaics)
     median = measured["images_per_core_second"]["median"]
     return {
