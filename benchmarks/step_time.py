@@ -25,7 +25,6 @@ class Hardware:
     """What the model assumes of a device; the sources are in docs/scaling.md."""
 
     peak_flops: float  # a second, bfloat16, dense
-    memory_gib: float
     near_bandwidth: float  # bytes a second that a device sends to neighbours of its group
     far_bandwidth: float  # to all others
     group_size: int  # devices that reach each other at the near bandwidth
@@ -35,7 +34,6 @@ HARDWARE = {
     # Eight GPUs share NVLink (450 GB/s each way); one 400 Gb/s network card a GPU.
     "h200": Hardware(
         peak_flops=989e12,
-        memory_gib=131.0,
         near_bandwidth=450e9,
         far_bandwidth=50e9,
         group_size=8,
@@ -43,7 +41,6 @@ HARDWARE = {
     # 2-D torus: a ring along one side of it sends over two of the four links, 50 GB/s each.
     "v5e": Hardware(
         peak_flops=197e12,
-        memory_gib=16e9 / 2**30,
         near_bandwidth=100e9,
         far_bandwidth=100e9,
         group_size=256,

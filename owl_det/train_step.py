@@ -268,7 +268,8 @@ def _per_example_gradients(
     num_tables = num_shards if mesh is None else 1
 
     def shard_gradients(params: Params, text_key: Any, rows: Any) -> tuple[Params, Any]:
-        return _clipped_sum(params, *rows, text_key, config, num_tables)
+        own_batch, own_examples = rows
+        return _clipped_sum(params, own_batch, own_examples, text_key, config, num_tables)
 
     total, (losses, parts, norms) = sharding.on_data_shards(
         shard_gradients, params, text_key, (batch, examples), mesh

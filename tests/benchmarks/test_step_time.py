@@ -15,7 +15,7 @@ def test_compute_is_flops_over_the_rate(monkeypatch: pytest.MonkeyPatch) -> None
     # Devices stand for themselves: those of the test process are set already.
     monkeypatch.setattr(step_time.collectives, "devices_of", lambda _, n: list(range(n)))
     hardware = step_time.Hardware(
-        peak_flops=1e12, memory_gib=1, near_bandwidth=1e9, far_bandwidth=1e8, group_size=4
+        peak_flops=1e12, near_bandwidth=1e9, far_bandwidth=1e8, group_size=4
     )
     monkeypatch.setattr(
         step_time.collectives,
