@@ -570,7 +570,10 @@ def _add_annotate_precision(
     )
     parser.add_argument("records", metavar="RECORDS", help="what owl-det annotate wrote")
     parser.add_argument(
-        "--source", default="", help="shapes_world:SPLIT:NUM[:SIZE]; default: the job's --input"
+        "--source",
+        default="",
+        help="the truth: shapes_world:SPLIT:NUM[:SIZE] (default: the job's --input), or of a "
+        "folder of images a source as in a config, kind=coco,path=ROOT,annotations=FILE,images=DIR",
     )
     parser.add_argument("--min_box_score", type=float, help="as in training; default: the job's")
     parser.add_argument("--min_image_score", type=float, help="likewise")

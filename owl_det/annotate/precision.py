@@ -16,8 +16,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from data_pipelines import label_ops, pseudo_records, shapes_world
+from data_pipelines import source as source_lib
+from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers import image_text, pseudo_boxes
+from data_pipelines.shapes_world import ShapesWorld
+from owl_det import config as config_lib
 from owl_det.annotate import label_spaces
+from owl_det.config import CocoSource, VocSource, YoloSource
 from owl_det.errors import DataError
 
 IOU = 0.5
@@ -154,15 +159,39 @@ def measure_hard_negatives(
     ]
 
 
-# --- records of shapes world ---------------------------------------------------------------------
+# --- sources -------------------------------------------------------------------------------------
 
 
-def shapes_world_truths(where: str) -> dict[str, Truth]:
-    """All objects of `shapes_world:SPLIT:NUM[:SIZE]`, also those without boxes, by record key.
+@dataclass(frozen=True)
+class Known:
+    """What is known of the images that were annotated."""
 
-    Raises `DataError` if `where` is not of this form.
+    truths: dict[str, Truth]  # by the key of the record
+    groups: dict[str, str]  # of every name
+
+
+def open_source(where: str, annotated: str) -> Known:
+    """The truth of shapes world, or of a folder of labelled images.
+
+    `where` is `shapes_world:SPLIT:NUM[:SIZE]`, or a source as in a config: `kind=coco,path=ROOT,
+    annotations=FILE,images=FOLDER`, or kind voc or yolo. `annotated` is the job's --input: the same
+    split and size, or the folder of images. Raises `UserError` if the source cannot be used or the
+    two do not belong together.
     """
-    world = image_text.open_shapes_world(where)
+    if where.startswith("shapes_world:") and annotated.startswith("shapes_world:"):
+        ours, theirs = (image_text.open_shapes_world(text) for text in (where, annotated))
+        if (ours.split, ours.image_size) == (theirs.split, theirs.image_size):
+            return _of_shapes_world(ours)
+    elif "=" in where and not annotated.startswith("shapes_world:"):
+        return _of_folder(where)
+    raise DataError(
+        f"--source: {where}, but the records were made of {annotated}; give the same split and "
+        "size of shapes_world, or kind=…,path=… of a folder of images"
+    )
+
+
+def _of_shapes_world(world: ShapesWorld) -> Known:
+    """All objects, also those that have no boxes in training."""
     names = [entry.name for entry in shapes_world.object_names()]
     truths: dict[str, Truth] = {}
     for index in range(len(world)):
@@ -170,7 +199,35 @@ def shapes_world_truths(where: str) -> dict[str, Truth]:
         boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4)
         key = image_text.shapes_world_key(index)
         truths[key] = Truth(boxes, tuple(names[item.category] for item in objects))
-    return truths
+    return Known(truths, {entry.name: entry.group for entry in shapes_world.object_names()})
+
+
+def _of_folder(where: str) -> Known:
+    """Boxes of images that lie in files; names in lower case, as label spaces have them."""
+    from owl_det.ensemble import parse_evaluation
+
+    entry, _ = parse_evaluation(where)
+    # A config needs a training source to be whole; none is opened.
+    data = {"train": {"none": {"kind": "shapes_world"}}, "eval": {"truth": entry}}
+    described = config_lib.resolve({"data": data}).data.eval["truth"]
+    if not isinstance(described, CocoSource | VocSource | YoloSource):
+        raise DataError(f"--source: kind={described.kind}, but expected coco, voc or yolo")
+    source = source_lib.build(described, "")
+    folder = Path(described.path) / described.images
+    truths: dict[str, Truth] = {}
+    for index in range(len(source)):
+        try:
+            record = source[index]
+        except UnreadableImage as error:
+            raise DataError(f"--source: {error}") from None
+        is_one = ~record.is_crowd
+        names = [name.lower() for (name,) in record.names]  # these readers give one a box
+        key = Path(record.source).relative_to(folder).as_posix()
+        truths[key] = Truth(
+            record.boxes_xyxy[is_one], tuple(n for n, one in zip(names, is_one, strict=True) if one)
+        )
+    groups = {c.name.lower(): c.groups[0] if c.groups else "names" for c in source.categories}
+    return Known(truths, groups)
 
 
 def run(
@@ -180,25 +237,21 @@ def run(
     min_box_score: float | None = None,
     min_image_score: float | None = None,
 ) -> dict[str, Any]:
-    """Measures records of shapes world; by default all of their job's input at its thresholds.
+    """Measures the records of a folder, by default at the thresholds of their job.
 
-    `source` is as the job's --input: another number of images of the same split and size narrows or
-    widens what recall is measured on. Raises `DataError` if the records or the source cannot be
-    used, or do not belong together.
+    `source` is as for `open_source`, by default the job's --input; of shapes world another number
+    of images narrows or widens what recall is measured on. Raises `UserError` if the records or the
+    source cannot be used.
     """
     folder = Path(records)
     job = pseudo_boxes.read_job(folder)
-    source = source or str(job.get("input"))
-    if _split_and_size(source) != _split_and_size(str(job.get("input"))):
-        raise DataError(
-            f"--source: {source}, but the records in {records} were made of {job.get('input')}"
-        )
+    annotated = str(job.get("input"))
+    source = source or annotated
+    known = open_source(source, annotated)
     settings = {
         "min_box_score": _given(min_box_score, job, "min_box_score"),
         "min_image_score": _given(min_image_score, job, "min_image_score"),
     }
-    groups = {entry.name: entry.group for entry in shapes_world.object_names()}
-    truths = shapes_world_truths(source)
 
     def entries() -> Iterator[dict[str, Any]]:
         return (entry for _, entry in pseudo_boxes.read_entries(folder, int(job["num_shards"])))
@@ -207,17 +260,14 @@ def run(
         "format": pseudo_records.FORMAT,
         "records": records,
         "source": source,
-        "images": len(truths),
+        "images": len(known.truths),
         "iou": IOU,
         **settings,
-        "groups": measure(entries(), truths, groups, **settings),
-        "hard_negatives": measure_hard_negatives(entries(), truths, settings["min_image_score"]),
+        "groups": measure(entries(), known.truths, known.groups, **settings),
+        "hard_negatives": measure_hard_negatives(
+            entries(), known.truths, settings["min_image_score"]
+        ),
     }
-
-
-def _split_and_size(where: str) -> tuple[str, int]:
-    world = image_text.open_shapes_world(where)
-    return world.split, world.image_size
 
 
 def _given(value: float | None, job: Mapping[str, Any], key: str) -> float:

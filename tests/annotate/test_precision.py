@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines import pseudo_records, shapes_world
 from data_pipelines.pseudo_records import PseudoRecord
@@ -169,13 +170,56 @@ def test_true_objects_are_all_right(
     assert f"| all | {sum(sizes[:4])} |" in capsys.readouterr().out
 
 
+def _write_coco(root: Path) -> None:
+    """Two images in a folder and its folder; of the second a cat and a crowd of dogs are boxed."""
+    (root / "images" / "sub").mkdir(parents=True)
+    files = ("a.png", "sub/b.png")
+    for file in files:
+        Image.new("RGB", (32, 32)).save(root / "images" / file)
+    boxes = [(1, 1, [0, 0, 10, 10], 0), (2, 1, [0, 0, 10, 10], 0), (2, 2, [20, 20, 10, 10], 1)]
+    content = {
+        "images": [
+            {"id": i, "file_name": file, "height": 32, "width": 32}
+            for i, file in enumerate(files, start=1)
+        ],
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": c, "bbox": b, "area": 100, "iscrowd": crowd}
+            for i, (image, c, b, crowd) in enumerate(boxes)
+        ],
+        "categories": [{"id": 1, "name": "Cat"}, {"id": 2, "name": "dog"}],
+    }
+    (root / "annotations.json").write_text(json.dumps(content))
+
+
+def test_the_truth_of_a_folder_of_images_is_a_source_as_in_a_config(tmp_path: Path) -> None:
+    _write_coco(tmp_path)
+    images = str(tmp_path / "images")
+    known = precision.open_source(f"kind=coco,path={tmp_path}", images)
+    assert known.groups == {"cat": "names", "dog": "names"}
+    assert {key: truth.names for key, truth in known.truths.items()} == {
+        "a.png": ("cat",),
+        "sub/b.png": ("cat",),
+    }
+    entry = {**_entry(("cat", 0.9, SHIFTED), ("dog", 0.8, FAR)), "key": "sub/b.png"}
+    found = precision.measure(
+        [entry], known.truths, known.groups, min_box_score=0.1, min_image_score=0.3
+    )
+    assert found["all"]["right"] == 1 and found["all"]["recall"] == 0.5
+    assert found["all"]["precision"] == 0.5
+    with pytest.raises(DataError, match="kind=shapes_world, but expected coco"):
+        precision.open_source("kind=shapes_world", images)
+    with pytest.raises(DataError, match="no such|annotations"):
+        precision.open_source(f"kind=coco,path={tmp_path / 'absent'}", images)
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
         (["--source", "shapes_world:train:6:32"], "--source: .*were made of shapes_world:crowded"),
         (["--source", "shapes_world:crowded:6"], "--source"),
         (["--source", "shapes_world:crowded:2:32"], "record '00000002'"),
-        (["--source", "coco"], "expected shapes_world:SPLIT:NUM"),
+        (["--source", "kind=coco,path=a"], "were made of shapes_world:crowded"),
+        (["--source", "shapes_world:crowd:6:32"], "expected shapes_world:SPLIT:NUM"),
         (["--min_box_score", "0.01"], "--min_box_score: 0.01"),
     ],
 )
