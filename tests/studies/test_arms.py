@@ -68,16 +68,16 @@ def test_killed_study_stops_its_command_and_runs_only_what_is_left(tmp_path: Pat
     command = [sys.executable, "-m", fake_study.MODULE, "study"]
     command += [str(tmp_path / "results"), str(work), str(flag)]
     process = subprocess.Popen(command, cwd=arms.ROOT)
-    deadline = time.time() + 60
+    deadline = time.time() + 120
     while not (work / "seed0" / "slow" / "calls.txt").exists():
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.02)
     process.terminate()
-    assert process.wait(30) == 128 + signal.SIGTERM
+    assert process.wait(120) == 128 + signal.SIGTERM
     flag.touch()  # an arm that had been left alone would finish now
     time.sleep(0.2)
     assert not (work / "seed0" / "slow" / "metrics.json").exists()
-    assert subprocess.run(command, cwd=arms.ROOT, timeout=60).returncode == 0
+    assert subprocess.run(command, cwd=arms.ROOT, timeout=120).returncode == 0
     assert _calls(work) == {"first": 1, "slow": 2}
 
 
@@ -93,7 +93,7 @@ def test_time_of_killed_attempts_counts(tmp_path: Path) -> None:
     (folder / "log.txt").touch()
     arms.run(study, ["first"], [0], work)
     result = arms.read_result(arms.result_file(study, study.arm("first"), 0))
-    assert 1500 <= result["seconds"] < 1560
+    assert 1500 <= result["seconds"] < 2400
 
 
 def test_lost_folder_is_made_again_for_those_who_need_it(tmp_path: Path) -> None:

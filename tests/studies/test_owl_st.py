@@ -6,6 +6,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -66,6 +67,8 @@ def test_compared_trainings_take_as_many_steps(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("arm", OTHERS, ids=_name)
 def test_commands_are_understood(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "--labels=noun_phrases" in arm.commands[0]:
+        pytest.importorskip("textblob", reason="tags the words of noun phrases")
     seen: list[str] = []
 
     def note(arguments: Any) -> int:
@@ -93,6 +96,18 @@ def test_metrics_of_claims_are_of_shapes_world() -> None:
     metrics = {claim.metric.removeprefix("curve:") for claim in STUDY.claims}
     assert metrics <= known
     assert {key for key in owl_st.KEPT if key.startswith("AP50")} <= known
+
+
+def test_first_images_of_the_test_split_are_those_of_trainings() -> None:
+    """`owl-det evaluate` opens more and takes the first; trainings open as many as they take."""
+    few, many = (
+        shapes_world.ShapesWorld(split="test", num_images=n) for n in (owl_st.TEST_IMAGES, 1024)
+    )
+    assert few.categories == many.categories
+    for index in (0, owl_st.TEST_IMAGES - 1):
+        np.testing.assert_array_equal(np.asarray(few[index].image), np.asarray(many[index].image))
+        np.testing.assert_array_equal(few[index].boxes_xyxy, many[index].boxes_xyxy)
+        assert few[index].names == many[index].names
 
 
 def test_reads_a_training(tmp_path: Path) -> None:
