@@ -21,6 +21,7 @@ COUNTS = (
     "dropped_instances",
     "cut_texts",
     "cut_captions",
+    "images_without_caption",
 )
 
 
@@ -88,6 +89,7 @@ def pack(
             tokenizer.encode_all(captions), (t, shapes.num_positions)
         )
         arrays["is_caption"] = _padded(np.array([bool(c) for c in captions], bool), (t,))
+        counts["images_without_caption"] = sum(not caption for caption in captions)
         counts["cut_captions"] = sum(not tokenizer.fits(caption) for caption in captions)
     arrays["counts"] = np.array([counts.get(name, 0) for name in COUNTS], np.int32)
     if shapes.with_names:

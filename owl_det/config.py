@@ -217,6 +217,20 @@ class TfdsSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageTextSource:
+    """Images with captions and no boxes, for contrastive training and retrieval."""
+
+    kind: Literal["image_text"] = "image_text"
+    weight: float = 1.0
+    path: str = ""
+    # Of .tar (WebDataset) or .tfrecord files, or a folder of them, or of images; relative to the
+    # root, empty = the root itself.
+    images: str = ""
+    # COCO's captions JSON, relative to the root; empty = captions lie with the images.
+    captions: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PseudoBoxesSource:
     """Records of `owl-det annotate`."""
 
@@ -231,7 +245,15 @@ class PseudoBoxesSource:
     hard_negatives: int = 0
 
 
-Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
+Source = (
+    ShapesWorldSource
+    | CocoSource
+    | VocSource
+    | YoloSource
+    | TfdsSource
+    | ImageTextSource
+    | PseudoBoxesSource
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +312,8 @@ class OptimizerConfig:
     frozen: tuple[str, ...] = ()  # path patterns (regex) of parameters that do not move
     b1: float = 0.9
     b2: float = 0.999
+    epsilon: float = 1e-8  # of adam
+    # Decoupled, times the learning rate; of all parameters but gains, biases and the logit scale.
     weight_decay: float = 0.0
     clip: ClipConfig = field(default_factory=ClipConfig)
 
@@ -319,6 +343,9 @@ class CheckpointConfig:
     # Architecture, preprocessing and tokeniser are those of `init_from`, not of config.model; what
     # concerns training only (noise, precision, memory) stays as config.model says.
     model_from_init: bool = False
+    # Path patterns (regex) of parameters that start anew, not from `init_from`; of a tower that
+    # does so as a whole, the architecture may differ too.
+    fresh: tuple[str, ...] = ()
     image_size: int = 0  # with model_from_init: side of the padded square; 0 = as in `init_from`
     # With towers in `init_from`: the class head starts from their visual projection, so that class
     # embeddings start in the space of texts. See `checkpoint.adapt`.
@@ -462,13 +489,11 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_pattern(pattern: str, key: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ConfigError(
-            f"config.optimizer.frozen: {pattern!r} is no regular expression ({error})"
-        ) from None
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression ({error})") from None
 
 
 def _check(config: Config) -> None:
@@ -491,7 +516,13 @@ def _check(config: Config) -> None:
         "config.checkpoint.class_head_from_projection: needs towers in config.checkpoint.init_from",
     )
     for pattern in config.optimizer.frozen:
-        _check_pattern(pattern)
+        _check_pattern(pattern, "config.optimizer.frozen")
+    for pattern in config.checkpoint.fresh:
+        _check_pattern(pattern, "config.checkpoint.fresh")
+    _require(
+        bool(config.checkpoint.init_from) or not config.checkpoint.fresh,
+        "config.checkpoint.fresh: needs config.checkpoint.init_from; without it all start anew",
+    )
     for group, sources in (("train", data.train), ("eval", data.eval)):
         for name, source in sources.items():
             side = getattr(source, "image_size", 1)

@@ -106,7 +106,7 @@ def build(
     def group(learning_rate: float) -> optax.GradientTransformation:
         steps = [_direction(config)]
         if config.weight_decay:
-            steps.append(optax.add_decayed_weights(config.weight_decay))
+            steps.append(optax.add_decayed_weights(config.weight_decay, mask=_is_decayed))
         steps.append(optax.scale_by_learning_rate(lambda step: learning_rate * factor(step)))
         return optax.chain(*steps)
 
@@ -123,9 +123,16 @@ def build(
     )
 
 
+def _is_decayed(params: PyTree) -> PyTree:
+    """Weight decay spares gains and biases (CLIP, arXiv 2103.00020, section 2.5)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(r"(scale|bias)$", path_name(path)) is None, params
+    )
+
+
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.kind == "adam":
-        return optax.scale_by_adam(b1=config.b1, b2=config.b2)
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
     if config.kind == "adafactor":
         return adafactor_direction(config.b1, config.b2)
     return optax.identity()

@@ -15,6 +15,7 @@ from owl_det.errors import ConfigError
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
     *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+    *("pretrain_clip_b16", "pretrain_siglip_b16", "pretrain_lit_b16"),
 )
 SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
 

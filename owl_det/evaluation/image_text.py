@@ -29,7 +29,7 @@ class EvaluateTowers:
     Boxes: region accuracy (not of towers with attention pooling, whose tokens lie in no space
     shared with texts). Images whose objects have one name: zero-shot classification among all
     categories, with the mean embedding of the prompts. Captions: retrieval, the first caption of
-    each image; equal captions are one text.
+    each image; equal captions are one text. Without categories there is retrieval alone.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EvaluateTowers:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        self._has_dense = detector.config.image.pooling != "map"
+        self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
         self._encode = jax.jit(
             lambda params, tokens: detector.apply({"params": params}, tokens, method="encode_text"),
@@ -103,6 +103,8 @@ class EvaluateTowers:
 
     def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
         """Embeddings of unit length, computed in chunks of one shape."""
+        if not texts:
+            return np.zeros((0, self.detector.config.embedding_dim), np.float32)
         tokens = self._words.encode_all(texts)
         rows = [np.asarray(self._encode(params, part)) for part in _chunks(tokens)]
         return _unit_length(np.concatenate(rows)[: len(tokens)])
