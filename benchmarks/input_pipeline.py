@@ -146,10 +146,11 @@ def feeding(images_per_core: float, grid: int, flops: float, utilisation: float)
     Raises `ConfigError` for a model that cannot be run.
     """
     from benchmarks import train_step
+    from owl_det import flops as model_flops
 
     config = train_step.make_config("b16", "dropped")
-    texts = train_step.texts_per_image(config)
-    per_mosaic = train_step.flops_per_image(config, texts)
+    texts = model_flops.texts_per_image(config)
+    per_mosaic = model_flops.flops_per_image(config, texts)
     mosaics = flops * utilisation / per_mosaic
     return {
         "assumed_flops_per_second": flops,
