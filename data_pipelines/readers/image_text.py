@@ -264,7 +264,6 @@ def _tar_members(file: Path) -> Iterator[_Member]:
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-                tar.members = []  # tarfile would keep every header
                 if not member.isfile():
                     continue
                 if member.issparse() or member.size > MAX_MEMBER_BYTES:
