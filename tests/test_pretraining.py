@@ -16,7 +16,7 @@ from owl_det.types import LoadedModel
 from tests import tiny
 
 CONFIGS = ("pretrain_clip_b16", "pretrain_siglip_b16", "pretrain_lit_b16")
-NUM_STEPS = 8
+NUM_STEPS = 10
 KEY = jax.random.key(7)
 
 
@@ -31,7 +31,7 @@ def _small(name: str, **changes: Any) -> Config:
     tree["model"]["text"] |= tower | words
     source = {"kind": "shapes_world", "split": "image_text", "image_size": 32, "num_images": 64}
     tree["data"] |= {"train": {"shapes": source}, "eval": {}}
-    tree["optimizer"] |= {"learning_rate": 3e-3, "text_learning_rate": 3e-3}
+    tree["optimizer"] |= {"learning_rate": 1e-2, "text_learning_rate": 1e-2}
     tree["schedule"] |= {"kind": "constant", "warmup_steps": 0}
     tree["checkpoint"] |= {"init_from": "", "fresh": ()}
     return config_lib.resolve(tree | {"batch_size": 8, "num_steps": NUM_STEPS} | changes)

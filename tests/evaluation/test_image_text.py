@@ -1,5 +1,6 @@
 """Zero-shot classification, retrieval and region accuracy of towers, against plain loops."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def _record(boxes: list[list[float]], names: list[tuple[str, ...]], crowd: list[
     return Record(
         image=np.zeros((32, 32, 3), np.uint8),
         image_id=0,
-        boxes_xyxy=np.array(boxes, np.float32),
+        boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
         names=tuple(names),
         is_crowd=np.array(crowd),
         scores=np.ones(len(boxes), np.float32),
@@ -102,9 +103,13 @@ def test_towers_against_a_loop(config: Config) -> None:
     values = measure(params)
 
     tokens = measure._words.encode_all([c.name for c in data.categories])
-    texts = detector.apply({"params": params}, tokens, method="encode_text")
     pixels = np.stack([np.asarray(data[i].image) for i in range(11)])
-    images = detector.apply({"params": params}, pixels, method="embed_image")
+    images, texts = jax.jit(
+        lambda params, pixels, tokens: (
+            detector.apply({"params": params}, pixels, method="embed_image"),
+            detector.apply({"params": params}, tokens, method="encode_text"),
+        )
+    )(params, pixels, tokens)
     best = np.argmax(np.asarray(unit_length(images) @ unit_length(texts).T), axis=1)
     right: dict[str, list[bool]] = {}
     for i in range(11):
@@ -114,6 +119,34 @@ def test_towers_against_a_loop(config: Config) -> None:
     assert values["zero_shot_top1"] == pytest.approx(expected)
     assert 0 <= values["image_to_text_r1"] <= values["image_to_text_r10"] <= 1
     assert "region_top1" in values and measure.loader.num_unreadable == 0
+
+
+class _Pairs:
+    """Captions without names, as `readers.image_text_reader` has them."""
+
+    name, version, categories = "pairs", "1", ()
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Record:
+        pixels = np.full((32, 32, 3), 80 * index, np.uint8)
+        return dataclasses.replace(_record([], [], []), image=pixels, captions=(f"text {index}",))
+
+
+def test_pairs_without_names_give_retrieval_alone(config: Config) -> None:
+    measure = EvaluateTowers(
+        train_step.make_detector(config),
+        _Pairs(),  # pyright: ignore[reportArgumentType]
+        sharding.make_mesh(config.mesh),
+        "x",
+        settings=EvaluationConfig(batch_size=8),
+        eval_prompts="clip_best7",
+    )
+    values = measure(jax.jit(lambda: train_step.init_params(config, jax.random.key(3)))())
+    directions = ("image_to_text", "text_to_image")
+    assert values.keys() == {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
+    assert values["image_to_text_r5"] == values["text_to_image_r5"] == 1.0
 
 
 class _Broken:
