@@ -92,7 +92,7 @@ def test_sigmoid_equals_siglip() -> None:
 
 def test_fillers_send_no_gradient() -> None:
     images, texts = _case(3)
-    is_example = np.array([True] * 4 + [False] * 2)
+    is_example = jnp.array([True] * 4 + [False] * 2)
 
     def loss(images: jax.Array, texts: jax.Array) -> jax.Array:
 <<<<<<< HEAD
