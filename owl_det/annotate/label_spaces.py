@@ -231,31 +231,15 @@ def noun_phrases(
 def _noun_phrases_of_run(words: Sequence[str], counts: Counter[str]) -> list[list[str]]:
     from textblob.en import tag  # pyright: ignore[reportMissingImports]  # not in the base install
 
-    tagged = tag(" ".join(words), tokenize=False)
-    phrases: list[list[str]] = []
-    phrase: list[str] = []
-    num_to_last_noun, before = 0, ""
-
-    def finish() -> None:
-        nonlocal num_to_last_noun
-        if num_to_last_noun:
-            phrases.append(phrase[:num_to_last_noun])
-        phrase.clear()
-        num_to_last_noun = 0
-
-    for word, (_, given) in zip(words, tagged, strict=True):
-        kind = "generic" if word in GENERIC_WORDS else _kind(given, before)
-        if kind == "generic":
+    kinds: list[str] = []
+    for word, (_, given) in zip(words, tag(" ".join(words), tokenize=False), strict=True):
+        kind = _kind(given, kinds[-1] if kinds else "")
+        if word in GENERIC_WORDS:
+            kind = "generic"
             counts[f"generic word: {word}"] += 1
-        if kind not in ("noun", "adjective") or (kind == "adjective" and num_to_last_noun):
-            finish()
-        if kind in ("noun", "adjective"):
-            phrase.append(word)
-        if kind == "noun":
-            num_to_last_noun = len(phrase)
-        before = kind
-    finish()
-    return phrases
+        kinds.append(kind)
+    letters = "".join({"adjective": "a", "noun": "n"}.get(kind, "-") for kind in kinds)
+    return [list(words[m.start() : m.end()]) for m in re.finditer("a*n+", letters)]
 
 
 def _kind(tag: str, before: str) -> str:
