@@ -264,11 +264,8 @@ def _tar_members(file: Path) -> Iterator[_Member]:
         size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
-<<<<<<< HEAD
                 # tarfile would keep every header.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
-=======
->>>>>>> imagetext
                 if not member.isfile():
                     continue
                 if member.issparse() or member.size > MAX_MEMBER_BYTES:

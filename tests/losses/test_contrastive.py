@@ -42,12 +42,7 @@ def _logits(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
 
 def test_softmax_equals_clip_over_the_real_rows() -> None:
     images, texts = _case(0)
-<<<<<<< HEAD
-    logits = _call(_logits, images, texts, jnp.asarray(np.log(7.0)))
-    np.testing.assert_allclose(logits, 7.0 * images @ texts.T, rtol=1e-5, atol=1e-5)
-=======
     logits = _logits(images, texts, 7.0)
->>>>>>> imagetext
     is_example = np.array([True, True, False, True, True, False])
     found = _call(contrastive.softmax_loss, logits, np.eye(B, dtype=bool), is_example)
     by_hand = _softmax_by_hand(np.asarray(logits, np.float64), [0, 1, 3, 4])
@@ -60,11 +55,7 @@ def test_softmax_shares_the_target_among_equal_texts() -> None:
     texts[3] = texts[1]
     is_same = np.eye(B, dtype=bool)
     is_same[1, 3] = is_same[3, 1] = True
-<<<<<<< HEAD
-    logits = _call(_logits, images, texts, jnp.asarray(1.0))
-=======
     logits = _logits(images, texts, 2.7)
->>>>>>> imagetext
     found = _call(contrastive.softmax_loss, logits, is_same, np.ones(B, bool))
     z = np.asarray(logits, np.float64)
     log_p = z[1] - np.log(np.exp(z[1]).sum())
@@ -76,11 +67,7 @@ def test_softmax_shares_the_target_among_equal_texts() -> None:
 def test_sigmoid_equals_siglip() -> None:
     images, texts = _case(2)
     bias = -3.0
-<<<<<<< HEAD
-    logits = _call(_logits, images, texts, jnp.asarray(np.log(10.0))) + bias
-=======
     logits = _logits(images, texts, 10.0) + bias
->>>>>>> imagetext
     is_example = np.array([True] * 5 + [False])
     found = _call(contrastive.sigmoid_loss, logits, np.eye(B, dtype=bool), is_example)
     z = 10.0 * images.astype(np.float64) @ texts.T + bias
@@ -95,11 +82,7 @@ def test_fillers_send_no_gradient() -> None:
     is_example = jnp.array([True] * 4 + [False] * 2)
 
     def loss(images: jax.Array, texts: jax.Array) -> jax.Array:
-<<<<<<< HEAD
-        logits = _call(_logits, images, texts, jnp.asarray(2.0))
-=======
         logits = 7.0 * images @ texts.T
->>>>>>> imagetext
         same = jnp.eye(B, dtype=bool)
         return (
             contrastive.softmax_loss(logits, same, is_example)
