@@ -54,9 +54,6 @@ _BYTES_PER_PIXEL = 13  # of a scene: colours, segments and the masks of six thin
 CAPTIONS = ("{}", "a picture of {}", "{} 2024", "drawing of {}, high resolution", "{} seen here")
 
 
-LARGE_SIZE_RANGE = (0.30, 0.90)  # of things in pictures with captions
-
-
 @dataclass(frozen=True)
 class Split:
     """What the scenes of a split are like."""
