@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from data_pipelines import source
 from data_pipelines.features import Category, Record
@@ -29,6 +30,17 @@ def config() -> Config:
         data__with_captions=True,
         optimizer__clip={"scope": "global"},
     )
+
+
+@pytest.fixture(scope="module")
+def params(config: Config) -> Any:
+    return jax.jit(lambda: train_step.init_params(config, jax.random.key(3)))()
+
+
+@pytest.fixture(scope="module")
+def mesh(config: Config) -> Mesh:
+    """One device: what several compute is the loader's affair, and compiles longer."""
+    return sharding.make_mesh(config.mesh, jax.devices()[:1])
 
 
 def test_retrieval_ranks_by_hand() -> None:
@@ -92,13 +104,11 @@ def test_region_accuracy_leaves_crowds_and_several_names_out() -> None:
     assert regions.scalars()["region_top1"] == pytest.approx((1 + 1 / 2) / 2)
 
 
-def test_towers_against_a_loop(config: Config) -> None:
+def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     entry = ShapesWorldSource(split="image_text_test", image_size=32, num_images=11)
     data = source.build(entry, "")
-    mesh = sharding.make_mesh(config.mesh)
     settings = EvaluationConfig(batch_size=4)
     detector: Any = train_step.make_detector(config)
-    params = jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(3))
     measure = EvaluateTowers(detector, data, mesh, "x", settings=settings, eval_prompts="none")
     values = measure(params)
 
@@ -134,16 +144,16 @@ class _Pairs:
         return dataclasses.replace(_record([], [], []), image=pixels, captions=(f"text {index}",))
 
 
-def test_pairs_without_names_give_retrieval_alone(config: Config) -> None:
+def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, mesh: Mesh) -> None:
     measure = EvaluateTowers(
         train_step.make_detector(config),
         _Pairs(),  # pyright: ignore[reportArgumentType]
-        sharding.make_mesh(config.mesh),
+        mesh,
         "x",
         settings=EvaluationConfig(batch_size=8),
         eval_prompts="clip_best7",
     )
-    values = measure(jax.jit(lambda: train_step.init_params(config, jax.random.key(3)))())
+    values = measure(params)
     directions = ("image_to_text", "text_to_image")
     assert values.keys() == {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
     assert values["image_to_text_r5"] == values["text_to_image_r5"] == 1.0
