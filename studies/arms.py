@@ -158,7 +158,7 @@ def digest(study: Study, arm: Arm) -> str:
 
 @cache
 def _config_digest(file: str) -> str:
-    """Of the keys that the config sets: a new key of the schema, off by default, changes nothing."""
+    """Of the keys that a config sets: a new key of the schema, off by default, changes nothing."""
     tree = runpy.run_path(str(ROOT / file))["get_config"]().to_dict()
     told = _differences(tree, dataclasses.asdict(schema.Config()))
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
