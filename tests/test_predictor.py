@@ -29,7 +29,7 @@ SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]
 def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
