@@ -41,12 +41,12 @@ import PIL
 from jaxtyping import Float64
 from PIL import Image, ImageDraw, features
 
-from benchmarks.inference import cpu_model, spread
+from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.input import TrainInput
 from owl_det import config as config_lib
 from owl_det.config import Config
-from owl_det.errors import DataError, UserError
+from owl_det.errors import DataError
 
 SIDES = (480, 1024)  # pixels, of made images
 BOXES = 8  # in each image
@@ -164,11 +164,11 @@ def measure(data: TrainInput, paths: Sequence[Path], mosaics: int) -> dict[str, 
     return {
         "mosaics": mosaics,
         "tile_pixels": tile,
-        "images_per_core_second": spread(ours[1:]),
-        "plain_images_per_core_second": spread(theirs[1:]),
-        "ratio": spread(ratios[1:]),
-        "least_images_per_core_second": spread(bound[1:]),
-        "least_ratio": spread(bounds[1:]),
+        "images_per_core_second": command.spread(ours[1:]),
+        "plain_images_per_core_second": command.spread(theirs[1:]),
+        "ratio": command.spread(ratios[1:]),
+        "least_images_per_core_second": command.spread(bound[1:]),
+        "least_ratio": command.spread(bounds[1:]),
     }
 
 
@@ -212,8 +212,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             sets[made.name] = make_images(made, arguments.num_images, quality)
     return {
         "machine": {
-            "cpu_model": cpu_model(),
-            "cpu_count": len(os.sched_getaffinity(0)),
+            **command.processor(),
             "pillow": PIL.__version__,
             "libjpeg_turbo": features.version_feature("libjpeg_turbo"),
             "load_average_before": os.getloadavg()[0],
@@ -245,9 +244,7 @@ def run_set(paths: Sequence[Path], labels: Path, arguments: argparse.Namespace) 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--images", type=Path, help="folder of JPEG files; default: made")
     parser.add_argument("--num_images", type=int, default=144, help="made files")
     parser.add_argument(
@@ -258,18 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--mosaics", type=int, default=10, help="timed")
     parser.add_argument("--flops", type=float, default=989e12, help="of the accelerator; H200 bf16")
     parser.add_argument("--utilisation", type=float, default=0.5, help="share of them in use")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            text = json.dumps(run(arguments, Path(folder)), indent=2)
-    except UserError as error:
-        print(f"benchmarks.input_pipeline: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return command.report("input_pipeline", lambda: run(arguments, Path(folder)), arguments.out)
 
 
 if __name__ == "__main__":
