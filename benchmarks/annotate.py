@@ -11,7 +11,6 @@ work on one batch alone; `job` is the whole pipeline, in which decoding runs bes
 
 import argparse
 import io
-import json
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks import command
 from benchmarks import train_step as train_benchmark
 from data_pipelines.pseudo_records import ShardWriter, encode_image
 from data_pipelines.readers.image_text import Sample
@@ -32,12 +32,16 @@ from owl_det import train_step
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.annotate.label_spaces import Curated, LabelSpace
 from owl_det.checkpoint import LoadedModel
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.modeling.detector import Detector
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All measurements of one model."""
+    """All measurements of one model. Raises `ConfigError` for arguments of no use."""
+    if min(arguments.batch_size, arguments.num_images, *arguments.queries) < 1:
+        raise ConfigError("--batch_size, --num_images and --queries: must be positive")
+    if arguments.num_images < arguments.batch_size:
+        raise ConfigError("--num_images: fewer than --batch_size")
     config = train_benchmark.make_config(
         arguments.model, "dense", dtype=arguments.dtype, image_size=arguments.image_size
     )
@@ -57,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     annotator = Annotator(model, space, batch_size=arguments.batch_size, floor=0.0)
     return {
-        "machine": train_benchmark.machine(),
+        "machine": command.machine(),
         "model": arguments.model,
         "image_size": config.model.image_size,
         "source_size": arguments.source_size,
@@ -159,9 +163,7 @@ def _names(count: int) -> Curated:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--model", choices=sorted(train_benchmark.MODELS), default="tiny")
     parser.add_argument("--image_size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--source_size", type=int, default=640, help="side of the JPEG files")
@@ -174,26 +176,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--queries", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="for the growth"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     arguments = _parse(argv)
-    try:
-        if min(arguments.batch_size, arguments.num_images, *arguments.queries) < 1:
-            raise ConfigError("--batch_size, --num_images and --queries: must be positive")
-        if arguments.num_images < arguments.batch_size:
-            raise ConfigError("--num_images: fewer than --batch_size")
-        text = json.dumps(run(arguments), indent=2)
-    except UserError as error:
-        print(f"benchmarks.annotate: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    return command.report("annotate", lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

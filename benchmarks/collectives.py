@@ -14,7 +14,6 @@ all-gather, reduce-scatter and all-to-all (g - 1)/g S, collective-permute S. Exi
 import argparse
 import dataclasses
 import importlib
-import json
 import math
 import os
 import re
@@ -22,7 +21,6 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,10 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from benchmarks import command
 from owl_det import config as config_lib
 from owl_det import sharding, step_shapes
 from owl_det.config import Config
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.modeling.token_drop import num_kept
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -420,32 +419,27 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--config", default="owlv2_b16", help="a file of configs/, without .py")
     parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
     parser.add_argument("--topology", default="", help="TPU slice, as v5e:8x8; empty = CPU devices")
     parser.add_argument("--batch_size", type=int, help="images a step; default: the config's")
     parser.add_argument("--max_distinct_queries", type=int, help="texts of a data shard")
     parser.add_argument("--tolerance", type=float, default=1.1, help="of data and fsdp traffic")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints JSON and a table. Returns 1 for needless traffic, 2 for arguments of no use."""
     arguments = _parse(argv)
-    try:
-        found = run(arguments)
-    except UserError as error:
-        print(f"benchmarks.collectives: {error}", file=sys.stderr)
-        return 2
-    text = json.dumps(found, indent=2)
-    print(text)
+    return command.exit_code("collectives", lambda: _report(arguments))
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    found = run(arguments)
+    command.write(found, arguments.out)
     print(table(found))
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
     wrong = check(found, arguments.tolerance)
     for line in wrong:
         print(f"benchmarks.collectives: {line}", file=sys.stderr)

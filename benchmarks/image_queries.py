@@ -7,19 +7,17 @@ whole scene with the object's box. The same test images are searched with texts 
 and the AP50 of each group of names is printed as JSON. `--shots` N averages N images a name.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import command
 from data_pipelines.features import Record
 from data_pipelines.shapes_world import ShapesWorld, object_names
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
-from owl_det.errors import DataError, UserError
+from owl_det.errors import DataError
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.predictor import Predictor
 
@@ -109,25 +107,17 @@ def _groups(metrics: Metrics) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
     parser.add_argument("--num_images", type=int, default=1024, help="test images")
     parser.add_argument("--shots", type=int, default=1, help="query images of each name")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
-    try:
-        text = json.dumps(
-            run(arguments.checkpoint, arguments.num_images, arguments.shots), indent=2
-        )
-    except UserError as error:
-        print(f"benchmarks.image_queries: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    return command.report(
+        "image_queries",
+        lambda: run(arguments.checkpoint, arguments.num_images, arguments.shots),
+        arguments.out,
+    )
 
 
 if __name__ == "__main__":

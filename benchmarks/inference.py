@@ -17,7 +17,6 @@ import argparse
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from owl_det.errors import ConfigError, UserError
+from benchmarks import command
+from owl_det.errors import ConfigError
 
 # Kind, side of the image and of a patch in pixels.
 MODELS = {"b16": ("owlv2", 960, 16), "b32": ("owlvit", 768, 32), "tiny": ("owlv2", 160, 16)}
@@ -148,8 +148,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     np.savez(Path(folder) / f"{peer}.npz", **outputs)  # pyright: ignore[reportArgumentType]
     running_bytes = peak_resident()
     return {
-        "wall_seconds": spread(wall),
-        "cpu_seconds": spread(cpu),
+        "wall_seconds": command.spread(wall),
+        "cpu_seconds": command.spread(cpu),
         "prepare_seconds": preparing,
         "running_bytes": running_bytes,
         "process_bytes": max(loading_bytes, running_bytes),
@@ -178,11 +178,6 @@ def peak_resident() -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise OSError("/proc/self/status has no VmHWM")
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median, least and most."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 # --- command -------------------------------------------------------------------------------------
@@ -253,21 +248,11 @@ def _machine() -> dict[str, Any]:
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
-    from benchmarks.train_step import machine
-
     return {
-        **machine(),
-        "cpu_model": cpu_model(),
+        **command.machine(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def cpu_model() -> str:
-    """The processor as Linux names it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -292,18 +277,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     arguments = _parse(argv)
-    try:
-        if arguments.one:
-            print(json.dumps(measure(arguments)))
-            return 0
-        text = json.dumps(run(arguments), indent=2)
-    except UserError as error:
-        print(f"benchmarks.inference: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    if arguments.one:
+        return command.exit_code("inference", lambda: print(json.dumps(measure(arguments))))
+    return command.report("inference", lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

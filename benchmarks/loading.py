@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 
-from owl_det.errors import UserError
+from benchmarks import command
 
 QUERIES = ("red circle", "blue square")
 NUM_CALLS = 5
@@ -50,12 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("path", metavar="DIR", help="workdir, checkpoint or StableHLO export")
     arguments = parser.parse_args(argv)
-    try:
-        print(json.dumps(measure(arguments.path)))
-    except UserError as error:
-        print(f"benchmarks.loading: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command.exit_code("loading", lambda: print(json.dumps(measure(arguments.path))))
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ cores counts less; `excess` is the total cost above the optimum, found by SciPy 
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -29,10 +27,9 @@ import numpy as np
 import optax
 from scipy.optimize import linear_sum_assignment
 
-from benchmarks.inference import cpu_model, spread
-from benchmarks.train_step import machine
+from benchmarks import command
 from owl_det.config import LossConfig
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.matching import assign, cost_matrix
 from owl_det.types import Predictions, Targets
 
@@ -116,7 +113,7 @@ def measure(kind: str, num_tokens: int, num_instances: int, repeats: int) -> dic
             started = time.process_time()
             solve()
             seconds[name].append(time.process_time() - started)
-    medians = {name: spread(values) for name, values in seconds.items()}
+    medians = {name: command.spread(values) for name, values in seconds.items()}
     ours_median = medians["owl_det"]["median"]
     return {
         "kind": kind,
@@ -134,7 +131,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if min(arguments.repeats, *arguments.tokens, *arguments.instances) < 1:
         raise ConfigError("--repeats, --tokens and --instances: must be positive")
     return {
-        "machine": {**machine(), "cpu_model": cpu_model()},
+        "machine": command.machine(),
         "load_average_before": os.getloadavg()[0],
         "repeats": arguments.repeats,
         "cases": [
@@ -149,23 +146,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[324, 1764, 3600])
     parser.add_argument("--instances", type=int, nargs="+", default=[100, 200, 400])
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
-    try:
-        text = json.dumps(run(arguments), indent=2)
-    except UserError as error:
-        print(f"benchmarks.matching: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    return command.report("matching", lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

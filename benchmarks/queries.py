@@ -9,22 +9,21 @@ other work shares the cores.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from benchmarks import command
 from benchmarks import train_step as train_benchmark
-from benchmarks.inference import cpu_model, peak_resident, reset_peak, spread
+from benchmarks.inference import peak_resident, reset_peak
 from owl_det import train_step
 from owl_det.embeddings import QueryEmbeddings
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.predictor import Predictor
 from owl_det.types import LoadedModel
 
@@ -76,15 +75,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             peak[count].append(peak_resident())
     found = {
         count: {
-            "wall_seconds": spread(wall[count][1:]),
-            "cpu_seconds": spread(cpu[count][1:]),
+            "wall_seconds": command.spread(wall[count][1:]),
+            "cpu_seconds": command.spread(cpu[count][1:]),
             "peak_bytes": max(peak[count][1:]),
         }
         for count in queries
     }
     first = found[arguments.queries[0]]
     return {
-        "machine": {**train_benchmark.machine(), "cpu_model": cpu_model()},
+        "machine": command.machine(),
         "load_average": os.getloadavg()[0],
         "model": arguments.model,
         "image_size": side,
@@ -103,23 +102,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--model", choices=sorted(train_benchmark.MODELS), default="b16")
     parser.add_argument("--queries", type=int, nargs="+", default=[10, 10_000])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
-    try:
-        text = json.dumps(run(arguments), indent=2)
-    except UserError as error:
-        print(f"benchmarks.queries: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    return command.report("queries", lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

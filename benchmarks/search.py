@@ -7,7 +7,6 @@ both are compiled before, encode the texts anew each time and take turns. Found 
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -18,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.train_step import machine
+from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import embeddings
-from owl_det.errors import DataError, UserError
+from owl_det.errors import DataError
 from owl_det.predictor import Detections, Predictor
 
 
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "search_cpu_seconds": statistics.median(turn.cpu for turn in searched),
     }
     return {
-        "machine": machine(),
+        "machine": command.machine(),
         "num_images": arguments.num_images,
         "image_size": side,
         "queries": len(arguments.query),
@@ -118,27 +117,17 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
     parser.add_argument("--num_images", type=int, default=1000)
     parser.add_argument("--query", action="append", help="repeat; default: red circle")
     parser.add_argument("--batch_size", type=int, default=32, help="of the detector")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
     arguments.query = arguments.query or ["red circle"]
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            text = json.dumps(run(arguments, Path(folder)), indent=2)
-    except UserError as error:
-        print(f"benchmarks.search: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    with tempfile.TemporaryDirectory() as folder:
+        return command.report("search", lambda: run(arguments, Path(folder)), arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import math
 import sys
 from collections.abc import Sequence
 
-from benchmarks import collectives
+from benchmarks import collectives, command
 from owl_det import flops, sharding
 from owl_det.config import Config, MeshConfig
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,7 @@ def step_seconds(
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--config", default="owlv2_l14", help="a file of configs/, without .py")
     parser.add_argument("--hardware", choices=sorted(HARDWARE), default="h200")
     parser.add_argument("--mesh", default="8,8,1", help="data,fsdp,tensor")
@@ -96,22 +94,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints one row of a Markdown table. Returns 2, with one line, for arguments of no use."""
     arguments = _parse(argv)
-    try:
-        if not 0 < arguments.mfu <= 1:
-            raise ConfigError(f"--mfu: in (0, 1], got {arguments.mfu}")
-        sizes = collectives.mesh_sizes(arguments.mesh)
-        config = collectives.load_config(
-            arguments.config, sizes, arguments.batch_size, arguments.max_distinct_queries
-        )
-        found = step_seconds(config, HARDWARE[arguments.hardware], sizes, arguments.mfu)
-    except UserError as error:
-        print(f"benchmarks.step_time: {error}", file=sys.stderr)
-        return 2
+    return command.exit_code("step_time", lambda: _print_row(arguments))
+
+
+def _print_row(arguments: argparse.Namespace) -> None:
+    if not 0 < arguments.mfu <= 1:
+        raise ConfigError(f"--mfu: in (0, 1], got {arguments.mfu}")
+    sizes = collectives.mesh_sizes(arguments.mesh)
+    config = collectives.load_config(
+        arguments.config, sizes, arguments.batch_size, arguments.max_distinct_queries
+    )
+    found = step_seconds(config, HARDWARE[arguments.hardware], sizes, arguments.mfu)
     cells = [arguments.config, arguments.hardware, arguments.mesh, f"{arguments.mfu:g}"]
     print("| config | hardware | mesh | MFU | " + " | ".join(f"{key}, ms" for key in found) + " |")
     print("|---" * (len(cells) + len(found)) + "|")
     print(f"| {' | '.join([*cells, *(f'{seconds * 1e3:.1f}' for seconds in found.values())])} |")
-    return 0
 
 
 if __name__ == "__main__":

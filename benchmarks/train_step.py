@@ -10,9 +10,6 @@ and keeps the tokens of highest objectness, as OWLv2 does.
 
 import argparse
 import dataclasses
-import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -25,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from owl_det import config as config_lib
 from owl_det import flops, sharding, step_shapes, train_step
 from owl_det.config import (
@@ -40,7 +38,7 @@ from owl_det.config import (
     ShapesWorldSource,
     TextTowerConfig,
 )
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
 from owl_det.types import Batch, Predictions, Targets
@@ -214,7 +212,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     needed = flops.flops_per_image(config, texts)
     counted = flops.xla_flops_per_image(config)
     return {
-        "step_seconds": _spread(seconds[1:]),
+        "step_seconds": command.spread(seconds[1:]),
         "compile_seconds": compile_seconds,
         "images_per_second": config.batch_size / step,
         "texts_per_image": texts,
@@ -223,7 +221,7 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         "xla_flops_per_image": counted,
         "xla_over_formula": counted / needed,
         "flops_per_second": needed * config.batch_size / step,
-        "matching_seconds": _spread(matching),
+        "matching_seconds": command.spread(matching),
         "matching_share": statistics.median(matching) / step,
         "memory_bytes": _memory(compiled),
     }
@@ -260,32 +258,8 @@ def time_matching(config: Config, batch: Batch, steps: int) -> list[float]:
     return seconds[1:]
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    device = jax.devices()[0]
-    return {
-        "device_kind": device.device_kind,
-        "platform": device.platform,
-        "cpu": platform.processor() or platform.machine(),
-        "cpu_count": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-    }
-
-
 def _mesh() -> jax.sharding.Mesh:
     return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-
-
-def _spread(seconds: Sequence[float]) -> dict[str, float]:
-    low, median, high = np.percentile(seconds, [25, 50, 75])
-    return {
-        "median": float(median),
-        "quartile_1": float(low),
-        "quartile_3": float(high),
-        "min": min(seconds),
-        "max": max(seconds),
-    }
 
 
 def _memory(compiled: Any) -> dict[str, int]:
@@ -313,7 +287,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     configs = {name: make_config(arguments.model, name, **changes) for name in variants}
     first = configs[variants[0]]
     return {
-        "machine": machine(),
+        "machine": command.machine(),
         "model": arguments.model,
         "batch_size": first.batch_size,
         "image_size": first.model.image_size,
@@ -347,15 +321,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     arguments = _parse(argv)
-    try:
-        text = json.dumps(run(arguments), indent=2)
-    except UserError as error:
-        print(f"benchmarks.train_step: {error}", file=sys.stderr)
-        return 2
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+    return command.report("train_step", lambda: run(arguments), arguments.out)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     width, height = opened.size
     if width * height > MAX_PIXELS or width * height == 0:
         raise UnreadableImage(f"image of {width} x {height} pixels; the limit is {MAX_PIXELS}")
+    # The file is in memory: decoded in one go instead of 64 KiB at a time, each copied.
+    opened.decodermaxblock = max(opened.decodermaxblock, len(image))
     return opened
 
 

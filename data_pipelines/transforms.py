@@ -8,10 +8,11 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float32, UInt8
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops, label_ops
@@ -20,14 +21,17 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_ops import Instances
 from owl_det.config import AugmentConfig, PreprocessConfig
 
+T = TypeVar("T")
+
 _ASPECTS = (3 / 4, 4 / 3)  # width / height of random crops, as in the authors' code
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Tile:
-    """One placed image; boxes are xyxy in pixels of the canvas."""
+    """One placed image; boxes are xyxy in pixels of the raw image's crop."""
 
     pixels: UInt8[np.ndarray, "h w 3"]
+    side: int  # of the square that the crop was resized into
     size: tuple[int, int]  # height, width of what shows the image; the rest is padding
     corner: tuple[int, int]  # row and column of the top left pixel on the canvas
     image_id: int
@@ -79,7 +83,8 @@ def train_example(
             num_unreadable += 1
             tile = None
         tiles.append(tile)
-    return _assemble(tiles, image_size, preprocess, {"unreadable_images": num_unreadable})
+    counts = {"unreadable_images": num_unreadable}
+    return _assemble(tiles, image_size, preprocess, counts, smallest_box=1)
 
 
 def eval_example(record: Record, *, image_size: int, preprocess: PreprocessConfig) -> Example:
@@ -92,17 +97,18 @@ def eval_example(record: Record, *, image_size: int, preprocess: PreprocessConfi
     size = (image.height, image.width)
     tile = _Tile(
         pixels=image_ops.place(image, image_size, preprocess),
+        side=image_size,
         size=image_ops.fit_size(*size, image_size, preprocess.geometry),
         corner=(0, 0),
         image_id=record.image_id,
         crop_size=size,
-        instances=_scaled(instances, size, image_size, preprocess),
+        instances=instances,
         negatives=record.negatives,
         unasked=(*record.not_exhaustive, *_flat(outside)),
         captions=record.captions,
         counts={"degenerate_boxes": len(outside)},
     )
-    return _assemble([tile], image_size, preprocess, {})
+    return _assemble([tile], image_size, preprocess, {}, smallest_box=0)
 
 
 def random_crop(
@@ -160,20 +166,18 @@ def _augmented_tile(
     pixels = _crop_pixels(opened, full_size, crop, side, flip, preprocess)
     if augment.photometric > 0:
         pixels = jitter(pixels, augment.photometric, rng)
-    instances = _scaled(instances, (crop_height, crop_width), side, preprocess)
-    is_tiny = _is_tiny(instances.boxes_xyxy)
-    tiny = instances.names_where(is_tiny)
     return _Tile(
         pixels=pixels,
+        side=side,
         size=image_ops.fit_size(crop_height, crop_width, side, preprocess.geometry),
         corner=corner,
         image_id=record.image_id,
         crop_size=(crop_height, crop_width),
-        instances=instances.select(~is_tiny),
+        instances=instances,
         negatives=record.negatives,
-        unasked=(*record.not_exhaustive, *hidden, *_flat(outside), *_flat(tiny)),
+        unasked=(*record.not_exhaustive, *hidden, *_flat(outside)),
         captions=record.captions,
-        counts={"degenerate_boxes": len(outside), "tiny_boxes": len(tiny)},
+        counts={"degenerate_boxes": len(outside)},
     )
 
 
@@ -209,26 +213,15 @@ def _crop_pixels(
     return image_ops.place(image, side, preprocess, crop=(x0, y0, x1, y1), flip=flip)
 
 
-def _scaled(
-    instances: Instances, size: tuple[int, int], side: int, preprocess: PreprocessConfig
-) -> Instances:
-    """Boxes of an image of this size (height, width) in pixels of its square of `side`."""
-    scale = side / np.array(image_ops.extent(*size, preprocess.geometry) * 2, np.float64)
-    return instances._replace(boxes_xyxy=(instances.boxes_xyxy * scale).astype(np.float32))
-
-
-def _is_tiny(boxes_xyxy: Float32[np.ndarray, "m 4"]) -> np.ndarray:
-    width, height = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).T
-    return (width < 1) | (height < 1)
-
-
 def _assemble(
     tiles: Sequence[_Tile | None],
     image_size: int,
     preprocess: PreprocessConfig,
     counts: dict[str, int],
+    *,
+    smallest_box: float,
 ) -> Example:
-    """Pastes the tiles and joins their labels."""
+    """Pastes the tiles and joins their labels; boxes below `smallest_box` are dropped (pixels)."""
     canvas = image_ops.padding(image_size, preprocess.pad_value)
     tile_boxes = np.zeros((len(tiles), 4), np.float32)
     for index, tile in enumerate(tiles):
@@ -239,44 +232,58 @@ def _assemble(
         height, width = tile.size
         tile_boxes[index] = x, y, x + width, y + height
     placed = [(index, tile) for index, tile in enumerate(tiles) if tile is not None]
-    instances = [_on_canvas(tile) for _, tile in placed]
+    instances, tiny, rows = _on_canvas([tile for _, tile in placed], preprocess, smallest_box)
     is_single = len(tiles) == 1 and len(placed) == 1
     return Example(
         image=canvas,
         image_id=placed[0][1].image_id if is_single else -1,
         original_size=placed[0][1].crop_size if is_single else (image_size, image_size),
         boxes_cxcywh=image_ops.boxes_to_padded(
-            _concatenate((i.boxes_xyxy for i in instances), np.zeros((0, 4), np.float32)),
-            image_size,
-            image_size,
-            preprocess.geometry,
+            instances.boxes_xyxy, image_size, image_size, preprocess.geometry
         ),
-        names=tuple(names for i in instances for names in i.names),
-        is_crowd=_concatenate((i.is_crowd for i in instances), np.zeros(0, bool)),
-        scores=_concatenate((i.scores for i in instances), np.zeros(0, np.float32)),
+        names=instances.names,
+        is_crowd=instances.is_crowd,
+        scores=instances.scores,
         negatives=_negatives([tile for _, tile in placed]),
-        excluded=tuple(dict.fromkeys(name for _, tile in placed for name in tile.unasked)),
+        excluded=tuple(dict.fromkeys((*_flat(tile.unasked for _, tile in placed), *_flat(tiny)))),
         tile_boxes_cxcywh=image_ops.boxes_to_padded(
             tile_boxes, image_size, image_size, preprocess.geometry
         ),
-        tile_of_instance=np.array(
-            [index for index, tile in placed for _ in tile.instances.names], np.int32
-        ),
+        tile_of_instance=np.array([index for index, _ in placed], np.int32)[rows],
         tile_image_id=np.array([tile.image_id if tile else -1 for tile in tiles], np.int32),
         tile_captions=tuple(tile.captions if tile else () for tile in tiles),
-        counts=_sum_counts([counts, *(tile.counts for _, tile in placed)]),
+        counts=_sum_counts(
+            [counts, {"tiny_boxes": len(tiny)}, *(tile.counts for _, tile in placed)]
+        ),
     )
 
 
-def _on_canvas(tile: _Tile) -> Instances:
-    """The tile's labels where they lie on the canvas.
+def _on_canvas(
+    tiles: Sequence[_Tile], preprocess: PreprocessConfig, smallest_box: float
+) -> tuple[Instances, tuple[Names, ...], Int64[np.ndarray, " m"]]:
+    """The tiles' labels where they lie on the canvas, and the tile of each.
 
-    Clipped, because rounding the shorter side to whole pixels may cut half of one.
+    Boxes whose width or height is below `smallest_box` are left out; in the middle are their names.
+    All at once: a call each costs more than the arithmetic on a tile's few boxes.
     """
-    height, width = tile.size
-    y, x = tile.corner
-    boxes = label_ops.clip_boxes(tile.instances.boxes_xyxy, height, width)
-    return tile.instances._replace(boxes_xyxy=boxes + np.array([x, y, x, y], np.float32))
+    joined = Instances(
+        _concatenate((t.instances.boxes_xyxy for t in tiles), np.zeros((0, 4), np.float32)),
+        _flat(t.instances.names for t in tiles),
+        _concatenate((t.instances.scores for t in tiles), np.zeros(0, np.float32)),
+        _concatenate((t.instances.is_crowd for t in tiles), np.zeros(0, bool)),
+    )
+    rows = np.repeat(np.arange(len(tiles)), [len(t.instances.names) for t in tiles])
+    extents = [image_ops.extent(*t.crop_size, preprocess.geometry) * 2 for t in tiles]
+    sides = np.array([[t.side] for t in tiles], np.float64).reshape(-1, 1)
+    scale = (sides / np.array(extents, np.float64).reshape(-1, 4))[rows]
+    boxes = (joined.boxes_xyxy * scale).astype(np.float32)
+    width, height = (boxes[:, 2:] - boxes[:, :2]).T
+    is_kept = (width >= smallest_box) & (height >= smallest_box)
+    # Clipped, because rounding the shorter side to whole pixels may cut half of one.
+    limits = np.array([t.size[::-1] * 2 for t in tiles], np.float32).reshape(-1, 4)[rows]
+    corners = np.array([t.corner[::-1] * 2 for t in tiles], np.float32).reshape(-1, 4)[rows]
+    joined = joined._replace(boxes_xyxy=np.clip(boxes, 0, limits) + corners)
+    return joined.select(is_kept), joined.names_where(~is_kept), rows[is_kept]
 
 
 def _negatives(tiles: Sequence[_Tile]) -> Names:
@@ -285,8 +292,8 @@ def _negatives(tiles: Sequence[_Tile]) -> Names:
     return tuple(name for name in union if name not in never)
 
 
-def _flat(names: Iterable[Names]) -> Names:
-    return tuple(itertools.chain.from_iterable(names))
+def _flat(parts: Iterable[tuple[T, ...]]) -> tuple[T, ...]:
+    return tuple(itertools.chain.from_iterable(parts))
 
 
 def _concatenate(parts: Iterable[np.ndarray], empty: np.ndarray) -> np.ndarray:

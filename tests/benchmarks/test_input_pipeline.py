@@ -11,15 +11,17 @@ from benchmarks import input_pipeline as benchmark
 
 
 def test_made_files_are_like_photographs(tmp_path: Path) -> None:
-    paths = benchmark.make_images(tmp_path, 2, quality=85)
+    paths = benchmark.make_images(tmp_path, 6, quality=85)
+    busy = []
     for path in paths:
         with Image.open(path) as image:
             assert image.format == "JPEG" and all(480 <= side <= 1024 for side in image.size)
-            # 1 to 5 bits a pixel is what cameras and the web have.
-            assert 1 < 8 * path.stat().st_size / (image.width * image.height) < 5
+            busy.append(8 * path.stat().st_size / (image.width * image.height))
             pixels = np.asarray(image, np.float32)
         red, blue = pixels[..., 0].ravel(), pixels[..., 2].ravel()
         assert np.corrcoef(red, blue)[0, 1] > 0.3
+    # Of 15 photographs at this quality: 0.87 to 2.43 bits a pixel, half of them 1.16 to 2.04.
+    assert 0.6 < min(busy) and max(busy) < 3 and 1.16 < np.median(busy) < 2.04
 
 
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -30,6 +32,8 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found == json.loads(out.read_text())
     entry = found["sets"]["quality_80"]
     assert entry["files"] == 4 and entry["tile_pixels"] == 48
+    rates = [entry[f"{key}images_per_core_second"]["median"] for key in ("plain_", "", "least_")]
+    assert 0 < rates[0] < rates[2] and rates[1] > 0
     feeding = entry["feeding"]
     needed = feeding["mosaics_per_second"] * 4 / entry["images_per_core_second"]["median"]
     assert feeding["cores"] - 1 < needed <= feeding["cores"]

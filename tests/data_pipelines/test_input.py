@@ -139,27 +139,35 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path: Path, sizes: list[int
         _assert_same(data.example(i), examples[i])
 
 
-def test_mosaics_of_jpeg_files_do_not_depend_on_the_workers(tmp_path: Path) -> None:
-    """Files shrink while they are decoded, are cropped, and share threads."""
+@pytest.mark.parametrize("has_tensorflow", [True, False])
+def test_mosaics_of_jpeg_files_do_not_depend_on_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_tensorflow: bool
+) -> None:
+    """Files shrink while they are decoded, are cropped, and share threads; one is damaged."""
+    monkeypatch.setattr(input_lib, "is_installed", lambda _: has_tensorflow)
     _yolo_folder(tmp_path, 12, corrupt=())
     rng = np.random.default_rng(0)
     for path in sorted((tmp_path / "images").glob("*.png")):
         pixels = rng.integers(0, 256, (160, 200, 3), np.uint8)
         Image.fromarray(pixels).save(path.with_suffix(".jpg"))
         path.unlink()
+    damaged = tmp_path / "images" / "005.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
     changes = {
         "data__augment__mosaic_sizes": [2, 3],
         "data__augment__mosaic_probabilities": [0.5, 0.5],
         "data__augment__crop_probability": 0.5,
         "data__augment__tile_scale_min": 0.5,
     }
-    alone, together = (
+    alone, some, many = (
         _take(TrainInput(_yolo_config(tmp_path, data__num_workers=workers, **changes)), 2)
-        for workers in (1, 4)
+        for workers in (1, 3, 8)
     )
-    for ours, theirs in zip(alone, together, strict=True):
-        _assert_same(ours, theirs)
+    for step in range(2):
+        _assert_same(some[step], alone[step])
+        _assert_same(many[step], alone[step])
     assert not np.array_equal(alone[0]["image"], alone[1]["image"])
+    assert alone[0]["counts"][:, batching.COUNTS.index("unreadable_images")].sum() > 0
 
 
 def test_too_many_corrupt_images_are_an_error(tmp_path: Path) -> None:
