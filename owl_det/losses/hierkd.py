@@ -95,7 +95,8 @@ def global_loss(
     """ "contrastive": L_I + L_C of equation 5, over all pairs of the global batch; per pair.
 
     `scores` are those of `caption_scores`: captions in rows, images in columns; τ is
-    exp(log_scale). Pairs with the same words share the target. "positive": 1 − ⟨I, C⟩ (table 3, "PL").
+    exp(log_scale). Pairs with the same words share the target. "positive": 1 − ⟨I, C⟩ (table 3,
+    "PL").
     """
     if objective == "positive":
         return jnp.where(is_counted, 1.0 - jnp.diagonal(scores), 0.0)
