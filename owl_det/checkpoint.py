@@ -270,10 +270,11 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     """The config with architecture, preprocessing and tokeniser of the checkpoint it starts from.
 
     Returns `config` itself unless `checkpoint.model_from_init` is set. A run that goes on takes
-    them from its own latest checkpoint. What concerns training only stays as it is, and so do the
-    heads' settings where the checkpoint has towers only; such towers keep at most as many text
-    positions as `model.text.num_positions` says if they pool at the end token. Raises
-    `CheckpointError` if there is no checkpoint and `ConfigError` if the result does not fit.
+    them from its own latest checkpoint. What concerns training only stays as it is, and so do
+    `model.image.last_block` where it is "values" and the heads' settings where the checkpoint has
+    towers only; such towers keep at most as many text positions as `model.text.num_positions` says
+    if they pool at the end token. Raises `CheckpointError` if there is no checkpoint and
+    `ConfigError` if the result does not fit.
     """
     if not config.checkpoint.model_from_init:
         return config
@@ -288,6 +289,8 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     model = theirs | {key: ours[key] for key in keys}
     for tower in ("image", "text"):
         model[tower] |= {key: ours[tower][key] for key in _TRAINING_TOWER_KEYS}
+    if config.model.image.last_block == "values":  # asked for; the parameters serve both
+        model["image"]["last_block"] = "values"
     if source.kind == "towers" and source.model.text.pooling == "end_token":
         model["text"]["num_positions"] = min(
             source.model.text.num_positions, config.model.text.num_positions

@@ -42,6 +42,9 @@ class ImageTowerConfig:
     patch_bias: bool = False
     # From the pooled token to the shared space: nothing, a matrix, a matrix and a bias.
     projection: Literal["none", "linear", "affine"] = "linear"
+    # "values": patch tokens do not attend in the last block, each passes on its own value. Dense
+    # features keep to their place (MaskCLIP, CLIPSelf); the class token attends as ever.
+    last_block: Literal["full", "values"] = "full"
     droplayer_rate: float = 0.2  # of the last layer; ramps linearly from 0 (first layer)
     dropout_rate: float = 0.0
 

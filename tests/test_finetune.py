@@ -363,3 +363,21 @@ def test_the_comparison_has_a_row_for_each_metric_of_both() -> None:
         ("AP50", 0.25, 0.2, -0.05),
     ]
     assert comparison.table(rows)[-1] == "| val | AP50 | 0.250 | 0.200 | -0.050 |"
+
+
+def test_values_in_the_last_block_may_be_asked_of_any_checkpoint(tmp_path: Path) -> None:
+    """… and are kept where the checkpoint has them."""
+    for saved, asked, wanted in (
+        ("full", "full", "full"),
+        ("full", "values", "values"),
+        ("values", "full", "values"),
+    ):
+        folder = tmp_path / f"{saved}_{asked}"
+        checkpoint.save_model(folder, _towers(model__image__last_block=saved))
+        config = tiny.config(
+            checkpoint__init_from=str(folder),
+            checkpoint__model_from_init=True,
+            model__image__last_block=asked,
+        )
+        taken = checkpoint.take_model(config, tmp_path / "none")
+        assert taken.model.image.last_block == wanted

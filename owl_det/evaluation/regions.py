@@ -1,39 +1,16 @@
 """Region accuracy: do the dense embeddings inside a true box name what is in it?
 
-Class embeddings of the tokens whose patch centres lie in a box (or of the nearest token, in a box
-that holds none) are averaged; the nearest of all names' text embeddings is the answer. Boxes are
+Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text embeddings is the answer. Boxes are
 given, so this measures recognition alone, before and during detection training.
 """
 
 from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Bool, Float32, Int
 
 from data_pipelines.features import Category
-from owl_det.scoring import unit_length
-
-
-def box_weights(boxes_cxcywh: Float[Array, "b m 4"], h: int, w: int) -> Float[Array, "b m n"]:
-    """Weights, of sum 1, of the tokens of an h x w grid for each box (relative to the square)."""
-    y = (jnp.arange(h) + 0.5) / h
-    x = (jnp.arange(w) + 0.5) / w
-    centres = jnp.stack(jnp.meshgrid(x, y, indexing="xy"), axis=-1).reshape(h * w, 2)
-    distance = jnp.abs(centres[None, None] - boxes_cxcywh[:, :, None, :2])
-    is_inside = (distance <= boxes_cxcywh[:, :, None, 2:] / 2).all(-1)
-    nearest = jax.nn.one_hot(jnp.argmin(distance.sum(-1), axis=-1), h * w)
-    weights = jnp.where(is_inside.any(-1, keepdims=True), is_inside, nearest)
-    return weights / weights.sum(-1, keepdims=True)
-
-
-def region_embeddings(
-    embeddings: Float[Array, "b n e"], boxes_cxcywh: Float[Array, "b m 4"], h: int, w: int
-) -> Float[Array, "b m e"]:
-    """Mean of the unit-length dense embeddings in each box, of unit length again."""
-    pooled = jnp.einsum("bmn,bne->bme", box_weights(boxes_cxcywh, h, w), unit_length(embeddings))
-    return unit_length(pooled)
+from owl_det.modeling.region_pool import region_embeddings as region_embeddings
 
 
 class RegionAccuracy:
@@ -62,7 +39,7 @@ class RegionAccuracy:
         np.add.at(self._count, truth, 1)
 
     def scalars(self) -> dict[str, float]:
-        """`region_top1`, `region_top5` and, for each group, `region_top1_<group>` …: mean over names.
+        """`region_top1`, `region_top5` and, for each group, `region_top1_<group>` ….
 
         Mean over categories (mAcc), not over regions. Groups without regions are left out.
         """

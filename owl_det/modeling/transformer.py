@@ -1,6 +1,7 @@
 """The pre-norm transformer that both towers are made of; layers are stored stacked."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, cast
 
 import flax.linen as nn
@@ -47,6 +48,10 @@ class Block(nn.Module):
     Noise is drawn from a key of each row (image or query), so that it does not depend on how rows
     are laid out over batches and devices. A dropped sublayer adds nothing and a kept one is not
     rescaled, as in the authors' code.
+
+    Unless `num_last_queries` is None, only so many tokens, the first ones, attend in the last layer
+    (`layer` = `num_layers` - 1). Every other token takes its own value in place of a mixture:
+    y = x + Wo (Wv · norm_1(x)), z = y + MLP(norm_2(y)); MaskCLIP, arXiv 2112.01071, section 3.2.
     """
 
     width: int
@@ -59,6 +64,7 @@ class Block(nn.Module):
     dropout_rate: float
     attention: Literal["xla", "cudnn"]
     dtype: Any
+    num_last_queries: int | None
 
     def setup(self) -> None:
         out_scale = self.width**-0.5 * (2 * self.num_layers) ** -0.5
@@ -88,15 +94,27 @@ class Block(nn.Module):
         keys = None
         if row_keys is not None:
             keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, layer)))(row_keys)
-        x = x + self._noisy(self._attention(self.norm_1(x)), droplayer_rate, keys, 0)
+        x = x + self._noisy(self._attention(self.norm_1(x), layer), droplayer_rate, keys, 0)
         x = x + self._noisy(self._mlp(self.norm_2(x)), droplayer_rate, keys, 1)
         return x, None
 
-    def _attention(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+    def _attention(self, x: Float[Array, "b n d"], layer: Int[Array, ""]) -> Float[Array, "b n d"]:
         qkv = self.qkv(x)
         query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
-        mixed = attend(query, key, value, is_causal=self.is_causal, implementation=self.attention)
-        return self.out(mixed)
+        attend_to = partial(attend, is_causal=self.is_causal, implementation=self.attention)
+        num_queries = self.num_last_queries
+        if num_queries is None:
+            return self.out(attend_to(query, key, value))
+
+        def pass_values(query: Array, key: Array, value: Array) -> Array:
+            if num_queries == 0:
+                return value
+            mixed = attend_to(query[:, :num_queries], key, value)
+            return jnp.concatenate([mixed, value[:, num_queries:]], axis=1)
+
+        # The layers are one scanned program; this runs one branch in each.
+        is_last = layer == self.num_layers - 1
+        return self.out(jax.lax.cond(is_last, pass_values, attend_to, query, key, value))
 
     def _mlp(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         return self.mlp_out(ACTIVATIONS[self.activation](self.mlp_in(x)))
@@ -124,7 +142,10 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`num_layers` blocks; parameters of `blocks` carry a leading layer axis."""
+    """`num_layers` blocks; parameters of `blocks` carry a leading layer axis.
+
+    `num_last_queries`: in the last block, tokens that attend (see `Block`); None = all do.
+    """
 
     width: int
     num_layers: int
@@ -139,6 +160,7 @@ class Transformer(nn.Module):
     remat: str
     unroll: int
     dtype: Any
+    num_last_queries: int | None = None
 
     def setup(self) -> None:
         block: Any = Block
@@ -162,6 +184,7 @@ class Transformer(nn.Module):
             dropout_rate=self.dropout_rate,
             attention=self.attention,
             dtype=self.dtype,
+            num_last_queries=self.num_last_queries,
         )
 
     def __call__(

@@ -101,6 +101,8 @@ class ImageTower(nn.Module):
             remat=model.remat,
             unroll=min(model.scan_unroll, tower.num_layers),
             dtype=self.dtype,
+            # The class token goes on attending: a whole image's embedding stays what it was.
+            num_last_queries=None if tower.last_block == "full" else int(self.has_class_token),
         )
         self.norm_post = Norm(model.norm_epsilon, self.dtype)
         if model.contrastive == "none":
