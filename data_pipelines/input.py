@@ -17,7 +17,15 @@ from typing import Any, cast
 import numpy as np
 from absl import logging
 
-from data_pipelines import batching, query_sets, sampling, source, tokenizer, transforms
+from data_pipelines import (
+    batching,
+    query_sets,
+    regions,
+    sampling,
+    source,
+    tokenizer,
+    transforms,
+)
 from data_pipelines.batching import Arrays
 from data_pipelines.features import Record
 from data_pipelines.image_ops import UnreadableImage
@@ -54,6 +62,7 @@ class TrainInput:
             num_positions=config.model.text.num_positions,
             with_captions=data.with_captions,
         )
+        self.has_regions = bool(config.distill.active())
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 
@@ -89,7 +98,7 @@ class TrainInput:
                 self._report_unreadable(places[tile])
                 stand_ins[int(tile)] = stand_ins.get(int(tile), 0) + 1
         example.counts["unreadable_images"] = sum(stand_ins.values())
-        return batching.pack(
+        arrays = batching.pack(
             example,
             self.pool,
             self.tokenizer,
@@ -98,6 +107,11 @@ class TrainInput:
             shuffle_labels=self.config.data.shuffle_labels,
             rng=rng,
         )
+        if self.has_regions:
+            # A generator of its own: examples are the same with and without distillation.
+            rng = sampling.example_rng(self.config.seed, number, stream=3)
+            arrays |= regions.draw(example, self.config.distill.regions, rng).arrays()
+        return arrays
 
     def batches(
         self, first_step: int, *, num_shards: int, process: int = 0, num_processes: int = 1

@@ -40,6 +40,9 @@ class Mixture:
         return rng.permutation(self.sizes[source])
 
 
-def example_rng(seed: int, example: int) -> np.random.Generator:
-    """The generator that everything random about one example is drawn from."""
-    return np.random.default_rng([seed, 0, example])
+def example_rng(seed: int, example: int, stream: int = 0) -> np.random.Generator:
+    """The generator that everything random about one example is drawn from.
+
+    Streams 1 and 2 are the mixture's; 3 draws the regions of distillation.
+    """
+    return np.random.default_rng([seed, stream, example])

@@ -1,6 +1,5 @@
 """A model small enough for tests, and batches for it."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import numpy as np
 from data_pipelines.input import TrainInput
 from owl_det import config as config_lib
 from owl_det.config import Config
-from owl_det.types import Batch
+from owl_det.types import Batch, batch_of
 
 
 def config(**changes: Any) -> Config:
@@ -66,6 +65,4 @@ def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
 
 
 def batch(config: Config, num_shards: int = 1) -> Batch:
-    made = arrays(config, num_shards)
-    names = [f.name for f in dataclasses.fields(Batch) if f.name in made]
-    return Batch(**{name: jax.numpy.asarray(made[name]) for name in names})
+    return jax.tree.map(jax.numpy.asarray, batch_of(arrays(config, num_shards)))

@@ -8,8 +8,11 @@ given boxes ("proposals").
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from owl_det.losses.branch import masked_mean
+from owl_det.config import ClipSelfConfig
+from owl_det.losses.branch import Branch, given, masked_mean
+from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
+from owl_det.types import Params, Student, Teacher
 
 
 def region_loss(
@@ -21,3 +24,16 @@ def region_loss(
     """
     cosine = jnp.sum(unit_length(student, 0.0) * unit_length(teacher, 0.0), axis=-1)
     return masked_mean(1.0 - cosine, is_region)
+
+
+def _loss(
+    entry: ClipSelfConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    boxes, is_region = given(student.region_boxes), given(student.is_region)
+    pooled, is_seen = kept_region_embeddings(
+        student.tokens, student.token_index, boxes, student.grid
+    )
+    return region_loss(pooled, given(teacher.signals.regions), is_region & is_seen)
+
+
+BRANCH = Branch(loss=_loss, needs=("regions",), shares_space=True)

@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from owl_det.losses.branch import masked_mean
+from owl_det.config import DenseVlmConfig
+from owl_det.losses.branch import Branch, given, masked_mean
+from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
+from owl_det.types import Params, Student, Teacher
 
 Contrast = Literal["decoupled", "all", "separate"]
 
@@ -74,3 +77,23 @@ def _names_held(
     if contrast == "all":
         return jnp.ones_like(region | name)
     return region == name if contrast == "separate" else ~region | name
+
+
+def _loss(
+    entry: DenseVlmConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    boxes, is_region = given(student.region_boxes), given(student.is_region)
+    pooled, is_seen = kept_region_embeddings(
+        student.tokens, student.token_index, boxes, student.grid
+    )
+    return alignment_loss(
+        name_logits(pooled, given(student.names), entry.temperature),
+        name_logits(given(teacher.signals.dense_regions), given(teacher.names), entry.temperature),
+        jnp.arange(len(entry.things) + len(entry.stuff)) < len(entry.things),
+        is_region & is_seen,
+        threshold=entry.threshold,
+        contrast=entry.contrast,
+    )
+
+
+BRANCH = Branch(loss=_loss, needs=("dense_regions", "names"))

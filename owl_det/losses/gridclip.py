@@ -5,16 +5,19 @@ filled here: a bare cosine under a sigmoid cannot come near 0 or 1, so it gets a
 bias; and a last layer with ReLU cannot reach signed targets, so the last one has none.
 """
 
+import math
 from typing import cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from owl_det.losses.branch import masked_mean
+from owl_det.config import GridClipGridConfig, GridClipImageConfig
+from owl_det.losses.branch import Branch, Dims, given, masked_mean
 from owl_det.matching import focal_terms
+from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
-from owl_det.types import Params, Targets
+from owl_det.types import Params, Student, Targets, Teacher
 
 HIDDEN_WIDTH = 256  # of the adapter; section 4.1
 INITIAL_SCALE = 10.0
@@ -108,3 +111,43 @@ def adapt(params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         x = x + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,))
         x = jax.nn.relu(x) if i < 2 else x
     return cast(Array, x)
+
+
+def _grid(
+    entry: GridClipGridConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    assert student.targets is not None
+    return grid_loss(
+        student.tokens,
+        given(student.queries),
+        student.centres,
+        student.targets,
+        params["log_scale"],
+        params["bias"],
+        alpha=entry.focal_alpha,
+        gamma=entry.focal_gamma,
+    )
+
+
+def _init_grid(entry: GridClipGridConfig, key: Key[Array, ""], dims: Dims) -> Params:
+    bias = math.log(INITIAL_SCORE / (1 - INITIAL_SCORE))
+    return {"log_scale": jnp.log(INITIAL_SCALE), "bias": jnp.asarray(bias)}
+
+
+def _image(
+    entry: GridClipImageConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    pooled, is_seen = kept_region_embeddings(
+        student.tokens, student.token_index, student.tile_boxes, student.grid
+    )
+    return image_loss(
+        adapt(params, pooled), given(teacher.signals.tiles), student.is_tile & is_seen
+    )
+
+
+def _init_image(entry: GridClipImageConfig, key: Key[Array, ""], dims: Dims) -> Params:
+    return init_adapter(key, dims.student, dims.teacher)
+
+
+GRID_BRANCH = Branch(loss=_grid, init=_init_grid, needs_heads=True)
+IMAGE_BRANCH = Branch(loss=_image, needs=("tiles",), init=_init_image)

@@ -3,15 +3,22 @@
 Source: Ma et al. 2022 (arXiv 2203.10593, sections 3.2 to 3.4).
 """
 
+import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
+from owl_det import boxes as box_lib
+from owl_det import crops
+from owl_det.config import HierKdGlobalConfig, HierKdInstanceConfig
 from owl_det.losses import contrastive
-from owl_det.losses.branch import masked_mean
+from owl_det.losses.branch import Branch, Dims, given, masked_mean
 from owl_det.scoring import unit_length
+from owl_det.types import Params, Student, Teacher
+
+INITIAL_SCALE = 10.0  # τ of the contrast; section 4.2
 
 _EXCLUDED = -1e9
 
@@ -113,3 +120,75 @@ def sample_negatives(
     Section 3.4: unlabelled novel objects stand among the negatives, and 10 % of them are enough.
     """
     return is_positive | jax.random.bernoulli(key, share, is_positive.shape)
+
+
+def first_instances(is_instance: Bool[Array, "b m"], count: int) -> Int[Array, "b k"]:
+    """Indices of the first `count` real instances of each image (all where there are fewer)."""
+    return jnp.argsort(~is_instance, axis=-1, stable=True)[:, :count]
+
+
+def at(x: Shaped[Array, "b m *d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *d"]:
+    """The entries of each image at `index`."""
+    return jax.vmap(lambda row, i: row[i])(x, index)
+
+
+def _instance(
+    entry: HierKdInstanceConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    assert student.targets is not None
+    truth, is_instance = student.targets.boxes, student.targets.is_instance
+    predicted = given(student.instance_boxes)
+    iou, _ = box_lib.iou_paired(box_lib.cxcywh_to_xyxy(predicted), box_lib.cxcywh_to_xyxy(truth))
+    chosen = first_instances(is_instance, entry.max_crops)
+    is_counted = at(given(student.is_matched) & (iou >= entry.min_iou), chosen)
+    if entry.boxes == "truth":
+        wanted = given(teacher.signals.instances)
+    else:
+        assert teacher.embed_boxes is not None
+        grown = crops.grow_in_tile(
+            at(predicted, chosen), student.tile_boxes, student.is_tile, entry.crop_scale
+        )
+        wanted = teacher.embed_boxes(grown)
+    return instance_loss(at(given(student.instance_tokens), chosen), wanted, is_counted, entry.norm)
+
+
+def _instance_needs(entry: HierKdInstanceConfig) -> tuple[str, ...]:
+    return ("instances",) if entry.boxes == "truth" else ("embed_boxes",)
+
+
+def _global(
+    entry: HierKdGlobalConfig, params: Params, student: Student, teacher: Teacher
+) -> Float[Array, " b"]:
+    is_caption, tokens = given(student.is_caption), given(student.caption_tokens)
+    tile = _draw_tile(student.keys, is_caption)
+    area, caption, words = (
+        at(x, tile[:, None])[:, 0]
+        for x in (student.tile_boxes, given(teacher.signals.captions), tokens)
+    )
+    cells, is_cell = pool_cells(
+        student.tokens, student.centres, area, entry.grid_side, entry.pooling
+    )
+    is_counted = student.is_example & is_caption.any(-1) & is_cell.any(-1)
+    is_same_text = (words[:, None] == words[None]).all(-1)
+    scores = caption_scores(caption, cells, is_cell)
+    return global_loss(scores, is_same_text, is_counted, params["log_scale"], entry.objective)
+
+
+def _draw_tile(keys: Key[Array, " b"], is_caption: Bool[Array, "b t"]) -> Int[Array, " b"]:
+    """One of each mosaic's tiles that have a caption, each equally likely."""
+    noise = jax.vmap(lambda key: jax.random.uniform(key, is_caption.shape[1:]))(keys)
+    return jnp.argmax(jnp.where(is_caption, noise, -1.0), axis=-1)
+
+
+def _init_global(entry: HierKdGlobalConfig, key: Key[Array, ""], dims: Dims) -> Params:
+    return {"log_scale": jnp.asarray(math.log(INITIAL_SCALE))}
+
+
+INSTANCE_BRANCH = Branch(loss=_instance, needs=_instance_needs, needs_heads=True, shares_space=True)
+GLOBAL_BRANCH = Branch(
+    loss=_global,
+    needs=("captions",),
+    init=_init_global,
+    couples_examples=lambda entry: entry.objective == "contrastive",
+    shares_space=True,
+)
