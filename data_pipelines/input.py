@@ -23,6 +23,7 @@ from data_pipelines import (
     regions,
     sampling,
     source,
+    teacher_cache,
     tokenizer,
     transforms,
 )
@@ -63,6 +64,10 @@ class TrainInput:
             with_captions=data.with_captions,
         )
         self.has_regions = bool(config.distill.active())
+        self.cache = None
+        if config.distill.cache and self.has_regions:
+            by_name = dict(zip(data.train, self.sources, strict=True))
+            self.cache = teacher_cache.TeacherCache(config, by_name)
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 
@@ -110,7 +115,10 @@ class TrainInput:
         if self.has_regions:
             # A generator of its own: examples are the same with and without distillation.
             rng = sampling.example_rng(self.config.seed, number, stream=3)
-            arrays |= regions.draw(example, self.config.distill.regions, rng).arrays()
+            drawn = regions.draw(example, self.config.distill.regions, rng)
+            arrays |= drawn.arrays()
+            if self.cache is not None:
+                arrays |= self.cache.arrays(places, example, drawn, arrays)
         return arrays
 
     def batches(

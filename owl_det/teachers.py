@@ -8,6 +8,7 @@ with predicted boxes runs one inside the loss, where those boxes are made.
 import dataclasses
 import hashlib
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,10 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
-from data_pipelines import tokenizer
+from data_pipelines import teacher_cache, tokenizer
 from owl_det import checkpoint, crops, optim, sharding
 from owl_det.config import Config, ModelConfig, PreprocessConfig
-from owl_det.errors import CheckpointError, ConfigError
+from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branches, hierkd
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.region_pool import region_embeddings
@@ -132,6 +133,7 @@ class Opened(NamedTuple):
 
     loaded: LoadedModel
     tower: Tower
+    positions: Array | None = None  # of a ViT at another size than the checkpoint's
 
 
 def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
@@ -143,6 +145,8 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
     if not config.distill.active():
         return None
     wanted = branches.needs(config.distill)
+    if config.distill.cache:
+        return _open_cache(config, wanted, mesh)
     image = open_teacher(config) if wanted & OF_TEACHER else None
     dense = open_dense_teacher(config, image) if wanted & OF_DENSE_TEACHER else None
     if image is not None and "captions" in wanted:
@@ -155,6 +159,54 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
         teacher_dim=image.tower.model.embedding_dim if image else 0,
         text_id=text_id(image.loaded.params) if image else "",
     )
+
+
+def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
+    """Outputs of teachers that batches bring along.
+
+    Raises `UserError` where the cache lacks one, or is of another teacher than the config names.
+    """
+    folder = Path(config.distill.cache)
+    manifest = teacher_cache.read_manifest(folder)
+    held = {"names", *manifest["signals"]}
+    if wanted - held:
+        raise DataError(
+            f"{folder}: holds no {', '.join(sorted(wanted - held))}; run owl-det cache-teacher "
+            "with this config into a new folder"
+        )
+    for key in ("teacher", "dense_teacher"):
+        path = getattr(config.distill, key)
+        if path and manifest[f"{key}_id"] not in (
+            "",
+            model_id(_open(path, key, config).loaded.params),
+        ):
+            raise ConfigError(
+                f"config.distill.{key}: {path} is not the checkpoint that config.distill.cache "
+                f"{folder} was made with; name that one, or none"
+            )
+    arrays: dict[str, Any] = {}
+    if "names" in wanted:
+        arrays["names"] = _replicated(teacher_cache.read_names(folder, manifest), mesh)
+    return Teaching(
+        arrays=arrays,
+        signals=partial(_cached_signals, config=config, wanted=wanted),
+        embed_boxes=None,
+        name_tokens=student_name_tokens(config) if "names" in wanted else None,
+        teacher_dim=int(manifest["teacher_dim"]),
+        text_id=str(manifest["text_id"]),
+    )
+
+
+def _cached_signals(
+    arrays: PyTree, batch: Batch, *, config: Config, wanted: frozenset[str]
+) -> TeacherSignals:
+    """The outputs that a batch brought along; of instances those that a teacher would look at."""
+    assert batch.teacher is not None
+    found = {name: unit_length(batch.teacher[name], 0.0) for name in wanted - {"names"}}
+    if "instances" in found:
+        chosen = hierkd.first_instances(batch.is_instance, config.distill.hierkd_instance.max_crops)
+        found["instances"] = hierkd.at(found["instances"], chosen)
+    return TeacherSignals(**found)
 
 
 def open_teacher(config: Config) -> Opened:
@@ -173,7 +225,7 @@ def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
         opened = _open(distill.dense_teacher, "dense_teacher", config)
     else:
         opened = image or open_teacher(config)
-    loaded, tower = opened
+    loaded, tower, _ = opened
     if side % tower.stride:
         raise ConfigError(
             f"config.distill.dense_image_size: {side} is no multiple of the {tower.stride} pixels "
@@ -187,10 +239,7 @@ def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
         loaded.params["image"]["position_embedding"],
         (side // tower.stride) ** 2 + (image_tower.pooling == "class_token"),
     )
-    params = _with_positions(loaded.params, positions)
-    return Opened(
-        dataclasses.replace(loaded, params=params), dataclasses.replace(tower, model=model)
-    )
+    return Opened(loaded, dataclasses.replace(tower, model=model), positions)
 
 
 def dense_side(config: Config) -> int:
@@ -209,9 +258,8 @@ def place(
         return arrays
     if image is None or config.distill.dense_teacher not in ("", config.distill.teacher):
         arrays["dense"] = _placed(dense.loaded.params, mesh, with_text=False)
-    elif dense.tower.kind != "resnet":
-        positions = dense.loaded.params["image"]["position_embedding"]
-        arrays["dense_positions"] = _replicated(positions, mesh)
+    if dense.positions is not None:
+        arrays["dense_positions"] = _replicated(dense.positions, mesh)
     arrays["names"] = _replicated(embed_names(dense, config), mesh)
     return arrays
 
@@ -256,7 +304,7 @@ def signals_of(
 
 def embed_names(dense: Opened, config: Config) -> Float[np.ndarray, "c f"]:
     """The dense teacher's texts of DenseVLM's names, unit length, things first."""
-    loaded, tower = dense
+    loaded, tower, _ = dense
     tokens = tokenizer.build(tower.model.text, loaded.tokenizer).encode_all(name_texts(config))
     embed = jax.jit(tower.embed_texts)
     chunks = [

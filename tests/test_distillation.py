@@ -1,16 +1,25 @@
 """Distillation in a training step: what branches read, where gradients go, what inference holds."""
 
+import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, optim, sharding, teachers, train_step
+from data_pipelines.input import TrainInput
+from owl_det import (
+    cache_teacher,
+    checkpoint,
+    optim,
+    sharding,
+    teachers,
+    train_step,
+)
 from owl_det.config import Config, MeshConfig
-from owl_det.errors import CheckpointError, ConfigError
+from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -67,8 +76,6 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def open_teaching(config: Config, folder: str) -> tuple[Config, Any]:
     """The config with the teacher filled in, and its teachers on one device."""
-    import dataclasses
-
     config = dataclasses.replace(
         config, distill=dataclasses.replace(config.distill, teacher=folder)
     )
@@ -90,13 +97,156 @@ def take(config: Config, teaching: Any, num_shards: int = 1) -> tuple[Any, Any]:
     return run(params, tiny.batch(config, num_shards))
 
 
-@pytest.mark.parametrize("name", list(WEIGHTS))
-def test_each_branch_adds_its_weighted_loss(name: str, teacher_folder: str) -> None:
-    made, teaching = open_teaching(config(name), teacher_folder)
-    gradients, metrics = take(made, teaching)
-    _, plain = take(config(), None)
-    value = float(metrics[f"distill/{name}"])
-    assert np.isfinite(value) and value > 0
-    added = float(metrics["loss"]) - float(plain["loss"])
-    np.testing.assert_allclose(added, made.distill.active()[name].weight * value, rtol=1e-3)
+@pytest.fixture(scope="module")
+def all_at_once(teacher_folder: str) -> tuple[Config, Any, Any, Any]:
+    """One step's gradients with every branch on: config, teaching, gradients, metrics."""
+    made, teaching = open_teaching(config(*WEIGHTS), teacher_folder)
+    return made, teaching, *take(made, teaching)
+
+
+def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
+    made, _, gradients, metrics = all_at_once
+    total = sum(float(metrics[name]) for name in ("class", "l1", "giou", "objectness"))
+    for name, entry in made.distill.active().items():
+        value = float(metrics[f"distill/{name}"])
+        assert np.isfinite(value) and value > 0, name
+        total += entry.weight * value
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
+    _, teaching, gradients, _ = all_at_once
+    added = gradients[train_step.BRANCHES]
+    assert set(added) == {"gridclip_grid", "gridclip_image", "hierkd_global"}
+    assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(added))
+    names = {optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)}
+    assert not any("visual_projection" in name for name in names)
+    assert set(teaching.arrays) == {"image", "dense_positions", "names"}
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "changes", "message"),
+    [
+        (
+            ["hierkd_global"],
+            {"optimizer__clip": {"scope": "shared_text"}},
+            "hierkd_global contrasts the examples of a batch: none or global, not shared_text",
+        ),
+        (["hierkd_global"], {"data__with_captions": False}, "set config.data.with_captions"),
+        (
+            ["clipself"],
+            {"distill": {"cache": "folder"}, "data__augment": {"flip": True}},
+            "config.distill.cache knows whole images as they are",
+        ),
+        (
+            ["clipself"],
+            {"distill": {"densevlm": {"weight": 1.0, "things": ["a", "b"]}}},
+            "contrast: decoupled needs both things and stuff",
+        ),
+        (["clipself"], {"task": "contrastive"}, "set config.task to distill"),
+        ([], {"task": "distill", "model__contrastive": "softmax"}, "needs a branch whose weight"),
+        (
+            ["hierkd_instance"],
+            {"task": "distill", "model__contrastive": "softmax"},
+            "config.distill.hierkd_instance: needs a detector's heads",
+        ),
+        ([], {"distill": {"custom": {"mine": {"weight": 1.0}}}}, "name a module that defines"),
+        ([], {"loss": {"negative_share": 0.0}}, "config.loss.negative_share"),
+    ],
+)
+def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str) -> None:
+    changes = {"model__contrastive": "none", **changes}
+    if changes.get("task") == "contrastive":
+        changes["model__contrastive"] = "softmax"
+    with pytest.raises(ConfigError, match=message):
+        config(*names, **changes)
+
+
+def test_a_teacher_is_asked_for_by_name(teacher_folder: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="config.distill.teacher: the active branches need"):
+        open_teaching(config("clipself"), "")
+    with pytest.raises(CheckpointError, match="no checkpoint there"):
+        open_teaching(config("clipself"), str(tmp_path))
+    made, teaching = open_teaching(config("clipself"), teacher_folder)
+    assert teaching.embed_boxes is None and set(teaching.arrays) == {"image"}
+
+
+def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> None:
+    made, teaching = open_teaching(
+        config("gridclip_image", "clipself", distill={"require_same_text": True}), teacher_folder
+    )
+    towers = checkpoint.load_model(teacher_folder).params
+    shorter = {**towers["text"], "position_embedding": towers["text"]["position_embedding"][:4]}
+    teachers.check_same_text(teaching, {"text": shorter}, made)
+    other = jax.tree.map(lambda x: x + 1, towers)
+    with pytest.raises(ConfigError, match="clipself: the student's text tower is not the teacher"):
+        teachers.check_same_text(teaching, other, made)
+    adapted, teaching = open_teaching(
+        config("gridclip_image", distill={"require_same_text": True}), teacher_folder
+    )
+    teachers.check_same_text(teaching, other, adapted)  # has an adapter: any teacher will do
+
+
+# --- cached teachers -----------------------------------------------------------------------------
+
+
+def _cached_config(folder: str, cache: Path | None, **regions: Any) -> Config:
+    distill = {"teacher": folder, "regions": {"max_regions": 6, **regions}}
+    distill |= {"cache": str(cache)} if cache else {}
+    source = {"kind": "shapes_world", "image_size": 32, "num_images": 10}
+    return config(*WEIGHTS, data__train={"shapes": source}, distill=distill)
+
+
+@pytest.mark.parametrize("kind", ["patches", "proposals"])
+def test_a_cache_says_what_the_teacher_says(kind: str, teacher_folder: str, tmp_path: Path) -> None:
+    online = _cached_config(teacher_folder, None, kind=kind)
+    counts = cache_teacher.run(online, tmp_path / "cache", shard_size=4, batch_size=2)
+    assert counts == {"images": 10, "unreadable": 0, "shards": 3, "shards_there": 0}
+    cached = _cached_config(teacher_folder, tmp_path / "cache", kind=kind)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    signals = []
+    for made in (online, cached):
+        teaching, batch = teachers.open_teachers(made, mesh), tiny.batch(made)
+        assert teaching is not None
+        signals.append(jax.jit(lambda a, b, t=teaching: t.signals(a, b))(teaching.arrays, batch))
+        assert ("image" in teaching.arrays) == (made is online)
+    for field in dataclasses.fields(signals[0]):
+        ours, theirs = (np.asarray(getattr(s, field.name)) for s in signals)
+        is_real = np.abs(theirs).max(-1) > 0
+        assert is_real.any() and ours.shape == theirs.shape, field.name
+        # float16 holds eleven bits.
+        np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field.name)
+
+
+def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    made = _cached_config(teacher_folder, None)
+    folder = tmp_path / "cache"
+    cache_teacher.run(made, folder, shard_size=4, batch_size=2, shard_index=1, shard_step=2)
+    cached = _cached_config(teacher_folder, folder)
+    with pytest.raises(DataError, match="000000.safetensors: is missing; run the same"):
+        TrainInput(cached)
+    before = (folder / "shapes" / "000001.safetensors").read_bytes()
+    counts = cache_teacher.run(made, folder, shard_size=4, batch_size=2)
+    assert counts["shards"] == 2 and counts["shards_there"] == 1
+    assert (folder / "shapes" / "000001.safetensors").read_bytes() == before
+    TrainInput(cached)
+    other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
+    with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
+        TrainInput(other)
+    source = dataclasses.replace(cached.data.train["shapes"], num_images=11)  # type: ignore[type-var]
+    more = dataclasses.replace(cached.data, train={"shapes": source})
+    with pytest.raises(DataError, match="another data set shapes"):
+        TrainInput(dataclasses.replace(cached, data=more))
+    # Vectors of another checkpoint under the folder's name.
+    manifest = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(
+        re.sub('"teacher_id": "[0-9a-f]*"', '"teacher_id": "0000"', manifest, count=1)
+    )
+    with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
+        TrainInput(cached).example(0)
