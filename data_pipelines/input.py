@@ -20,10 +20,10 @@ from absl import logging
 from data_pipelines import (
     batching,
     query_sets,
-    regions,
     sampling,
     source,
     teacher_cache,
+    teacher_regions,
     tokenizer,
     transforms,
 )
@@ -115,7 +115,7 @@ class TrainInput:
         if self.has_regions:
             # A generator of its own: examples are the same with and without distillation.
             rng = sampling.example_rng(self.config.seed, number, stream=3)
-            drawn = regions.draw(example, self.config.distill.regions, rng)
+            drawn = teacher_regions.draw(example, self.config.distill.regions, rng)
             arrays |= drawn.arrays()
             if self.cache is not None:
                 arrays |= self.cache.arrays(places, example, drawn, arrays)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from data_pipelines import regions as regions_lib
+from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
-from data_pipelines.regions import Regions
 from data_pipelines.source import Source
+from data_pipelines.teacher_regions import Regions
 from owl_det.config import Config
 from owl_det.errors import DataError
 

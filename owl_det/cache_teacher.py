@@ -22,9 +22,9 @@ from absl import logging
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from data_pipelines import regions as regions_lib
 from data_pipelines import source as source_lib
 from data_pipelines import teacher_cache, tokenizer, transforms
+from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source

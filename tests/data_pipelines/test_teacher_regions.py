@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines import regions
+from data_pipelines import teacher_regions as regions
 from data_pipelines.features import Example
 from owl_det.config import RegionsConfig
 

@@ -1,0 +1,43 @@
+"""Shapes world's detector with all four distillation branches, each switched by its weight.
+
+Command:  python -m owl_det.main --config=configs/distill_shapes.py --workdir=W \
+              --config.checkpoint.init_from=T --config.distill.teacher=T
+          T is the workdir of configs/pretrain_shapes.py: towers that teacher and student start
+          from. --config.distill.clipself.weight=0 and the like leave a branch out; control: all 0.
+          owl-det cache-teacher --config configs/distill_shapes.py --set distill.teacher=T \
+              --set checkpoint.init_from=T --out CACHE
+          computes the teacher once; then train with --config.distill.cache=CACHE.
+Hardware: two CPU cores.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+from data_pipelines import shapes_world
+
+
+def get_config() -> ConfigDict:
+    config: Any = quickstart.get_config()
+    config.name = "distill_shapes"
+    config.model.image.pooling = "mean"
+    config.model.text.num_positions = 32  # captions are longer than names
+    config.checkpoint.model_from_init = True
+    config.data.with_captions = True
+    config.data.augment.flip = False  # a cache knows images as they are
+    distill = config.distill
+    distill.dense_last_block = "full"  # the towers pool the mean of all tokens
+    distill.regions.max_regions = 12
+    distill.gridclip_grid.weight = 1.0
+    distill.gridclip_image.weight = 10.0
+    distill.clipself.weight = 1.0
+    distill.densevlm.weight = 1.0
+    distill.densevlm.things = tuple(entry.name for entry in shapes_world.object_names())
+    distill.densevlm.stuff = ("a plain background", "noise")
+    distill.densevlm.template = "a picture of {}"
+    distill.hierkd_instance.weight = 1.0
+    distill.hierkd_instance.max_crops = 6
+    distill.hierkd_global.weight = 1.0
+    config.loss.negative_share = 0.1
+    return config
