@@ -14,7 +14,7 @@ import zlib
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from owl_det.config import PreprocessConfig
@@ -105,6 +105,29 @@ def upright_rgb(opened: Image.Image) -> Image.Image:
     if orientation in _TRANSPOSE:
         decoded = decoded.transpose(_TRANSPOSE[orientation])
     return decoded
+
+
+def decode_segment_ids(image: bytes, size: tuple[int, int]) -> Int32[np.ndarray, "h w"]:
+    """Segment ids of a panoptic PNG: R + 256 G + 256² B of each pixel; 0 is unlabelled.
+
+    Raises `UnreadableImage` if it is damaged, anything but RGB of 8 bits, or not of `size` (height,
+    width), which is found out before pixels are decoded.
+    """
+    opened = _open(image)
+    if opened.size != (size[1], size[0]):
+        raise UnreadableImage(
+            f"expected {size[1]} x {size[0]} pixels, as the image has; got {opened.size[0]} x "
+            f"{opened.size[1]}"
+        )
+    if (opened.format, opened.mode) != ("PNG", "RGB"):
+        raise UnreadableImage(
+            f"expected a PNG of RGB pixels, got {opened.format} of {opened.mode} pixels"
+        )
+    try:
+        rgb = np.asarray(opened, np.int32)
+    except _DAMAGED as error:
+        raise UnreadableImage(f"damaged image: {error}") from error
+    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def draft_scale(full_size: tuple[int, int], decoded: Image.Image) -> int:

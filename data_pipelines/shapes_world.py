@@ -198,7 +198,7 @@ class ShapesWorld:
         self.version = f"shapes_world-{VERSION}-{parameter_hash()}"
         self.categories = tuple(
             Category(
-                id=i + 1, name=entry.name, groups=_groups(entry), frequency=float(entry.weight)
+                id=i + 1, name=entry.name, groups=groups_of(entry), frequency=float(entry.weight)
             )
             for i, entry in enumerate(object_names())
             # Only what is annotated may be asked for in training, also as a negative.
@@ -271,7 +271,7 @@ def _absent(annotated: frozenset[int], present: frozenset[tuple[str, ...]]) -> t
     return tuple(names[i].name for i in sorted(annotated) if (names[i].name,) not in present)
 
 
-def _groups(entry: ObjectName) -> tuple[str, ...]:
+def groups_of(entry: ObjectName) -> tuple[str, ...]:
     if entry.group == "base":
         return ("base", entry.frequency)
     return ("novel", entry.group)
@@ -306,15 +306,39 @@ def _cumulative_probabilities(is_long_tailed: bool) -> Float64[np.ndarray, " c"]
 
 
 def draw_scene(size: int, rng: np.random.Generator, split: Split) -> Scene:
-    """Draws background and objects; an object that would hide too much is left out."""
+    """Draws background and objects."""
     canvas = _background(size, rng)
-    cumulative = _cumulative_probabilities(split.is_long_tailed)
+    objects = draw_objects(
+        canvas,
+        rng,
+        is_long_tailed=split.is_long_tailed,
+        max_objects=split.max_objects,
+        size_range=split.size_range,
+    )
+    return Scene(to_pixels(canvas), objects)
+
+
+def to_pixels(canvas: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def draw_objects(
+    canvas: Float32[np.ndarray, "h w 3"],
+    rng: np.random.Generator,
+    *,
+    is_long_tailed: bool,
+    max_objects: int,
+    size_range: tuple[float, float],
+) -> tuple[SceneObject, ...]:
+    """Paints objects on a square canvas; one that would hide too much is left out."""
+    size = len(canvas)
+    cumulative = _cumulative_probabilities(is_long_tailed)
     placed: list[tuple[int, np.ndarray]] = []
     areas: list[int] = []
-    for _ in range(int(rng.integers(1, split.max_objects + 1))):
+    for _ in range(int(rng.integers(1, max_objects + 1))):
         category = int(min(np.searchsorted(cumulative, rng.random()), len(cumulative) - 1))
         entry = object_names()[category]
-        side = math.sqrt(rng.uniform(split.size_range[0] ** 2, split.size_range[1] ** 2)) * size
+        side = math.sqrt(rng.uniform(size_range[0] ** 2, size_range[1] ** 2)) * size
         for _ in range(8):
             coverage, x0, y0 = _shape_coverage(entry.shape, side, size, rng)
             mask = np.zeros((size, size), bool)
@@ -328,8 +352,7 @@ def draw_scene(size: int, rng: np.random.Generator, split: Split) -> Scene:
         placed.append((category, mask))
         areas.append(int(mask.sum()))
         _paint(canvas, coverage, x0, y0, entry, side, rng)
-    objects = tuple(SceneObject(c, m, _box_of(m)) for c, m in placed)
-    return Scene(np.clip(canvas, 0, 255).astype(np.uint8), objects)
+    return tuple(SceneObject(c, m, _box_of(m)) for c, m in placed)
 
 
 def _is_well_placed(
@@ -456,12 +479,12 @@ def _shade(
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """A web-like caption: names most objects, misses some, and adds noise."""
     names = [object_names()[item.category].name for item in scene.objects]
-    named = [_with_article(name) for name in names if rng.random() < 0.8] or ["shapes"]
+    named = [with_article(name) for name in names if rng.random() < 0.8] or ["shapes"]
     text = " and ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]
     return CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(text)
 
 
-def _with_article(name: str) -> str:
+def with_article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from data_pipelines.features import Category, Record
 from owl_det import config as config_lib
+from owl_det.errors import DataError
 
 
 class Source(Protocol):
@@ -41,8 +42,17 @@ def build(source: Any, data_path: str) -> Source:
 
 
 def _shapes_world(source: config_lib.ShapesWorldSource, root: Path) -> Source:
+    from data_pipelines.panoptic_world import SPLITS, PanopticWorld
     from data_pipelines.shapes_world import ShapesWorld
 
+    if source.split in SPLITS:
+        if source.annotated_fraction < 1:
+            raise DataError(
+                f"shapes_world: {source.split} has no annotated_fraction; leave it at 1"
+            )
+        return PanopticWorld(
+            split=source.split, image_size=source.image_size, num_images=source.num_images
+        )
     return ShapesWorld(
         split=source.split,
         image_size=source.image_size,

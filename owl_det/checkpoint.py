@@ -182,6 +182,34 @@ def load_detector(path: str | os.PathLike[str]) -> LoadedModel:
     return load_model(folder)
 
 
+def resized(model: LoadedModel, image_size: int) -> LoadedModel:
+    """The model for squares of another side, in pixels; its position grid is resized linearly.
+
+    Raises `CheckpointError` if the side is no multiple of the patch size, or the model a ResNet,
+    whose attention pool is of one size.
+    """
+    if image_size == model.model.image_size:
+        return model
+    patch_size = model.model.image.patch_size
+    if model.kind == "resnet":
+        raise CheckpointError(f"image size {image_size}: a ResNet takes {model.model.image_size}")
+    if image_size <= 0 or image_size % patch_size:
+        raise CheckpointError(
+            f"image size {image_size}: not a multiple of the patch size {patch_size}"
+        )
+    image = dict(model.params["image"])
+    positions = image["position_embedding"]
+    side = model.model.image_size // patch_size
+    num_other = positions.shape[0] - side * side
+    num_positions = num_other + (image_size // patch_size) ** 2
+    image["position_embedding"] = _resize_positions(positions, num_positions)
+    return dataclasses.replace(
+        model,
+        params={**model.params, "image": image},
+        model=dataclasses.replace(model.model, image_size=image_size),
+    )
+
+
 def save_model(
     path: str | os.PathLike[str], model: LoadedModel, origin: dict[str, str] | None = None
 ) -> None:

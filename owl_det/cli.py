@@ -23,12 +23,14 @@ def main(argv: list[str] | None = None) -> int:
     _add_embed(commands)
     _add_search(commands)
     _add_evaluate(commands)
+    _add_evaluate_regions(commands)
     _add_sample(commands)
     _add_convert(commands)
     _add_models(commands)
     _add_annotate(commands)
     _add_ensemble(commands)
     _add_cache_teacher(commands)
+    _add_visualize(commands)
     _add_export(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -341,6 +343,63 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _add_evaluate_regions(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "evaluate-regions", help="measure dense features: names of true boxes and masks"
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="of any kind")
+    parser.add_argument(
+        "--dataset", required=True, choices=("coco_panoptic", "lvis", "coco", "shapes_world")
+    )
+    parser.add_argument("--annotations", default="", metavar="FILE.json")
+    parser.add_argument("--images", default="", metavar="DIR")
+    parser.add_argument(
+        "--segments",
+        default="",
+        metavar="DIR",
+        help="of coco_panoptic: folder of PNG files; default: named as --annotations",
+    )
+    parser.add_argument("--split", default="panoptic_test", help="of shapes_world")
+    parser.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_images", type=int, default=0, help="0 = all")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write the metrics")
+    parser.set_defaults(run=_evaluate_regions)
+
+
+def _evaluate_regions(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from owl_det import checkpoint
+    from owl_det.evaluation import benchmark, dense
+
+    source = dense.open_source(
+        dense.Location(
+            kind=arguments.dataset,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            segments=arguments.segments,
+            split=arguments.split,
+        )
+    )
+    model = checkpoint.load_model(arguments.checkpoint)
+    if arguments.image_size:
+        model = checkpoint.resized(model, arguments.image_size)
+    content = dense.run(
+        model,
+        source,
+        eval_prompts=arguments.prompts,
+        batch_size=arguments.batch_size,
+        max_images=arguments.max_images,
+    )
+    print(dense.table(content))
+    if arguments.out:
+        benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
+    return 0
+
+
 def _add_sample(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("sample", help="write images of the embedded data set as PNG")
     parser.add_argument("--out", required=True, metavar="DIR")
@@ -492,6 +551,58 @@ def _annotate(arguments: argparse.Namespace) -> int:
     keys = ("images", "unreadable", "recorded images", "recorded boxes")
     print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
     return 1 if counts["unreadable"] else 0
+
+
+def _add_visualize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("visualize", help="pictures of what a model computes")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    features = kinds.add_parser("features", help="token embeddings: clusters, likeness to texts")
+    features.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+    features.add_argument("--checkpoint", required=True, metavar="DIR", help="of any kind")
+    features.add_argument("--query", action="append", default=[], help="a heat map of it; repeat")
+    features.add_argument("--num_clusters", type=int, default=6)
+    features.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    features.add_argument("--prompts", default="", choices=("none", "clip", "clip_best7"))
+    features.add_argument("--out", required=True, metavar="DIR")
+    features.set_defaults(run=_visualize_features)
+
+
+def _visualize_features(arguments: argparse.Namespace) -> int:
+    """One PNG an image: the image, its clusters, a heat map a query. Prints the paths."""
+    import numpy as np
+
+    from data_pipelines import image_ops
+    from data_pipelines.image_ops import UnreadableImage
+    from owl_det import checkpoint, dense_features, viz
+
+    paths = _image_paths(arguments.images)
+    model = checkpoint.load_model(arguments.checkpoint)
+    if arguments.image_size:
+        model = checkpoint.resized(model, arguments.image_size)
+    features = dense_features.DenseFeatures(model)
+    images = {}
+    for path in paths:
+        try:
+            images[path] = image_ops.decode_image(path.read_bytes())
+        except UnreadableImage as error:
+            print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
+    if not images:
+        return _exit_code(len(paths), len(paths))
+    texts = features.encode(arguments.query, arguments.prompts) if arguments.query else []
+    grids = [features.embed(image) for image in images.values()]
+    clusters = dense_features.cluster(grids, arguments.num_clusters)
+    for (path, image), grid, labels in zip(images.items(), grids, clusters, strict=True):
+        pixels, extent = np.asarray(image), features.extent(image)
+        pictures = [
+            viz.titled(pixels, "image"),
+            viz.titled(viz.draw_clusters(pixels, labels, extent), "clusters"),
+        ]
+        for query, text in zip(arguments.query, texts, strict=True):
+            pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
+        target = _picture_path(Path(arguments.out), path, paths)
+        viz.save_png(target, viz.picture_grid(pictures))
+        print(target)
+    return _exit_code(len(paths) - len(images), len(paths))
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

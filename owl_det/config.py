@@ -271,7 +271,10 @@ class ShapesWorldSource:
 
     kind: Literal["shapes_world"] = "shapes_world"
     weight: float = 1.0
-    split: Literal["train", "test", "image_text", "image_text_test", "crowded"] = "train"
+    split: Literal[
+        *("train", "test", "image_text", "image_text_test", "crowded"),
+        *("panoptic", "panoptic_test", "panoptic_text"),  # with stuff
+    ] = "train"
     image_size: int = 64
     num_images: int = 8192
     annotated_fraction: float = 1.0  # federated: share of base names annotated in each image

@@ -94,8 +94,8 @@ def side_by_side(
     prediction: UInt8[np.ndarray, "h w 3"], ground_truth: UInt8[np.ndarray, "h w 3"]
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Two pictures of one image under the titles "prediction" and "ground truth"."""
-    titled = [_titled(prediction, "prediction"), _titled(ground_truth, "ground truth")]
-    return picture_grid(titled, columns=2)
+    pictures = [titled(prediction, "prediction"), titled(ground_truth, "ground truth")]
+    return picture_grid(pictures, columns=2)
 
 
 def picture_grid(
@@ -121,6 +121,55 @@ def picture_grid(
     return grid
 
 
+def draw_clusters(
+    image: UInt8[np.ndarray, "h w 3"],
+    labels: Int[np.ndarray, "r c"],
+    extent: tuple[float, float],
+) -> UInt8[np.ndarray, "H W 3"]:
+    """An image under a token grid, each token in the colour of its cluster.
+
+    `extent` is the height and width of the grid in pixels of `image`, which it may exceed.
+    """
+    hues = matplotlib.colormaps["hsv"](np.arange(labels.max() + 1) / (labels.max() + 1))
+    colours = np.round(hues[labels][..., :3] * 255).astype(np.uint8)
+    return _overlaid(image, colours, extent, Image.Resampling.NEAREST)
+
+
+def draw_heat(
+    image: UInt8[np.ndarray, "h w 3"],
+    values: Float[np.ndarray, "r c"],
+    extent: tuple[float, float],
+    title: str,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """An image under a heat map of a token grid, from the lowest value (dark) to the highest.
+
+    The title is followed by these two. `extent` as in `draw_clusters`.
+    """
+    low, high = float(values.min()), float(values.max())
+    share = (values - low) / max(high - low, 1e-12)
+    colours = np.round(matplotlib.colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)
+    picture = _overlaid(image, colours, extent, Image.Resampling.BILINEAR)
+    return titled(picture, f"{_shorten(title)}  {low:.2f} … {high:.2f}")
+
+
+def _overlaid(
+    image: UInt8[np.ndarray, "h w 3"],
+    colours: UInt8[np.ndarray, "r c 3"],
+    extent: tuple[float, float],
+    kernel: Image.Resampling,
+) -> UInt8[np.ndarray, "H W 3"]:
+    scale = _enlargement(image)
+    size = image.shape[1] * scale, image.shape[0] * scale
+    # In grey, so that every colour is the map's.
+    below = Image.fromarray(image).convert("L").convert("RGB")
+    below = below.resize(size, Image.Resampling.NEAREST)
+    rows, columns = colours.shape[:2]
+    # The part of the grid that the image covers.
+    box = (0, 0, columns * image.shape[1] / extent[1], rows * image.shape[0] / extent[0])
+    above = Image.fromarray(colours).resize(size, kernel, box=box)
+    return np.asarray(Image.blend(below, above, 0.6))
+
+
 def save_png(path: str | os.PathLike[str], image: UInt8[np.ndarray, "h w 3"]) -> None:
     """Writes a PNG, folders included; the file appears once it is complete."""
     with _complete(path) as partial:
@@ -139,7 +188,9 @@ def _shorten(label: str) -> str:
     return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…"
 
 
-def _titled(picture: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "H w 3"]:
+def titled(picture: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "H w 3"]:
+    """A picture under a line of text; small ones are enlarged first, by a whole factor."""
+    picture = np.kron(picture, np.ones((_enlargement(picture),) * 2 + (1,), np.uint8))
     height, width = picture.shape[:2]
     size = round(1.3 * _font_size(max(height, width)))
     bar = 2 * size

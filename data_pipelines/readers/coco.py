@@ -1,9 +1,8 @@
 """COCO JSON, and LVIS JSON whose federated fields are honoured."""
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,11 @@ from data_pipelines import label_ops
 from data_pipelines.features import Category, Names
 from data_pipelines.readers import folder
 from data_pipelines.readers.folder import LabelledImage
+from data_pipelines.readers.json_fields import field as _field
+from data_pipelines.readers.json_fields import integer as _integer
+from data_pipelines.readers.json_fields import is_number as _is_number
+from data_pipelines.readers.json_fields import items as _list
+from data_pipelines.readers.json_fields import load as _load
 from owl_det.errors import DataError
 
 # In open-vocabulary training on LVIS the boxes of rare categories are left out: they are novel.
@@ -184,16 +188,6 @@ class _Box(NamedTuple):
     area: float  # of the mask, else of the box; pixels
 
 
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(folder.read_file(file, "annotations"))
-    except ValueError as error:  # malformed JSON, or not UTF-8
-        raise DataError(f"{file}: is not valid JSON: {error}; download it again") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: expected a JSON object with images, annotations, categories")
-    return content
-
-
 def _names(content: Mapping[str, Any], file: Path, is_federated: bool) -> dict[int, str]:
     """Category id → name, in the order of the file."""
     names: dict[int, str] = {}
@@ -318,27 +312,3 @@ def _named(ids: Any, names: Mapping[int, str], where: str) -> Names:
     if unknown:
         raise DataError(f"{where}: no category has the id {unknown[0]}")
     return tuple(names[i] for i in ids)
-
-
-def _list(content: Mapping[str, Any], key: str, file: Path) -> Iterable[Any]:
-    value = _field(content, key, str(file))
-    if not isinstance(value, list):
-        raise DataError(f"{file}: {key}: expected a list, got {type(value).__name__}")
-    return value
-
-
-def _integer(entry: Any, key: str, where: str) -> int:
-    value = _field(entry, key, where)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise DataError(f"{where}.{key}: expected an integer, got {value!r}")
-    return value
-
-
-def _field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
-        raise DataError(f"{where}: the field {key} is missing")
-    return entry[key]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -160,20 +160,21 @@ def table(content: Mapping[str, Any]) -> str:
             (key, str(values[key]))
             for key in ("num_images", "num_instances", "unreadable_images", "seconds")
         ]
-        return _columns([(name, f"% ({content['protocol']})"), *rows])
+        return columns([(name, f"% ({content['protocol']})"), *rows])
     header = ("data set", *_MEANS, "images", "unreadable")
     rows = [
         (name, *_percent(values), str(values["num_images"]), str(values["unreadable_images"]))
         for name, values in sets.items()
     ]
-    return _columns([header, *rows, (f"mean of {len(sets)}", *_percent(content), "", "")])
+    return columns([header, *rows, (f"mean of {len(sets)}", *_percent(content), "", "")])
 
 
 def _percent(values: Mapping[str, Any]) -> list[str]:
     return [f"{100 * values[key]:.2f}" for key in _MEANS]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in columns: the first to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(

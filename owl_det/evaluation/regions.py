@@ -1,47 +1,58 @@
 """Region accuracy: do the dense embeddings inside a true box name what is in it?
 
-Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text embeddings is the answer. Boxes are
-given, so this measures recognition alone, before and during detection training.
+Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text
+embeddings is the answer. Boxes are given, so this measures recognition alone, before and during
+detection training. `evaluation.dense` measures masks and whole images too.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Literal
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float, Float32
 
-from data_pipelines.features import Category
-from owl_det.modeling.region_pool import region_embeddings as region_embeddings
+from data_pipelines import image_ops
+from data_pipelines.features import Category, Record
+from owl_det.modeling.region_pool import region_embeddings
 
 
-class RegionAccuracy:
-    """Counts right answers by category; `scalars` averages over the categories of each group."""
+class NameAccuracy:
+    """Counts right answers by category; `scalars` averages over the categories of each group.
 
-    def __init__(self, categories: Sequence[Category], top: Sequence[int] = (1, 5)) -> None:
-        self.categories, self.top = tuple(categories), tuple(top)
+    `texts` are embeddings of the categories, in order, in each of t prompts; their mean counts.
+    """
+
+    def __init__(
+        self,
+        categories: Sequence[Category],
+        texts: Float[np.ndarray, "t c e"],
+        prefix: str,
+        top: Sequence[int] = (1, 5),
+    ) -> None:
+        self.categories, self.prefix, self.top = tuple(categories), prefix, tuple(top)
+        unit = texts / np.linalg.norm(texts, axis=-1, keepdims=True)
+        self._texts = unit.astype(np.float32).mean(axis=0)
         self._right = np.zeros((len(self.top), len(self.categories)), np.int64)
         self._count = np.zeros(len(self.categories), np.int64)
         self._index = {category.name: i for i, category in enumerate(self.categories)}
+        self._texts /= np.linalg.norm(self._texts, axis=-1, keepdims=True)
 
-    def add(
-        self,
-        regions: Float32[np.ndarray, "m e"],
-        names: Sequence[str],
-        texts: Float32[np.ndarray, "c e"],
-    ) -> None:
-        """Adds regions with their true names; `texts` are those of `categories`, in order."""
-        if not len(names):
-            return
-        truth = np.array([self._index[name] for name in names])
-        scores = regions @ texts.T
-        rank = (scores > scores[np.arange(len(truth)), truth][:, None]).sum(1)
+    def add_named(self, embeddings: Float[np.ndarray, "m e"], names: Sequence[str]) -> None:
+        """Adds embeddings with their true names; a name that is no category raises `KeyError`."""
+        truth = np.array([self._index[name] for name in names], int)
+        scores = embeddings @ self._texts.T
+        # A tie, or a score that is no number, counts against the truth.
+        rank = (~(scores < scores[np.arange(len(truth)), truth][:, None])).sum(1) - 1
         for row, top in enumerate(self.top):
             np.add.at(self._right[row], truth, rank < top)
         np.add.at(self._count, truth, 1)
 
     def scalars(self) -> dict[str, float]:
-        """`region_top1`, `region_top5` and, for each group, `region_top1_<group>` ….
+        """`<prefix>_top1`, `<prefix>_top5` and, for each group, `<prefix>_top1_<group>` …
 
-        Mean over categories (mAcc), not over regions. Groups without regions are left out.
+        Mean over categories (mAcc), not over what was added. Groups without any are left out.
         """
         groups = dict.fromkeys(group for category in self.categories for group in category.groups)
         members: dict[str, Bool[np.ndarray, " c"]] = {
@@ -58,10 +69,45 @@ class RegionAccuracy:
                 continue
             for row, top in enumerate(self.top):
                 share = self._right[row, seen] / self._count[seen]
-                values[f"region_top{top}{suffix}"] = float(share.mean())
+                values[f"{self.prefix}_top{top}{suffix}"] = float(share.mean())
         return values
 
 
-def is_single_named(names: Sequence[Sequence[str]]) -> Int[np.ndarray, " r"]:
-    """Indices of the instances that have exactly one name."""
-    return np.flatnonzero([len(group) == 1 for group in names])
+class RegionAccuracy(NameAccuracy):
+    """Of true boxes. Crowd regions and instances of several names are left out."""
+
+    def __init__(self, categories: Sequence[Category], texts: Float[np.ndarray, "t c e"]) -> None:
+        super().__init__(categories, texts, "region")
+
+    def add(
+        self,
+        embeddings: Float[np.ndarray, "b n e"],
+        records: Sequence[Record | None],
+        geometry: Literal["pad", "stretch"],
+    ) -> None:
+        """Adds images: dense embeddings of a square grid, and the true boxes (None: unreadable)."""
+        side = math.isqrt(embeddings.shape[1])
+        chosen = [_boxes_of(record, geometry) if record else None for record in records]
+        most = max((len(boxes) for boxes, _ in filter(None, chosen)), default=0)
+        # Few distinct shapes, so that little is compiled.
+        boxes = np.zeros((embeddings.shape[0], -(-max(most, 1) // 8) * 8, 4), np.float32)
+        for row, entry in enumerate(chosen):
+            if entry:
+                boxes[row, : len(entry[0])] = entry[0]
+        pooled = np.asarray(_region_embeddings(embeddings, boxes, side, side))
+        for row, entry in enumerate(chosen):
+            if entry:
+                self.add_named(pooled[row, : len(entry[1])], entry[1])
+
+
+_region_embeddings = jax.jit(region_embeddings, static_argnums=(2, 3))
+
+
+def _boxes_of(
+    record: Record, geometry: Literal["pad", "stretch"]
+) -> tuple[Float32[np.ndarray, "m 4"], list[str]]:
+    """Boxes (cxcywh, relative to the square) and names of the instances that count."""
+    rows = [i for i, names in enumerate(record.names) if len(names) == 1 and not record.is_crowd[i]]
+    height, width = image_ops.image_size(record.image)
+    boxes = image_ops.boxes_to_padded(record.boxes_xyxy[rows], height, width, geometry)
+    return boxes, [record.names[i][0] for i in rows]

@@ -126,6 +126,17 @@ class Detector(nn.Module):
         """Unit-length class embeddings of all tokens, as `predict` sets them beside queries."""
         return self.class_head.embed(features.tokens)[0]
 
+    def embed_image_and_patches(
+        self, image: UInt8[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b n e"]]:
+        """`embed_image` and `embed_patches` from one pass of the tower.
+
+        Raises `ValueError` without contrastive parameters.
+        """
+        if self.config.contrastive == "none":
+            raise ValueError("model.contrastive is none: there is no visual projection")
+        return self.image.embed_all(image)
+
     def similarity(
         self, image_embeddings: Float[Array, "b e"], text_embeddings: Float[Array, "u e"]
     ) -> Float[Array, "b u"]:

@@ -173,6 +173,13 @@ class ImageTower(nn.Module):
         class_token, tokens, _ = self(image, row_keys=row_keys)
         return self.project(self._pool(class_token, tokens))
 
+    def embed_all(
+        self, image: UInt8[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b n e"]]:
+        """The image's embedding and those of all tokens, from one pass; as `embed`, `project`."""
+        class_token, tokens, _ = self(image)
+        return self.project(self._pool(class_token, tokens)), self.project(tokens)
+
     def project(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """From the tower's width to the space shared with texts."""
         return x if self.tower.projection == "none" else self.visual_projection(x)
