@@ -2,8 +2,9 @@
 
 Command:  python -m owl_det.main --config=configs/distill_shapes.py --workdir=W \
               --config.checkpoint.init_from=T --config.distill.teacher=T
-          T is the workdir of configs/pretrain_shapes.py: towers that teacher and student start
-          from. --config.distill.clipself.weight=0 and the like leave a branch out; control: all 0.
+          T is the workdir of configs/pretrain_shapes.py, trained on captions that name stuff
+          (--config.data.train.shapes.split=panoptic_text): the student starts from the teacher.
+          --config.distill.clipself.weight=0 and the like leave a branch out; control: all 0.
           owl-det cache-teacher --config configs/distill_shapes.py --set distill.teacher=T \
               --set checkpoint.init_from=T --out CACHE
           computes the teacher once; then train with --config.distill.cache=CACHE.
@@ -14,8 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
-from data_pipelines import shapes_world
+from configs import densevlm_shapes, quickstart
 
 
 def get_config() -> ConfigDict:
@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     config.model.image.pooling = "mean"
     config.model.text.num_positions = 32  # captions are longer than names
     config.checkpoint.model_from_init = True
+    config.data.train.shapes.split = "panoptic"
+    config.data.eval.shapes.split = "panoptic_test"
     config.data.with_captions = True
     config.data.augment.flip = False  # a cache knows images as they are
     distill = config.distill
@@ -32,10 +34,7 @@ def get_config() -> ConfigDict:
     distill.gridclip_grid.weight = 1.0
     distill.gridclip_image.weight = 10.0
     distill.clipself.weight = 1.0
-    distill.densevlm.weight = 1.0
-    distill.densevlm.things = tuple(entry.name for entry in shapes_world.object_names())
-    distill.densevlm.stuff = ("a plain background", "noise")
-    distill.densevlm.template = "a picture of {}"
+    densevlm_shapes.use_names(config)
     distill.hierkd_instance.weight = 1.0
     distill.hierkd_instance.max_crops = 6
     distill.hierkd_global.weight = 1.0

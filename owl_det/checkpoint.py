@@ -356,7 +356,7 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     _check_same_towers(loaded.model, config.model, where)
     target = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     image, text = dict(loaded.params["image"]), dict(loaded.params["text"])
-    image["position_embedding"] = resize_positions(
+    image["position_embedding"] = _resize_positions(
         image["position_embedding"], target["image"]["position_embedding"].shape[0]
     )
     num_positions = target["text"]["position_embedding"].shape[0]
@@ -401,7 +401,7 @@ def _fresh_heads(config: Config) -> Params:
     return made
 
 
-def resize_positions(positions: jax.Array, num_positions: int) -> jax.Array:
+def _resize_positions(positions: jax.Array, num_positions: int) -> jax.Array:
     """Resizes the grid; a class token's position, in front of a square number of others, stays."""
     if positions.shape[0] == num_positions:
         return positions

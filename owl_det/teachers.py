@@ -217,8 +217,8 @@ def open_teacher(config: Config) -> Opened:
 def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
     """`distill.dense_teacher`, or `image` where that is unnamed, as it embeds every token.
 
-    A ViT's position grid is resized linearly to `distill.dense_image_size`. Raises `ConfigError` if
-    patches do not divide that side.
+    A ViT's position grid is resized linearly to `distill.dense_image_size`. Raises `UserError` if
+    its patches do not divide that side.
     """
     distill, side = config.distill, dense_side(config)
     if distill.dense_teacher and distill.dense_teacher != distill.teacher:
@@ -226,19 +226,17 @@ def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
     else:
         opened = image or open_teacher(config)
     loaded, tower, _ = opened
-    if side % tower.stride:
-        raise ConfigError(
-            f"config.distill.dense_image_size: {side} is no multiple of the {tower.stride} pixels "
-            "of the dense teacher's tokens"
-        )
     if tower.kind == "resnet":
+        if side % STRIDE:
+            raise ConfigError(
+                f"config.distill.dense_image_size: {side} is no multiple of the {STRIDE} pixels of "
+                "a ResNet's tokens"
+            )
         return opened  # takes any size; its tokens are its values already
     image_tower = dataclasses.replace(tower.model.image, last_block=distill.dense_last_block)
     model = dataclasses.replace(tower.model, image_size=side, image=image_tower)
-    positions = checkpoint.resize_positions(
-        loaded.params["image"]["position_embedding"],
-        (side // tower.stride) ** 2 + (image_tower.pooling == "class_token"),
-    )
+    resized = checkpoint.resized(loaded, side)
+    positions = None if resized is loaded else resized.params["image"]["position_embedding"]
     return Opened(loaded, dataclasses.replace(tower, model=model), positions)
 
 

@@ -172,8 +172,8 @@ def loss_and_gradients(
     shared = None
     if teaching is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
-        examples = examples._replace(lesson=_lesson(batch, teaching))
-        shared = Shared(teaching, _student_names(params, teaching, config))
+        examples = examples._replace(lesson=lesson_of(batch, teaching))
+        shared = Shared(teaching, student_names(params, teaching, config))
     gradients, losses, parts, extra = take(
         params, batch, examples, text_key, config, num_shards, mesh, shared
     )
@@ -194,7 +194,8 @@ def _is_counted(batch: Batch, config: Config) -> Bool[Array, " b"]:
     return batch.is_example & batch.is_caption[:, 0]
 
 
-def _lesson(batch: Batch, teaching: Teaching) -> Lesson:
+def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
+    """What the branches know of a batch before the student sees it; teachers run here."""
     return Lesson(
         tile_boxes=batch.tile_boxes,
         is_tile=batch.tile_image_id >= 0,
@@ -206,7 +207,7 @@ def _lesson(batch: Batch, teaching: Teaching) -> Lesson:
     )
 
 
-def _student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
+def student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
     """The student's own texts of DenseVLM's names as they are now; no gradient goes to them."""
     if teaching.name_tokens is None:
         return None

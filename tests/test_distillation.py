@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from data_pipelines.input import TrainInput
 from owl_det import (
     cache_teacher,
     checkpoint,
+    inference,
     optim,
     sharding,
     teachers,
@@ -20,6 +23,7 @@ from owl_det import (
 )
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError, DataError
+from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -98,15 +102,29 @@ def take(config: Config, teaching: Any, num_shards: int = 1) -> tuple[Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def all_at_once(teacher_folder: str) -> tuple[Config, Any, Any, Any]:
+def documented_branch(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The entry of the branch that docs/add_a_branch.md writes, importable."""
+    page = (repository_root / "docs" / "add_a_branch.md").read_text()
+    (code, _) = re.findall(r"```python\n(.*?)```", page, re.S)
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "my_branch.py").write_text(code)
+    sys.path.insert(0, str(folder))
+    yield {"module": "my_branch", "weight": 0.5, "options": {"margin": 0.9}}
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="module")
+def all_at_once(teacher_folder: str, documented_branch: Any) -> tuple[Config, Any, Any, Any]:
     """One step's gradients with every branch on: config, teaching, gradients, metrics."""
-    made, teaching = open_teaching(config(*WEIGHTS), teacher_folder)
+    custom = {"custom": {"my_branch": documented_branch}}
+    made, teaching = open_teaching(config(*WEIGHTS, distill=custom), teacher_folder)
     return made, teaching, *take(made, teaching)
 
 
 def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     made, _, gradients, metrics = all_at_once
     total = sum(float(metrics[name]) for name in ("class", "l1", "giou", "objectness"))
+    assert set(made.distill.active()) == {*WEIGHTS, "my_branch"}
     for name, entry in made.distill.active().items():
         value = float(metrics[f"distill/{name}"])
         assert np.isfinite(value) and value > 0, name
@@ -118,11 +136,56 @@ def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
 def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
     _, teaching, gradients, _ = all_at_once
     added = gradients[train_step.BRANCHES]
-    assert set(added) == {"gridclip_grid", "gridclip_image", "hierkd_global"}
+    assert set(added) == {"gridclip_grid", "gridclip_image", "hierkd_global", "my_branch"}
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(added))
     names = {optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)}
     assert not any("visual_projection" in name for name in names)
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
+
+
+# --- what inference and checkpoints hold ---------------------------------------------------------
+
+
+def test_inference_is_the_plain_detectors(teacher_folder: str) -> None:
+    distilled, teaching = open_teaching(config(*WEIGHTS), teacher_folder)
+    state = jax.eval_shape(
+        lambda: train_step.init_state(distilled, teacher_dim=teaching.teacher_dim)
+    )
+    assert train_step.BRANCHES in state.params
+    plain = config()
+    wanted = jax.eval_shape(lambda: train_step.init_state(plain)).params
+    ours = train_step.model_params(state.params)
+    assert jax.tree.structure(ours) == jax.tree.structure(wanted)
+    image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
+
+    def program(made: Config, params: Any) -> str:
+        detector = Detector(made.model, made.preprocess)
+        return str(jax.make_jaxpr(lambda p: inference.embed_tokens(detector, p, image))(params))
+
+    assert program(distilled, ours) == program(plain, wanted)
+
+
+def test_checkpoints_keep_branch_parameters_out_of_the_model(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    made, teaching = open_teaching(config("gridclip_image", "clipself"), teacher_folder)
+    state = train_step.init_state(made, teacher_dim=teaching.teacher_dim)
+    checkpoints = checkpoint.Checkpoints(tmp_path, made)
+    checkpoints.save(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), "v")
+    checkpoints.wait()
+    loaded = checkpoint.load_detector(tmp_path)
+    assert set(loaded.params) == set(train_step.model_params(state.params))
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        ),
+        state,
+    )
+    restored = checkpoints.restore(template, "v")
+    checkpoints.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for a, b in zip(jax.tree.leaves(restored.params), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -250,3 +313,108 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     )
     with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
         TrainInput(cached).example(0)
+
+
+# --- whole steps ---------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
+    """With mosaics, token dropping, instance selection and few negatives besides."""
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    made = config(
+        *WEIGHTS,
+        batch_size=8,
+        distill={"teacher": teacher_folder},
+        optimizer__clip={"scope": "global"},
+        optimizer__learning_rate=1e-3,
+        selection={"token_drop_rate": 0.5, "instance_top_k": 6},
+        loss={"negative_share": 0.1},
+        data__augment={"mosaic_sizes": [1, 2], "mosaic_probabilities": [0.5, 0.5]},
+    )
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    teaching = teachers.open_teachers(made, mesh)
+    assert teaching is not None
+    state = train_step.init_state(made, teacher_dim=teaching.teacher_dim)
+    placement = sharding.state_shardings(state, state.params, mesh)
+    kernel = teaching.arrays["image"]["image"]["transformer"]["blocks"]["mlp_in"]["kernel"]
+    assert kernel.sharding.spec == (None, "fsdp", "tensor")
+    state = jax.device_put(state, placement)
+    step = train_step.jit_train_step(made, mesh, state, teaching)
+    batches = TrainInput(made).batches(0, num_shards=4)
+    for _ in range(3):
+        batch = jax.device_put(tiny.to_batch(next(batches)), sharding.batch_sharding(mesh))
+        state, metrics = step(state, batch)
+        for name in WEIGHTS:
+            assert np.isfinite(metrics[f"distill/{name}"]), name
+        assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+    batches.close()
+    assert int(state.step) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["shared_text", "exact"])
+def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
+    scope: str, teacher_folder: str
+) -> None:
+    names = [name for name in WEIGHTS if name != "hierkd_global"]
+    made = []
+    for clip in ({"scope": scope, "norm": 1e6}, {"scope": "none"}):
+        each, teaching = open_teaching(
+            config(*names, batch_size=2, optimizer__clip=clip), teacher_folder
+        )
+        made.append(take(each, teaching))
+    (ours, metrics), (theirs, wanted) = made
+    np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-4)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_cache_trains_as_its_teacher(teacher_folder: str, tmp_path: Path) -> None:
+    online = _cached_config(teacher_folder, None)
+    cache_teacher.run(online, tmp_path / "cache", shard_size=16, batch_size=2)
+    cached = _cached_config(teacher_folder, tmp_path / "cache")
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    found = [take(made, teachers.open_teachers(made, mesh))[1] for made in (online, cached)]
+    for name in ("loss", *(f"distill/{name}" for name in WEIGHTS)):
+        np.testing.assert_allclose(found[1][name], found[0][name], rtol=2e-3, err_msg=name)
+
+
+@pytest.mark.slow
+def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: str) -> None:
+    towers = checkpoint.load_model(teacher_folder)
+    made, teaching = open_teaching(
+        config(
+            "clipself",
+            "densevlm",
+            "gridclip_image",
+            task="distill",
+            model__contrastive="softmax",
+            distill={"require_same_text": True},
+            model__image_size=16,
+            optimizer__frozen=("^text/", "^logit_scale$"),
+        ),
+        teacher_folder,
+    )
+    state = train_step.init_state(made, towers.params, teaching.teacher_dim)
+    teachers.check_same_text(teaching, state.params, made)
+    batch = tiny.batch(made)
+
+    def loss(params: Any, arrays: Any) -> Any:
+        held = dataclasses.replace(teaching, arrays=arrays)
+        return train_step.tower_losses(
+            params,
+            train_step.split_batch(batch, KEY)[0]._replace(
+                lesson=train_step.lesson_of(batch, held)
+            ),
+            made,
+            train_step.Shared(held, train_step.student_names(params, held, made)),
+        )[0].mean()
+
+    of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(state.params, teaching.arrays)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(of_teacher):
+        assert not np.asarray(leaf).any(), optim.path_name(path)
+    assert np.abs(of_student["image"]["patch_kernel"]).max() > 0
+    assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()

@@ -65,4 +65,8 @@ def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
 
 
 def batch(config: Config, num_shards: int = 1) -> Batch:
-    return jax.tree.map(jax.numpy.asarray, batch_of(arrays(config, num_shards)))
+    return to_batch(arrays(config, num_shards))
+
+
+def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    return jax.tree.map(jax.numpy.asarray, batch_of(arrays))
