@@ -33,7 +33,7 @@ from owl_det import config as config_lib
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.errors import ConfigError
 from owl_det.losses import branches
-from owl_det.types import Batch
+from owl_det.types import Batch, batch_of
 
 _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
 
@@ -257,10 +257,8 @@ class _Writer:
         boxes, tile = np.zeros((0, 4), np.float32), np.array([0.5, 0.5, 1, 1], np.float32)
         image = np.zeros((side, side, 3), np.uint8)
         if example is not None:
-            image, boxes, tile = (
-                *(example.image, example.boxes_cxcywh),
-                example.tile_boxes_cxcywh[0],
-            )
+            image, boxes = example.image, example.boxes_cxcywh
+            tile = example.tile_boxes_cxcywh[0]
         regions = _padded(boxes, m)
         if self._config.distill.regions.kind == "patches":
             cells = regions_lib.cells(self._config.distill.regions.grids)
@@ -287,12 +285,8 @@ class _Writer:
         )
 
     def _joined(self, name: str, values: list[np.ndarray]) -> np.ndarray:
-        if name == "tiles":
-            joined = np.concatenate(values)
-        elif name == "captions" or self._is_by_box(name):
-            joined = np.concatenate(values)
-        else:
-            joined = np.stack(values)
+        is_flat = name in ("tiles", "captions") or self._is_by_box(name)
+        joined = np.concatenate(values) if is_flat else np.stack(values)
         return np.ascontiguousarray(joined, np.float16)
 
     def _in_tile(self, example: Example | None) -> np.ndarray:
@@ -313,20 +307,18 @@ def _padded(boxes: np.ndarray, length: int) -> np.ndarray:
 
 def _batch(arrays: dict[str, np.ndarray]) -> Batch:
     """A batch of what teachers look at; queries and the rest are of no concern to them."""
-    b = len(arrays["image"])
-    m, t = arrays["boxes"].shape[1], 1
-    none: Any = np.zeros((b, 0), np.int32)
-    return Batch(
-        **{key: arrays[key] for key in arrays},
-        is_example=np.ones(b, bool),
-        image_id=np.zeros(b, np.int32),
-        original_size=np.zeros((b, 2), np.int32),
-        is_crowd=np.zeros((b, m), bool),
-        instance_labels=np.zeros((b, m, 0), bool),
-        instance_scores=np.ones((b, m), np.float32),
-        query_table=np.zeros((b, 0), np.int32),
-        query_index=none,
-        is_query=none.astype(bool),
-        tile_of_instance=np.zeros((b, m), np.int32),
-        tile_image_id=np.zeros((b, t), np.int32),
-    )
+    b, m = arrays["boxes"].shape[:2]
+    rest = {
+        "is_example": np.ones(b, bool),
+        "image_id": np.zeros(b, np.int32),
+        "original_size": np.zeros((b, 2), np.int32),
+        "is_crowd": np.zeros((b, m), bool),
+        "instance_labels": np.zeros((b, m, 0), bool),
+        "instance_scores": np.ones((b, m), np.float32),
+        "query_table": np.zeros((b, 0), np.int32),
+        "query_index": np.zeros((b, 0), np.int32),
+        "is_query": np.zeros((b, 0), bool),
+        "tile_of_instance": np.zeros((b, m), np.int32),
+        "tile_image_id": np.zeros((b, 1), np.int32),
+    }
+    return batch_of(rest | arrays)
