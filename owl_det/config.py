@@ -797,6 +797,10 @@ def _check_tower_distillation(config: Config) -> None:
     )
     active = config.distill.active()
     _require(bool(active), "config.distill: task distill needs a branch whose weight is not 0")
+    _require(
+        not config.data.eval,
+        "config.data.eval: towers detect nothing; measure the result with owl-det evaluate-regions",
+    )
     for name in ("gridclip_grid", "hierkd_instance"):
         _require(
             name not in active, f"config.distill.{name}: needs a detector's heads (task detection)"

@@ -347,7 +347,8 @@ class _Progress:
         self._bar.set_postfix_str(
             " ".join(
                 f"{name} {means[f'train/{name}']:.3f}"
-                for name in ("loss", "class", "l1", "giou", "objectness")
+                for name in ("loss", "class", "l1", "giou", "objectness", "accuracy")
+                if f"train/{name}" in means
             )
             + f" | {rate:.0f} img/s | {memory:.1f} GiB"
         )

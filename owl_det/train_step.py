@@ -146,9 +146,10 @@ def train_step(
     )
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
     if config.task == "contrastive":
-        params["logit_scale"] = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+        scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+        params = {**params, "logit_scale": scale}
     factor = optim.schedule(config.schedule, config.num_steps)(state.step)
     metrics["learning_rate"] = config.optimizer.learning_rate * factor
     new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)

@@ -23,7 +23,7 @@ from owl_det import (
     teachers,
     train_step,
 )
-from owl_det.config import Config, MeshConfig
+from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel
@@ -320,6 +320,25 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     )
     with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
         TrainInput(cached).example(0)
+
+
+def test_the_command_reads_configs_and_changes(repository_root: Path, tmp_path: Path) -> None:
+    file = str(repository_root / "configs" / "distill_shapes.py")
+    made = cache_teacher.read_config(
+        file, ["distill.teacher=some/folder", "config.data.train.shapes.num_images=12"]
+    )
+    assert made.distill.teacher == "some/folder"
+    source = made.data.train["shapes"]
+    assert isinstance(source, ShapesWorldSource) and source.num_images == 12
+    with pytest.raises(ConfigError, match="distill.teachr: no such key; did you mean"):
+        cache_teacher.read_config(file, ["distill.teachr=x"])
+    with pytest.raises(ConfigError, match="--set: 'seed' is not key=value"):
+        cache_teacher.read_config(file, ["seed"])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        cache_teacher.read_config(str(tmp_path / "absent.py"), [])
+    plain = config()
+    with pytest.raises(ConfigError, match="no active branch has teacher outputs to cache"):
+        cache_teacher.run(plain, tmp_path / "cache")
 
 
 # --- whole steps ---------------------------------------------------------------------------------
