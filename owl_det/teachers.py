@@ -54,17 +54,25 @@ def text_id(params: Params) -> str:
 
 
 def check_same_text(teaching: Teaching, params: Params, config: Config) -> None:
-    """Raises `ConfigError` unless the student's text tower starts as the teacher's, where that
-    matters: a branch sets tokens beside the teacher's vectors as they are."""
-    sharing = [
-        n for n, (branch, _) in branches.active(config.distill).items() if branch.shares_space
-    ]
-    if sharing and config.distill.require_same_text and text_id(params) != teaching.text_id:
-        raise ConfigError(
-            f"config.distill.{sharing[0]}: the student's text tower is not the teacher's; start "
-            "from the same checkpoint (config.checkpoint.init_from), or set "
-            "config.distill.require_same_text to False"
-        )
+    """Checks that the student's space is the teacher's, where a branch takes it for granted.
+
+    Raises `ConfigError` where vectors differ in width, or the student's text tower does not start
+    as the teacher's (unless `distill.require_same_text` is False).
+    """
+    for name, (branch, _) in branches.active(config.distill).items():
+        if not branch.shares_space:
+            continue
+        if teaching.teacher_dim != config.model.embedding_dim:
+            raise ConfigError(
+                f"config.model.embedding_dim: {config.model.embedding_dim}, but distill.{name} sets "
+                f"tokens beside the teacher's vectors of {teaching.teacher_dim}"
+            )
+        if config.distill.require_same_text and text_id(params) != teaching.text_id:
+            raise ConfigError(
+                f"config.distill.{name}: the student's text tower is not the teacher's; start from "
+                "the same checkpoint (config.checkpoint.init_from), or set "
+                "config.distill.require_same_text to False"
+            )
 
 
 # --- forward -------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Distillation in a training step: what branches read, where gradients go, what inference holds."""
 
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -21,10 +22,15 @@ from owl_det import (
     optim,
     sharding,
     teachers,
+    train,
     train_step,
+)
+from owl_det import (
+    config as config_lib,
 )
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
+from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -259,6 +265,49 @@ def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> N
     teachers.check_same_text(teaching, other, adapted)  # has an adapter: any teacher will do
 
 
+def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> None:
+    text = {"num_positions": 8, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16}
+    model, preprocess = config_lib.resolve_model(
+        {
+            "image_size": 64,
+            "embedding_dim": 24,
+            "text": text,
+            "resnet": {"width": 4, "num_blocks": (1, 1, 1, 1), "num_heads": 2},
+        },
+        {},
+    )
+    shapes = resnet.parameter_shapes(model, preprocess)
+    rng = np.random.default_rng(0)
+    loaded = LoadedModel(
+        kind="resnet",
+        params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes),
+        model=model,
+        preprocess=preprocess,
+        eval_prompts="none",
+        step=0,
+    )
+    checkpoint.save_model(tmp_path / "resnet", loaded)
+    made, teaching = open_teaching(
+        config("gridclip_image", "densevlm", distill={"dense_image_size": 96}),
+        str(tmp_path / "resnet"),
+    )
+    assert teaching.teacher_dim == 24 and set(teaching.arrays) == {"image", "names"}
+    np.testing.assert_allclose(np.linalg.norm(teaching.arrays["names"], axis=-1), 1, rtol=1e-3)
+    signals = jax.eval_shape(teaching.signals, teaching.arrays, tiny.batch(made))
+    assert signals.tiles.shape == (4, 1, 24) and signals.dense_regions.shape == (4, 6, 24)
+    with pytest.raises(ConfigError, match="dense_image_size: 80 is no multiple of the 32 pixels"):
+        open_teaching(
+            config("densevlm", distill={"dense_image_size": 80}), str(tmp_path / "resnet")
+        )
+
+
+def test_vectors_of_another_width_are_refused(teacher_folder: str) -> None:
+    made, teaching = open_teaching(config("clipself"), teacher_folder)
+    wider = dataclasses.replace(teaching, teacher_dim=24)
+    with pytest.raises(ConfigError, match="config.model.embedding_dim: 16, but distill.clipself"):
+        teachers.check_same_text(wider, {}, made)
+
+
 # --- cached teachers -----------------------------------------------------------------------------
 
 
@@ -377,6 +426,37 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
         assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
     batches.close()
     assert int(state.step) == 3
+
+
+@pytest.mark.slow
+def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    """Through the loop: teachers opened, towers as the start, branch parameters saved and found."""
+    made = config(
+        "gridclip_image",
+        "clipself",
+        task="distill",
+        model__contrastive="softmax",
+        model__image_size=16,
+        batch_size=8,
+        num_steps=1,
+        distill={"teacher": teacher_folder, "require_same_text": True},
+        checkpoint={"init_from": teacher_folder},
+        optimizer__frozen=("^text/", "^logit_scale$"),
+    )
+    train.run(made, str(tmp_path))
+    first = checkpoint.load_model(tmp_path)
+    assert (first.kind, first.step) == ("towers", 1)
+    train.run(dataclasses.replace(made, num_steps=2), str(tmp_path))
+    second = checkpoint.load_model(tmp_path)
+    assert second.step == 2 and set(second.params) == {"image", "text", "logit_scale"}
+    teacher = checkpoint.load_model(teacher_folder)
+    for name, is_moved in (("image", True), ("text", False)):
+        pairs = zip(*(jax.tree.leaves(m.params[name]) for m in (teacher, second)), strict=True)
+        assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs) == is_moved
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert {"train/distill/gridclip_image", "train/distill/clipself"} <= set().union(*logged)
 
 
 @pytest.mark.slow
