@@ -53,8 +53,10 @@ def text_id(params: Params) -> str:
     return model_id({k: v for k, v in params["text"].items() if k != "position_embedding"})
 
 
-def check_same_text(teaching: Teaching, params: Params, config: Config) -> None:
+def check_same_text(teaching: Teaching, params: Params | None, config: Config) -> None:
     """Checks that the student's space is the teacher's, where a branch takes it for granted.
+
+    `params` are those that the student starts from, None for fresh ones.
 
     Raises `ConfigError` where vectors differ in width, or the student's text tower does not start
     as the teacher's (unless `distill.require_same_text` is False).
@@ -64,10 +66,11 @@ def check_same_text(teaching: Teaching, params: Params, config: Config) -> None:
             continue
         if teaching.teacher_dim != config.model.embedding_dim:
             raise ConfigError(
-                f"config.model.embedding_dim: {config.model.embedding_dim}, but distill.{name} sets "
-                f"tokens beside the teacher's vectors of {teaching.teacher_dim}"
+                f"config.model.embedding_dim: {config.model.embedding_dim}, but distill.{name} "
+                f"sets tokens beside the teacher's vectors of {teaching.teacher_dim}"
             )
-        if config.distill.require_same_text and text_id(params) != teaching.text_id:
+        is_same = params is not None and text_id(params) == teaching.text_id
+        if config.distill.require_same_text and not is_same:
             raise ConfigError(
                 f"config.distill.{name}: the student's text tower is not the teacher's; start from "
                 "the same checkpoint (config.checkpoint.init_from), or set "

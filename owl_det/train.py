@@ -198,16 +198,16 @@ def _start(
         state = checkpoints.restore(template, input_version)
         logging.info("Resumed at step %d", int(state.step))
         return state
+    params = None
     if config.checkpoint.init_from:
         loaded = checkpoint.load_model(config.checkpoint.init_from)
         params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
         logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
-        state = jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
-    else:
-        state = jax.jit(init_state, out_shardings=placement)()
     if teaching is not None:
-        teachers.check_same_text(teaching, state.params, config)
-    return state
+        teachers.check_same_text(teaching, params, config)
+    if params is not None:
+        return jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
+    return jax.jit(init_state, out_shardings=placement)()
 
 
 def _device_batches(
