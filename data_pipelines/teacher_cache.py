@@ -142,7 +142,8 @@ class TeacherCache:
         Raises `DataError` for an image or a box that the cache does not know.
         """
         rows = {
-            tile: self._row(*places[tile]) for tile in np.flatnonzero(example.tile_image_id >= 0)
+            int(tile): self._row(*places[tile])
+            for tile in np.flatnonzero(example.tile_image_id >= 0)
         }
         found: Arrays = {}
         for name in sorted(self._wanted):
