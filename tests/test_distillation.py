@@ -54,7 +54,7 @@ def config(*names: str, **changes: Any) -> Config:
     distill |= {
         "teacher": "given",
         "require_same_text": False,
-        "dense_image_size": 16,
+        "dense_image_size": 24,
         "regions": {"max_regions": 6},
     }
     distill |= changes.pop("distill", {})
