@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, clipself_b16, pretrain_shapes
+from configs import base, clipself_b16, quickstart
 from owl_det.config import ShapesWorldSource
 
 
@@ -25,8 +25,11 @@ def get_config() -> ConfigDict:
 
 def use_tower_distillation(config: Any) -> None:
     """Scenes without labels, for the blocks of the image tower."""
-    pretrain_shapes.towers(config)
+    quickstart.tiny_model(config)
     config.task = "distill"
+    config.model.contrastive = "softmax"
+    config.model.image.pooling = "mean"
+    config.model.text.num_positions = 77  # as many as the checkpoint has
     config.batch_size = 32
     config.num_steps = 2000
     source = ShapesWorldSource(split="train", num_images=16_384)

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config: Any = quickstart.get_config()
     config.name = "distill_shapes"
     config.model.image.pooling = "mean"
-    config.model.text.num_positions = 32  # captions are longer than names
+    config.model.text.num_positions = 77  # as many as the checkpoint has; captions are long
     config.checkpoint.model_from_init = True
     config.data.train.shapes.split = "panoptic"
     config.data.eval.shapes.split = "panoptic_test"
