@@ -154,6 +154,29 @@ def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
 
 
+@pytest.mark.parametrize("scope", ["none", "shared_text", "exact"])
+def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder: str) -> None:
+    """The one branch that runs a teacher there has a step under every clipping scope."""
+    entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted", "crop_scale": 1.5}
+    made, teaching = open_teaching(
+        config(distill={"hierkd_instance": entry}, optimizer__clip={"scope": scope}),
+        teacher_folder,
+    )
+    params = jax.eval_shape(
+        lambda: train_step.init_state(made, teacher_dim=teaching.teacher_dim)
+    ).params
+    assert teaching.embed_boxes is not None
+    gradients, metrics = jax.eval_shape(
+        lambda p, b: train_step.loss_and_gradients(
+            p, b, KEY, config=made, num_shards=1, teaching=teaching
+        ),
+        params,
+        tiny.batch(made),
+    )
+    assert "distill/hierkd_instance" in metrics
+    assert jax.tree.structure(gradients) == jax.tree.structure(params)
+
+
 # --- what inference and checkpoints hold ---------------------------------------------------------
 
 
