@@ -132,6 +132,7 @@ def all_at_once(teacher_folder: str, documented_branch: Any) -> tuple[Config, An
     return made, teaching, *take(made, teaching)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     made, _, gradients, metrics = all_at_once
     total = sum(float(metrics[name]) for name in ("class", "l1", "giou", "objectness"))
@@ -144,6 +145,7 @@ def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
     _, teaching, gradients, _ = all_at_once
     added = gradients[train_step.BRANCHES]
