@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     samples = make_samples(arguments.num_images, arguments.source_size)
     space = LabelSpace(
         curated=_names(arguments.num_curated),
-        uses_ngrams=True,
+        phrases="ngrams",
         max_ngrams=arguments.max_ngrams,
         curated_factor=0.3,
     )

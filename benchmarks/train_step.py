@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl_det import config as config_lib
-from owl_det import sharding, train_step
+from owl_det import flops, sharding, step_shapes, train_step
 from owl_det.config import (
     ClipConfig,
     Config,
@@ -98,102 +98,6 @@ B16 = Config(
 MODELS = {config.name: config for config in (TINY, B16)}
 
 
-# --- arithmetic ----------------------------------------------------------------------------------
-
-
-def flops_per_image(config: Config, texts_per_image: float) -> float:
-    """Floating point operations that training needs for one image: 3 x `forward_flops`.
-
-    A matrix product costs twice as much backward as forward: one product for the gradient of each
-    factor. Recomputation (`config.model.remat`) is not counted, as it is not needed work.
-    """
-    return 3.0 * sum(forward_flops(config, texts_per_image).values())
-
-
-def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
-    """Floating point operations of one image's forward pass, by part; matrix products only.
-
-    A product of [a, b] and [b, c] counts 2abc. With n tokens of width d (the class token among
-    them), L layers and MLPs of width f:
-
-        tower(n, d, f, L) = L (8 n d² + 4 n d f + 4 n² d)      q, k, v, out; MLP; attention
-        image tower       = 2 n p d + tower                    p = 3 · patch_size² values a patch
-        text tower        = texts · (tower(l, …) + 2 d e)      all l positions, one projection
-        heads             = n (4 d² + 2 d)                     objectness, of every token
-                          + k (4 d² + 8 d + 2 d e + 4 d + 2 e q)    box; class, of the k selected
-
-    n is what token dropping leaves, q is `max_queries`, e `embedding_dim`; `texts_per_image` is the
-    number of distinct texts of a batch over its number of images. Norms, softmax, losses, matching
-    and the optimiser are left out: a few percent even of the tiny model, at its batch of 16.
-    """
-    model, selection = config.model, config.selection
-    image, text, e = model.image, model.text, model.embedding_dim
-    num_patches = (model.image_size // image.patch_size) ** 2
-    n = num_kept(num_patches, selection.token_drop_rate)
-    k = min(selection.instance_top_k or n, n)
-    d, p, q = image.width, 3 * image.patch_size**2, config.data.max_queries
-    image_tower = 2 * n * p * d + _tower_flops(n + 1, image)
-    one_text = _tower_flops(text.num_positions, text) + 2 * text.width * e
-    mlp = 4 * d * d
-    heads = n * (mlp + 2 * d) + k * (mlp + 8 * d + 2 * d * e + 4 * d + 2 * e * q)
-    return {
-        "image_tower": float(image_tower),
-        "text_tower": texts_per_image * one_text,
-        "heads": float(heads),
-    }
-
-
-def _tower_flops(n: int, tower: ImageTowerConfig | TextTowerConfig) -> int:
-    d, f = tower.width, tower.mlp_width
-    return tower.num_layers * (8 * n * d * d + 4 * n * d * f + 4 * n * n * d)
-
-
-def texts_per_image(config: Config) -> float:
-    """Rows of the query table over images, as `data_pipelines.batching` makes them."""
-    return _table_rows(config) / config.batch_size
-
-
-def _table_rows(config: Config) -> int:
-    return config.data.max_distinct_queries or config.batch_size * config.data.max_queries
-
-
-def xla_flops_per_image(config: Config) -> float:
-    """What XLA counts for one image of a training step.
-
-    Counted before XLA's own passes, because those hand matrix products to libraries of the backend
-    whose work XLA does not count. Elementwise work and the optimiser are in this count.
-    """
-    counted = countable(config)
-    return xla_flops(counted) / counted.batch_size
-
-
-def xla_flops(config: Config) -> float:
-    """XLA's count for a whole step as it stands: the body of a loop is counted once."""
-    cost: Any = _lower(config).cost_analysis()
-    return float(cost["flops"])
-
-
-def countable(config: Config) -> Config:
-    """The same step in a form whose every operation XLA counts, and counts once.
-
-    Layers are unrolled, a step that clips per example gets a single microbatch, nothing is
-    recomputed, and attention is no library call. An image brings as many texts as before.
-    """
-    size = config.batch_size
-    if config.optimizer.clip.scope in ("shared_text", "exact"):
-        size = min(size, config.optimizer.clip.microbatch)
-    model = config.model
-    layers = max(model.image.num_layers, model.text.num_layers)
-    return dataclasses.replace(
-        config,
-        batch_size=size,
-        model=dataclasses.replace(model, remat="none", scan_unroll=layers, attention="xla"),
-        data=dataclasses.replace(
-            config.data, max_distinct_queries=max(1, round(size * texts_per_image(config)))
-        ),
-    )
-
-
 # --- configs and batches -------------------------------------------------------------------------
 
 
@@ -225,7 +129,7 @@ def synthetic_batch(config: Config, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     b, m, q = config.batch_size, config.data.max_instances, config.data.max_queries
     side, length = config.model.image_size, config.model.text.num_positions
-    rows = _table_rows(config)
+    rows = step_shapes.num_table_rows(config)
     size = rng.uniform(0.05, 0.4, (b, m, 2))
     boxes = np.concatenate([rng.uniform(size / 2, 1 - size / 2), size], axis=-1)
     is_instance = np.broadcast_to(np.arange(m) < max(1, m // 2), (b, m))
@@ -291,10 +195,11 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         raise ConfigError(f"--steps: must be at least 1, got {steps}")
     mesh = _mesh()
     started = time.perf_counter()
-    compiled = _lower(config).compile()
+    compiled = step_shapes.lower(config, mesh).compile()
     compile_seconds = time.perf_counter() - started
     batch = jax.device_put(synthetic_batch(config), sharding.batch_sharding(mesh))
-    placement = sharding.state_shardings(*_state_shapes(config), mesh)
+    shapes = step_shapes.state_shapes(config)
+    placement = sharding.state_shardings(shapes, shapes.params, mesh)
     state = jax.jit(lambda: train_step.init_state(config), out_shardings=placement)()
     seconds: list[float] = []
     for _ in range(steps + 1):
@@ -305,15 +210,15 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
         raise ConfigError(f"the loss is {metrics['loss']}: a step that diverges says nothing")
     step = statistics.median(seconds[1:])
     matching = time_matching(config, batch, steps)
-    texts = texts_per_image(config)
-    needed = flops_per_image(config, texts)
-    counted = xla_flops_per_image(config)
+    texts = flops.texts_per_image(config)
+    needed = flops.flops_per_image(config, texts)
+    counted = flops.xla_flops_per_image(config)
     return {
         "step_seconds": _spread(seconds[1:]),
         "compile_seconds": compile_seconds,
         "images_per_second": config.batch_size / step,
         "texts_per_image": texts,
-        "forward_flops": forward_flops(config, texts),
+        "forward_flops": flops.forward_flops(config, texts),
         "flops_per_image": needed,
         "xla_flops_per_image": counted,
         "xla_over_formula": counted / needed,
@@ -337,7 +242,7 @@ def time_matching(config: Config, batch: Batch, steps: int) -> list[float]:
         labels=batch.instance_labels,
         is_query=batch.is_query,
     )
-    size = countable(config).batch_size
+    size = flops.countable(config).batch_size
 
     def run(predictions: Predictions, targets: Targets) -> Any:
         return jax.lax.map(
@@ -372,19 +277,6 @@ def _mesh() -> jax.sharding.Mesh:
     return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def _state_shapes(config: Config) -> tuple[Any, Any]:
-    state = jax.eval_shape(lambda: train_step.init_state(config))
-    return state, state.params
-
-
-def _lower(config: Config) -> jax.stages.Lowered:
-    """The step as it trains, on one device."""
-    state, _ = _state_shapes(config)
-    batch = jax.eval_shape(lambda: synthetic_batch(config))
-    step: Any = train_step.jit_train_step(config, _mesh(), state)
-    return step.lower(state, batch)
-
-
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
     low, median, high = np.percentile(seconds, [25, 50, 75])
     return {
@@ -398,15 +290,8 @@ def _spread(seconds: Sequence[float]) -> dict[str, float]:
 
 def _memory(compiled: Any) -> dict[str, int]:
     """What the compiled step holds at its peak, and what process and device have held so far."""
-    plan = compiled.memory_analysis()
-    donated = plan.alias_size_in_bytes
-    held = plan.argument_size_in_bytes + plan.output_size_in_bytes - donated
-    memory = {
-        "step_arguments": plan.argument_size_in_bytes,
-        "step_temporaries": plan.temp_size_in_bytes,
-        "step_total": held + plan.temp_size_in_bytes,
-        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    }
+    memory = {f"step_{name}": size for name, size in step_shapes.memory_bytes(compiled).items()}
+    memory["process_peak"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # A CPU device keeps no statistics.
     stats = jax.devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:

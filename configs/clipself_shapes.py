@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, clipself_b16, quickstart
+from configs import base, clipself_b16, pretrain_shapes, quickstart
 from owl_det.config import ShapesWorldSource
 
 
@@ -28,8 +28,7 @@ def use_tower_distillation(config: Any) -> None:
     quickstart.tiny_model(config)
     config.task = "distill"
     config.model.contrastive = "softmax"
-    config.model.image.pooling = "mean"
-    config.model.text.num_positions = 77  # as many as the checkpoint has
+    pretrain_shapes.match_towers(config)
     config.batch_size = 32
     config.num_steps = 2000
     source = ShapesWorldSource(split="train", num_images=16_384)

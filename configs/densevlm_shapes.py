@@ -3,7 +3,7 @@
 Command:  python -m owl_det.main --config=configs/densevlm_shapes.py --workdir=W \
               --config.checkpoint.init_from=T --config.distill.teacher=T
           T is the workdir of configs/pretrain_shapes.py trained on captions that name stuff
-          (--config.data.train.shapes.split=panoptic_text). Another teacher, such as one that is
+          (--config.data.train.image_text.split=panoptic_text). Another teacher, such as one that is
           biased towards things, goes into --config.distill.dense_teacher. Controls:
           --config.distill.densevlm.contrast=all and =separate.
 Hardware: two CPU cores.

@@ -3,7 +3,8 @@
 Command:  python -m owl_det.main --config=configs/distill_shapes.py --workdir=W \
               --config.checkpoint.init_from=T --config.distill.teacher=T
           T is the workdir of configs/pretrain_shapes.py, trained on captions that name stuff
-          (--config.data.train.shapes.split=panoptic_text): the student starts from the teacher.
+          (--config.data.train.image_text.split=panoptic_text): the student starts
+          from the teacher (init_from by default: runs/pretrain_panoptic).
           --config.distill.clipself.weight=0 and the like leave a branch out; control: all 0.
           owl-det cache-teacher --config configs/distill_shapes.py --set distill.teacher=T \
               --set checkpoint.init_from=T --out CACHE
@@ -15,15 +16,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import densevlm_shapes, quickstart
+from configs import densevlm_shapes, pretrain_shapes, quickstart
 
 
 def get_config() -> ConfigDict:
     config: Any = quickstart.get_config()
     config.name = "distill_shapes"
-    config.model.image.pooling = "mean"
-    config.model.text.num_positions = 77  # as many as the checkpoint has; captions are long
+    pretrain_shapes.match_towers(config)
+    config.checkpoint.init_from = "runs/pretrain_panoptic"
     config.checkpoint.model_from_init = True
+    # Tokens start where their teacher's are: in the space of the texts.
+    config.checkpoint.class_head_from_projection = True
     config.data.train.shapes.split = "panoptic"
     config.data.eval.shapes.split = "panoptic_test"
     config.data.with_captions = True

@@ -1,12 +1,13 @@
 """Packs examples into the fixed shapes of a batch (`owl_det.types.Batch`)."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from data_pipelines import prompts, query_sets
-from data_pipelines.features import Example
+from data_pipelines.features import Example, Names
 from data_pipelines.tokenizer import Tokenizer
 
 Arrays = dict[str, np.ndarray]
@@ -20,6 +21,7 @@ COUNTS = (
     "dropped_instances",
     "cut_texts",
     "cut_captions",
+    "images_without_caption",
 )
 
 
@@ -33,6 +35,7 @@ class Shapes:
     max_tiles: int
     num_positions: int  # of texts
     with_captions: bool = False
+    with_names: bool = False  # examples carry their queries' names, for `with_batch_negatives`
 
 
 def pack(
@@ -91,9 +94,19 @@ def pack(
             tokenizer.encode_all(captions), (t, shapes.num_positions)
         )
         arrays["is_caption"] = _padded(np.array([bool(c) for c in captions], bool), (t,))
+        counts["images_without_caption"] = sum(not caption for caption in captions)
         counts["cut_captions"] = sum(not tokenizer.fits(caption) for caption in captions)
     arrays["counts"] = np.array([counts.get(name, 0) for name in COUNTS], np.int32)
+    if shapes.with_names:
+        arrays["query_names"] = _packed_names(example, queries.names)
     return arrays
+
+
+def _packed_names(example: Example, asked: Names) -> np.ndarray:
+    """The names asked, in order, and those never to be asked as negatives: JSON, as one object."""
+    positives = [name for names in example.names for name in names]
+    never = sorted({*positives, *example.excluded} - {*asked})
+    return np.array(json.dumps({"asked": asked, "never": never}).encode(), object)
 
 
 def _choose(captions: Sequence[str], rng: np.random.Generator) -> int:
@@ -169,4 +182,40 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
     lost = (out["is_instance"] & ~has_label).sum(axis=-1)
     counts[:, COUNTS.index("dropped_instances")] += lost.astype(np.int32)
     out["is_instance"] = out["is_instance"] & has_label
+    return out
+
+
+def with_batch_negatives(
+    batch: Arrays, num_shards: int, rngs: Sequence[np.random.Generator]
+) -> Arrays:
+    """Asks every image for what the other images of its data shard are asked for.
+
+    After Grounding DINO 1.5 (arXiv 2405.10300), which takes negatives from the texts of the batch.
+    Names are drawn with the image's own generator until its slots are full; never those that it is
+    asked for already, its own positives, or names that are in it without (all) their boxes. They
+    are rows of the query table that are there anyway: the text tower has no more to do.
+
+    `batch` is what `with_query_table` returns, of examples with `query_names`, which are taken out.
+    """
+    out = {key: value for key, value in batch.items() if key != "query_names"}
+    out["query_index"], out["is_query"] = batch["query_index"].copy(), batch["is_query"].copy()
+    # A positive that was masked out keeps its labels: its slot is not free.
+    is_free = ~batch["is_query"] & ~batch["instance_labels"].any(axis=1)
+    names = [json.loads(text) for text in batch["query_names"]]
+    per_shard = len(names) // num_shards
+    for shard in range(num_shards):
+        images = range(shard * per_shard, (shard + 1) * per_shard)
+        row_of: dict[str, int] = {}
+        for image in images:
+            for query in np.flatnonzero(batch["is_query"][image]):
+                row = int(batch["query_index"][image, query])
+                row_of.setdefault(names[image]["asked"][query], row)
+        for image in images:
+            own = {*names[image]["asked"], *names[image]["never"]}
+            others = [row for name, row in row_of.items() if name not in own]
+            slots = np.flatnonzero(is_free[image])
+            chosen = rngs[image].permutation(len(others))[: len(slots)]
+            slots = slots[: len(chosen)]
+            out["query_index"][image, slots] = np.array(others, np.int32)[chosen]
+            out["is_query"][image, slots] = True
     return out

@@ -54,44 +54,59 @@ class UnreadableImage(ValueError):
     """An image that is missing, damaged, absurdly large or of a kind that has no 8-bit meaning."""
 
 
-def image_size(image: bytes | UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
-    """Height and width in pixels, EXIF orientation applied; of a file only the header is read.
-
-    Raises `UnreadableImage`.
-    """
+def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+    """The image, of which so far only a file's header is read. Raises as `decode_image`."""
     if isinstance(image, np.ndarray):
         _check_pixels(image)
-        return image.shape[0], image.shape[1]
-    opened = _open(image)
+        return Image.fromarray(image)
+    try:
+        opened = Image.open(io.BytesIO(image))
+    except UnidentifiedImageError as error:  # its text names a memory address
+        raise UnreadableImage("not an image of a known format") from error
+    except _DAMAGED as error:
+        raise UnreadableImage(f"damaged image: {error}") from error
+    width, height = opened.size
+    if width * height > MAX_PIXELS or width * height == 0:
+        raise UnreadableImage(f"image of {width} x {height} pixels; the limit is {MAX_PIXELS}")
+    return opened
+
+
+def upright_size(opened: Image.Image) -> tuple[int, int]:
+    """Height and width in pixels, EXIF orientation applied; nothing is decoded."""
     width, height = opened.size
     return (width, height) if _orientation(opened) in _SWAPS_SIDES else (height, width)
 
 
-def decode_image(
-    image: bytes | UInt8[np.ndarray, "h w 3"], draft_size: tuple[int, int] | None = None
-) -> Image.Image:
+def image_size(image: bytes | UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+    """`upright_size` of a file or array. Raises `UnreadableImage`."""
+    return upright_size(open_image(image))
+
+
+def decode_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     """An upright RGB image.
 
     EXIF orientation is applied. Transparent pixels are laid over white; 16-bit grey is scaled to
-    8 bits; of an animation the first frame is taken. `draft_size` (width, height of the upright
-    image) lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size, never below `draft_size`;
-    `draft_scale` tells which it was.
+    8 bits; of an animation the first frame is taken.
 
     Raises `UnreadableImage` if the file is damaged or truncated, has more than `MAX_PIXELS`
     pixels (found out before they are decoded), or has floating-point pixels; or if an array is
     not uint8 [h, w, 3].
     """
-    if isinstance(image, np.ndarray):
-        _check_pixels(image)
-        return Image.fromarray(image)
-    opened = _open(image)
-    if draft_size is not None:
-        width, height = draft_size
-        is_sideways = _orientation(opened) in _SWAPS_SIDES
-        try:
-            opened.draft(None, (height, width) if is_sideways else (width, height))
-        except _DAMAGED as error:
-            raise UnreadableImage(f"damaged image: {error}") from error
+    return upright_rgb(open_image(image))
+
+
+def decode_draft(opened: Image.Image, draft_size: tuple[int, int]) -> Image.Image:
+    """As `decode_image`, of an image that `open_image` opened, perhaps smaller.
+
+    libjpeg decodes a JPEG at 1/2, 1/4 or 1/8 of its size, but never below `draft_size` (width,
+    height of the upright image); `draft_scale` tells which it was. Raises `UnreadableImage`.
+    """
+    width, height = draft_size
+    is_sideways = _orientation(opened) in _SWAPS_SIDES
+    try:
+        opened.draft(None, (height, width) if is_sideways else (width, height))
+    except _DAMAGED as error:
+        raise UnreadableImage(f"damaged image: {error}") from error
     return upright_rgb(opened)
 
 
@@ -113,7 +128,7 @@ def decode_segment_ids(image: bytes, size: tuple[int, int]) -> Int32[np.ndarray,
     Raises `UnreadableImage` if it is damaged, anything but RGB of 8 bits, or not of `size` (height,
     width), which is found out before pixels are decoded.
     """
-    opened = _open(image)
+    opened = open_image(image)
     if opened.size != (size[1], size[0]):
         raise UnreadableImage(
             f"expected {size[1]} x {size[0]} pixels, as the image has; got {opened.size[0]} x "
@@ -131,7 +146,7 @@ def decode_segment_ids(image: bytes, size: tuple[int, int]) -> Int32[np.ndarray,
 
 
 def draft_scale(full_size: tuple[int, int], decoded: Image.Image) -> int:
-    """By how much `decode_image` shrank an image of `full_size` (height, width): 1, 2, 4 or 8.
+    """By how much `decode_draft` shrank an image of `full_size` (height, width): 1, 2, 4 or 8.
 
     A pixel of the decoded image spans exactly so many pixels of the file; its size is rounded up.
     Raises `ValueError` if `decoded` cannot come from an image of that size.
@@ -274,19 +289,6 @@ def _check_pixels(image: np.ndarray) -> None:
         )
 
 
-def _open(image: bytes) -> Image.Image:
-    try:
-        opened = Image.open(io.BytesIO(image))
-    except UnidentifiedImageError as error:  # its text names a memory address
-        raise UnreadableImage("not an image of a known format") from error
-    except _DAMAGED as error:
-        raise UnreadableImage(f"damaged image: {error}") from error
-    width, height = opened.size
-    if width * height > MAX_PIXELS or width * height == 0:
-        raise UnreadableImage(f"image of {width} x {height} pixels; the limit is {MAX_PIXELS}")
-    return opened
-
-
 def _orientation(opened: Image.Image) -> int:
     try:
         return opened.getexif().get(ExifTags.Base.Orientation, 1)
@@ -305,4 +307,7 @@ def _to_rgb(opened: Image.Image) -> Image.Image:
     if opened.has_transparency_data:
         over = opened.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    if opened.mode == "RGB":
+        opened.load()  # Pillow's convert would copy the pixels
+        return opened
     return opened.convert("RGB")

@@ -2,8 +2,9 @@
 
 `TrainInput.example(i)` makes example `i` from nothing but the config, so its only state is the
 number of the next one: a resumed run, or one on another number of processes, sees the same
-stream. tf.data runs that function in parallel; where TensorFlow is not installed a thread pool
-does, with the same result.
+stream. Two keys look at a data shard's whole part of a batch, `max_distinct_queries` and
+`batch_negatives`: with those the number of data shards matters too. tf.data runs that function in
+parallel; where TensorFlow is not installed a thread pool does, with the same result.
 """
 
 import itertools
@@ -62,6 +63,7 @@ class TrainInput:
             max_tiles=self.max_tiles,
             num_positions=config.model.text.num_positions,
             with_captions=data.with_captions,
+            with_names=data.batch_negatives,
         )
         self.has_regions = bool(config.distill.active())
         self.cache = None
@@ -114,7 +116,7 @@ class TrainInput:
         )
         if self.has_regions:
             # A generator of its own: examples are the same with and without distillation.
-            rng = sampling.example_rng(self.config.seed, number, stream=3)
+            rng = sampling.regions_rng(self.config.seed, number)
             drawn = teacher_regions.draw(example, self.config.distill.regions, rng)
             arrays |= drawn.arrays()
             if self.cache is not None:
@@ -143,10 +145,15 @@ class TrainInput:
         run = _tf_data_batches if is_installed("tensorflow") else _thread_pool_batches
         logging.info("Input: %d sources through %s", len(self.sources), run.__name__)
         workers = self.config.data.num_workers or os.cpu_count() or 1
-        for batch in run(make, first_step * local, local, workers):
-            yield batching.with_query_table(
-                batch, num_shards // num_processes, self.config.data.max_distinct_queries
-            )
+        shards = num_shards // num_processes
+        batches = run(make, first_step * local, local, workers)
+        for step, batch in enumerate(batches, start=first_step):
+            batch = batching.with_query_table(batch, shards, self.config.data.max_distinct_queries)
+            if self.config.data.batch_negatives:
+                first = step * self.config.batch_size + process * local
+                rngs = [sampling.negatives_rng(self.config.seed, first + i) for i in range(local)]
+                batch = batching.with_batch_negatives(batch, shards, rngs)
+            yield batch
 
     def _locate(self, number: int, tile: int, stand_ins: dict[int, int]) -> tuple[int, int]:
         """The first readable image for a tile; skips those known to be unreadable."""

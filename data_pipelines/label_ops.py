@@ -1,9 +1,10 @@
 """What augmentation does to labels: merge, crop, drop. NumPy only; boxes are xyxy in pixels."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Float64
 
 from data_pipelines.features import Names
 
@@ -18,8 +19,14 @@ class Instances(NamedTuple):
 
     def select(self, keep: Bool[np.ndarray, " m"]) -> "Instances":
         """The instances where `keep` is True, in order."""
-        names = tuple(n for n, kept in zip(self.names, keep, strict=True) if kept)
+        if keep.all():
+            return self
+        names = self.names_where(keep)
         return Instances(self.boxes_xyxy[keep], names, self.scores[keep], self.is_crowd[keep])
+
+    def names_where(self, keep: Bool[np.ndarray, " m"]) -> tuple[Names, ...]:
+        """The names of the instances where `keep` is True, in order."""
+        return tuple(itertools.compress(self.names, keep.tolist()))
 
 
 def clip_boxes(
@@ -52,7 +59,7 @@ def merge_instances(
     overlap its own at IoU >= `iou` (in (0, 1]). Its box and its place in the order stay, names are
     unioned in the order of the input, and the highest score counts. Crowd regions take no part.
     """
-    overlaps = _pairwise_iou(boxes_xyxy) >= iou
+    overlaps = pairwise_iou(boxes_xyxy, boxes_xyxy) >= iou
     # An instance goes with itself whatever its box, or it would vanish.
     overlaps |= np.eye(len(boxes_xyxy), dtype=bool)
     is_left = ~np.asarray(is_crowd, bool)
@@ -84,7 +91,7 @@ def crop_instances(
     visible = _area(clipped)
     is_kept = visible >= keep * _area(instances.boxes_xyxy)
     is_kept = (is_kept | instances.is_crowd) & (visible > 0)
-    hidden = instances.select((visible > 0) & ~is_kept).names
+    hidden = instances.names_where((visible > 0) & ~is_kept)
     cropped = instances._replace(boxes_xyxy=clipped).select(is_kept)
     return cropped, tuple(dict.fromkeys(name for names in hidden for name in names))
 
@@ -95,16 +102,18 @@ def flip_boxes(boxes_xyxy: Float32[np.ndarray, "m 4"], width: int) -> Float32[np
     return np.stack([width - x1, y0, width - x0, y1], axis=1).astype(np.float32)
 
 
+def pairwise_iou(
+    a_xyxy: Float32[np.ndarray, "p 4"], b_xyxy: Float32[np.ndarray, "m 4"]
+) -> Float64[np.ndarray, "p m"]:
+    """Intersection over union of every pair; 0 where both boxes are empty."""
+    a, b = a_xyxy.astype(np.float64), b_xyxy.astype(np.float64)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    intersection = (high - low).clip(0).prod(axis=-1)
+    union = _area(a)[:, None] + _area(b)[None, :] - intersection
+    return intersection / np.maximum(union, np.finfo(np.float64).tiny)
+
+
 def _area(boxes_xyxy: np.ndarray) -> np.ndarray:
     size = boxes_xyxy[:, 2:].astype(np.float64) - boxes_xyxy[:, :2]
     return size.clip(0).prod(axis=1)
-
-
-def _pairwise_iou(boxes_xyxy: np.ndarray) -> np.ndarray:
-    boxes = boxes_xyxy.astype(np.float64)
-    low = np.maximum(boxes[:, None, :2], boxes[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
-    intersection = (high - low).clip(0).prod(axis=-1)
-    area = _area(boxes)
-    union = area[:, None] + area[None, :] - intersection
-    return intersection / np.maximum(union, np.finfo(np.float64).tiny)

@@ -45,6 +45,7 @@ STUFF: dict[str, tuple[int, int, int]] = {
     "marble": (180, 175, 185),
 }
 COLOUR_JITTER = 18
+LARGE_SIZE_RANGE = (0.30, 0.90)  # things of panoptic_text; of the image side
 SMALLEST_REGION = 0.08  # of the image, before things are put on it
 NAMED_SHARE = 0.8  # of stuff regions that a caption names
 CACHE_BYTES = shapes_world.CACHE_BYTES
@@ -73,7 +74,7 @@ SPLITS = {
         "none",
         max_stuff=2,
         max_objects=2,
-        size_range=shapes_world.LARGE_SIZE_RANGE,
+        size_range=LARGE_SIZE_RANGE,
     ),
 }
 

@@ -8,9 +8,11 @@
 
 A line holds `key`, `image` (offset and size in bytes of the encoded file in the tar), `height`,
 `width`, `texts`, and for each box, best first, an entry of `boxes_xyxy` (pixels), `scores`,
-`phrases` and `spaces` ("curated" or "ngrams"). Scores are those that thresholds are set on:
-curated ones carry their factor already. Every box from the job's floor up is there, so thresholds
-are chosen when the records are read.
+`phrases` and `spaces` (one of `SPACES`). Scores are those that thresholds are set on: curated
+ones carry their factor already. Every box from the job's floor up is there, so thresholds
+are chosen when the records are read. Where hard negatives were mined a line also holds
+`hard_negatives`, names that the annotator wrongly detects, hardest first, and
+`hard_negative_scores`, their best scores without the factor. Records from before have neither.
 """
 
 import hashlib
@@ -33,7 +35,7 @@ from owl_det.errors import DataError
 
 FORMAT = 1
 MAX_LINE_BYTES = 64 * 2**20
-SPACES = ("curated", "ngrams")
+SPACES = ("curated", "ngrams", "noun_phrases")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class PseudoRecord:
     scores: Float32[np.ndarray, " m"]
     phrases: tuple[str, ...]
     spaces: tuple[str, ...]
+    hard_negatives: tuple[str, ...] | None = None  # None: not mined
+    hard_negative_scores: Float32[np.ndarray, " k"] | None = None
 
 
 def shard_file(folder: Path, kind: str, shard: int, num_shards: int) -> Path:
@@ -82,10 +86,13 @@ class ShardWriter:
             "width": record.width,
             "texts": list(record.texts),
             "boxes_xyxy": [[round(float(x), 2) for x in box] for box in record.boxes_xyxy],
-            "scores": [round(float(score), 5) for score in record.scores],
+            "scores": _rounded(record.scores),
             "phrases": list(record.phrases),
             "spaces": list(record.spaces),
         }
+        if record.hard_negatives is not None and record.hard_negative_scores is not None:
+            line["hard_negatives"] = list(record.hard_negatives)
+            line["hard_negative_scores"] = _rounded(record.hard_negative_scores)
         self._boxes.write(_line(line))
 
     def quarantine(self, key: str, reason: str) -> None:
@@ -180,6 +187,10 @@ def encode_image(image: bytes | np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def _rounded(scores: Float32[np.ndarray, " m"]) -> list[float]:
+    return [round(float(score), 5) for score in scores]
 
 
 def _line(content: Mapping[str, Any]) -> str:

@@ -40,9 +40,16 @@ class Mixture:
         return rng.permutation(self.sizes[source])
 
 
-def example_rng(seed: int, example: int, stream: int = 0) -> np.random.Generator:
-    """The generator that everything random about one example is drawn from.
+def example_rng(seed: int, example: int) -> np.random.Generator:
+    """The generator that everything random about one example is drawn from."""
+    return np.random.default_rng([seed, 0, example])
 
-    Streams 1 and 2 are the mixture's; 3 draws the regions of distillation.
-    """
-    return np.random.default_rng([seed, stream, example])
+
+def negatives_rng(seed: int, example: int) -> np.random.Generator:
+    """The generator that draws an example's negatives from the rest of its batch."""
+    return np.random.default_rng([seed, 3, example])
+
+
+def regions_rng(seed: int, example: int) -> np.random.Generator:
+    """The generator that draws the regions where a teacher looks at an example."""
+    return np.random.default_rng([seed, 4, example])

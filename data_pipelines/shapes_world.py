@@ -14,9 +14,9 @@ Training frequencies are long-tailed (rare / common / frequent) and novel object
 categories are few in LVIS; in the test split every name is as likely as every other, so that each
 of them has enough boxes for its AP to mean something.
 
-Two splits have captions and no boxes, as images from the web: "image_text" (one or two large
-objects, every name equally likely) for contrastive pretraining, with "image_text_test" to measure
-it, and "crowded" (scenes as in training, every name equally likely) for pseudo-annotation.
+Two splits have captions and no boxes, as images from the web: "image_text" (one object, most often
+a large one, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
+training, every name equally likely) for pseudo-annotation. "image_text_test" measures the former.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
@@ -27,6 +27,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, UInt8
@@ -60,7 +61,7 @@ RAREST = 0.2  # training weight of the rarest base name; the most frequent has 1
 NOVEL_SHARE = 0.06  # of the training objects: half combinations, half words
 MAX_OBJECTS = 6
 SIZE_RANGE = (0.10, 0.45)  # of the image side; areas are uniform between
-LARGE_SIZE_RANGE = (0.30, 0.90)
+SINGLE_SIZE_RANGE = (0.20, 0.90)
 MAX_OCCLUSION = 0.3
 SUPERSAMPLING = 4
 
@@ -99,19 +100,22 @@ class Split:
     """What the scenes of a split are like."""
 
     number: int  # seeds the split's images
-    is_annotated: bool  # False: captions only
+    annotated: Literal["none", "base", "all"]  # none: captions only
     is_long_tailed: bool = False  # False: every name equally likely
     max_objects: int = MAX_OBJECTS
     size_range: tuple[float, float] = SIZE_RANGE
+    naming: float = 0.8  # probability that a caption names an object …
+    article: float = 1.0  # … with an article
 
 
 SPLITS = {
-    "train": Split(0, is_annotated=True, is_long_tailed=True),
-    "test": Split(1, is_annotated=True),
-    "image_text": Split(2, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
-    "image_text_test": Split(3, is_annotated=False, max_objects=2, size_range=LARGE_SIZE_RANGE),
-    "crowded": Split(4, is_annotated=False),
+    "train": Split(0, "base", is_long_tailed=True),
+    "test": Split(1, "all"),
+    "image_text": Split(2, "none", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
+    "image_text_test": Split(3, "all", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
+    "crowded": Split(4, "none"),
 }
+DETECTION_SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,8 @@ class ShapesWorld:
         self.name = f"shapes_world/{split}"
         # Drawing costs more than a small training step: later epochs take images from memory.
         self._cached = lru_cache(CACHE_BYTES // (3 * image_size**2))(self._draw)
-        self.version = f"shapes_world-{VERSION}-{parameter_hash()}"
+        own = () if split in DETECTION_SPLITS else (split,)
+        self.version = f"shapes_world-{VERSION}-{parameter_hash((*DETECTION_SPLITS, *own))}"
         self.categories = tuple(
             Category(
                 id=i + 1, name=entry.name, groups=groups_of(entry), frequency=float(entry.weight)
@@ -228,7 +233,7 @@ class ShapesWorld:
             is_crowd=np.zeros(len(boxes), bool),
             scores=np.ones(len(boxes), np.float32),
             negatives=_absent(annotated, frozenset(names)),
-            captions=(caption(scene, rng),),
+            captions=(caption(scene, rng, SPLITS[self.split]),),
             source=f"{self.name} image {index}",
         )
 
@@ -245,9 +250,10 @@ class ShapesWorld:
 
     def _annotated(self, rng: np.random.Generator) -> frozenset[int]:
         """Categories annotated exhaustively in this image."""
-        if not SPLITS[self.split].is_annotated:
+        annotated = SPLITS[self.split].annotated
+        if annotated == "none":
             return frozenset()
-        if self.split == "test":
+        if annotated == "all":
             return _everything()
         base = _members("base")
         if self.annotated_fraction >= 1:
@@ -278,13 +284,13 @@ def groups_of(entry: ObjectName) -> tuple[str, ...]:
 
 
 @cache
-def parameter_hash() -> str:
+def parameter_hash(splits: tuple[str, ...] = DETECTION_SPLITS) -> str:
     """Twelve hex digits over all names and a few drawn images, so that no change goes unseen."""
     content = hashlib.sha256(repr(object_names()).encode())
-    for split in SPLITS.values():
+    for split in splits:
         for index in range(8):
             rng = np.random.default_rng([int(VERSION), index])
-            content.update(draw_scene(64, rng, split).image.tobytes())
+            content.update(draw_scene(64, rng, SPLITS[split]).image.tobytes())
     return content.hexdigest()[:12]
 
 
@@ -476,10 +482,12 @@ def _shade(
     return np.where(u * u + v * v < 0.06, 0.55, 1.0).astype(np.float32)
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, split: Split) -> str:
     """A web-like caption: names most objects, misses some, and adds noise."""
     names = [object_names()[item.category].name for item in scene.objects]
-    named = [with_article(name) for name in names if rng.random() < 0.8] or ["shapes"]
+    named = [with_article(name) for name in names if rng.random() < split.naming] or ["shapes"]
+    if split.article < 1 and rng.random() >= split.article:
+        named = [text.removeprefix("an ").removeprefix("a ") for text in named]
     text = " and ".join((", ".join(named[:-1]), named[-1])) if len(named) > 1 else named[0]
     return CAPTIONS[int(rng.integers(len(CAPTIONS)))].format(text)
 

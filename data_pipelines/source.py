@@ -32,6 +32,7 @@ def build(source: Any, data_path: str) -> Source:
         "voc": _voc,
         "yolo": _yolo,
         "tfds": _tfds,
+        "image_text": _image_text,
         "pseudo_boxes": _pseudo_boxes,
     }
     root = Path(getattr(source, "path", "") or data_path)
@@ -98,6 +99,16 @@ def _tfds(source: config_lib.TfdsSource, root: Path) -> Source:
     return TfdsReader(source.builder, source.split, data_dir=root)
 
 
+def _image_text(source: config_lib.ImageTextSource, root: Path) -> Source:
+    from data_pipelines.readers import image_text
+    from data_pipelines.readers.image_text_reader import ImageTextReader
+
+    where = root / source.images
+    if source.captions:
+        return ImageTextReader(image_text.open_coco_captions(where, root / source.captions))
+    return ImageTextReader(image_text.open_files(where, "the key `images` or `path` of the source"))
+
+
 def _pseudo_boxes(source: config_lib.PseudoBoxesSource, root: Path) -> Source:
     from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 
@@ -105,4 +116,5 @@ def _pseudo_boxes(source: config_lib.PseudoBoxesSource, root: Path) -> Source:
         root / source.records,
         min_box_score=source.min_box_score,
         min_image_score=source.min_image_score,
+        hard_negatives=source.hard_negatives,
     )

@@ -4,6 +4,7 @@ Every function here is pure in (records, rng). A tile is one image of a mosaic; 
 mosaic of one. The order is: merge instances, crop, flip, resize into the cell, jitter.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from absl import logging
 from jaxtyping import Float32, UInt8
+from PIL import Image
 
 from data_pipelines import image_ops, label_ops
 from data_pipelines.features import Example, Names, Record
@@ -139,7 +141,8 @@ def _augmented_tile(
     preprocess: PreprocessConfig,
     rng: np.random.Generator,
 ) -> _Tile:
-    full_size = image_ops.image_size(record.image)
+    opened = image_ops.open_image(record.image)
+    full_size = image_ops.upright_size(opened)
     instances, outside = _instances(record, *full_size)
     if augment.merge_iou > 0:
         instances = label_ops.merge_instances(*instances, iou=augment.merge_iou, rng=rng)
@@ -154,12 +157,12 @@ def _augmented_tile(
         instances = instances._replace(boxes_xyxy=flipped)
 
     side = max(1, round(cell * rng.uniform(augment.tile_scale_min, 1)))
-    pixels = _crop_pixels(record, full_size, crop, side, flip, preprocess)
+    pixels = _crop_pixels(opened, full_size, crop, side, flip, preprocess)
     if augment.photometric > 0:
         pixels = jitter(pixels, augment.photometric, rng)
     instances = _scaled(instances, (crop_height, crop_width), side, preprocess)
     is_tiny = _is_tiny(instances.boxes_xyxy)
-    tiny = instances.select(is_tiny).names
+    tiny = instances.names_where(is_tiny)
     return _Tile(
         pixels=pixels,
         size=image_ops.fit_size(crop_height, crop_width, side, preprocess.geometry),
@@ -179,11 +182,11 @@ def _instances(record: Record, height: int, width: int) -> tuple[Instances, tupl
     boxes = label_ops.clip_boxes(record.boxes_xyxy, height, width)
     keep = label_ops.drop_degenerate(record.boxes_xyxy, height, width)
     instances = Instances(boxes, record.names, record.scores, record.is_crowd)
-    return instances.select(keep), instances.select(~keep).names
+    return instances.select(keep), instances.names_where(~keep)
 
 
 def _crop_pixels(
-    record: Record,
+    opened: Image.Image,
     full_size: tuple[int, int],
     crop: tuple[int, int, int, int],
     side: int,
@@ -198,8 +201,9 @@ def _crop_pixels(
     height, width = image_ops.fit_size(crop_height, crop_width, side, preprocess.geometry)
     scale = max(height / crop_height, width / crop_width)
     draft_size = (math.ceil(full_size[1] * scale), math.ceil(full_size[0] * scale))
-    is_whole = preprocess.resize == "gaussian"
-    image = image_ops.decode_image(record.image, None if is_whole else draft_size)
+    if preprocess.resize == "gaussian":
+        draft_size = (full_size[1], full_size[0])
+    image = image_ops.decode_draft(opened, draft_size)
     shrink = image_ops.draft_scale(full_size, image)
     x0, y0, x1, y1 = (corner / shrink for corner in crop)
     return image_ops.place(image, side, preprocess, crop=(x0, y0, x1, y1), flip=flip)
@@ -277,12 +281,12 @@ def _on_canvas(tile: _Tile) -> Instances:
 
 def _negatives(tiles: Sequence[_Tile]) -> Names:
     never = {name for tile in tiles for name in (*_flat(tile.instances.names), *tile.unasked)}
-    union = dict.fromkeys(name for tile in tiles for name in tile.negatives)
+    union = dict.fromkeys(itertools.chain.from_iterable(tile.negatives for tile in tiles))
     return tuple(name for name in union if name not in never)
 
 
 def _flat(names: Iterable[Names]) -> Names:
-    return tuple(name for group in names for name in group)
+    return tuple(itertools.chain.from_iterable(names))
 
 
 def _concatenate(parts: Iterable[np.ndarray], empty: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -347,40 +348,98 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     Position grids are resized linearly, and the first of more text positions are taken (not of a
     text tower that pools at the last). Contrastive parameters that the config has no use for are
     left out; heads that towers lack are made from `config.seed`, as the authors do: CLIP's visual
-    projection is dropped and the class head starts from random numbers. Any other difference raises
-    `CheckpointError` with the first parameter or setting that does not fit.
+    projection is dropped and the class head starts from random numbers.
+
+    With `checkpoint.class_head_from_projection` the class head's embedding starts from the towers'
+    visual projection instead, its bias from the projection's or from zeros. In towers without a
+    class token the class embeddings are then those of `Detector.embed_patches`. Where the class
+    token is merged into the tokens, the projection reads norm(token · class token), which it has
+    not seen in contrastive training: it starts in the right space, not with the right values.
+
+    What `checkpoint.fresh` names comes from `config.seed` too. A tower all of whose parameters it
+    names may have another architecture than the checkpoint's.
+
+    Any other difference raises `CheckpointError` with the first parameter or setting that does not
+    fit, as do towers without a visual projection where it is asked for.
     """
     where = f"{config.checkpoint.init_from} (config.checkpoint.init_from)"
     if loaded.kind == "resnet":
         raise CheckpointError(f"{where}: a ResNet is a teacher; no detector starts from it")
-    _check_same_towers(loaded.model, config.model, where)
+    if config.checkpoint.class_head_from_projection:
+        _check_has_projection(loaded, where)
     target = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
-    image, text = dict(loaded.params["image"]), dict(loaded.params["text"])
+    is_fresh = _is_fresh(target, config.checkpoint.fresh)
+    anew = [name for name, part in is_fresh.items() if all(jax.tree.leaves(part))]
+    towers = [name for name in ("image", "text") if name not in anew]
+    _check_same_towers(loaded.model, config.model, where, towers)
+    theirs = {*TOWERS, *loaded.params}
+    params = loaded.params | {name: target[name] for name in anew if name in theirs}
+    image, text = dict(params["image"]), dict(params["text"])
     image["position_embedding"] = _resize_positions(
         image["position_embedding"], target["image"]["position_embedding"].shape[0]
     )
     num_positions = target["text"]["position_embedding"].shape[0]
-    if config.model.text.pooling == "end_token":
+    if config.model.text.pooling == "end_token" and "text" in towers:
         text["position_embedding"] = text["position_embedding"][:num_positions]
     if config.model.contrastive == "none":
         image = {key: x for key, x in image.items() if key not in ("map_head", "visual_projection")}
-    params = {**loaded.params, "image": image, "text": text}
+    params = {**params, "image": image, "text": text}
     if config.model.contrastive == "none":
         params = {key: x for key, x in params.items() if key not in ("logit_scale", "logit_bias")}
     if loaded.kind == "towers":
         _compare(params, _towers_of(target), where)
         params |= _fresh_heads(config)
+    if config.checkpoint.class_head_from_projection:
+        projection = loaded.params["image"]["visual_projection"]
+        params["class_head"] = _with_projection(params["class_head"], projection)
     _compare(params, target, where)
-    return params
+    return _with_fresh(params, is_fresh, config)
 
 
-def _check_same_towers(theirs: ModelConfig, ours: ModelConfig, where: str) -> None:
+def _is_fresh(target: PyTree, patterns: tuple[str, ...]) -> PyTree:
+    """Which parameters start anew. Raises `ConfigError` for a pattern that fits none."""
+    rules = [*((pattern, True) for pattern in patterns), ("", False)]
+    return optim.apply_rules(target, rules, optional=("",))
+
+
+def _with_fresh(params: Params, is_fresh: PyTree, config: Config) -> Params:
+    if not any(jax.tree.leaves(is_fresh)):
+        return params
+    made = jax.jit(lambda: train_step.init_params(config, jax.random.key(config.seed)))()
+    logging.info("Freshly initialised: %s", ", ".join(config.checkpoint.fresh))
+    return jax.tree.map(lambda old, new, fresh: new if fresh else old, params, made, is_fresh)
+
+
+def _check_has_projection(loaded: LoadedModel, where: str) -> None:
+    if loaded.kind != "towers":
+        raise CheckpointError(
+            f"{where}: a {loaded.kind} has a class head of its own; unset "
+            "config.checkpoint.class_head_from_projection"
+        )
+    if "visual_projection" not in loaded.params["image"]:
+        raise CheckpointError(
+            f"{where}: these towers have no visual projection; unset "
+            "config.checkpoint.class_head_from_projection"
+        )
+
+
+def _with_projection(class_head: Params, projection: Params) -> Params:
+    """The head with the projection's kernel and bias (zeros, if it has none) as its embedding."""
+    kernel = projection["kernel"]
+    bias = projection.get("bias", jnp.zeros(kernel.shape[1], kernel.dtype))
+    logging.info("The class head starts from the visual projection %s", kernel.shape)
+    return {**class_head, "embedding": {"kernel": kernel, "bias": bias}}
+
+
+def _check_same_towers(
+    theirs: ModelConfig, ours: ModelConfig, where: str, towers: Sequence[str]
+) -> None:
     """Settings that change what a tower computes but no parameter's shape."""
     pairs = [
         (f"model.{key}", getattr(theirs, key), getattr(ours, key))
         for key in ("activation", "norm_epsilon")
     ]
-    for name in ("image", "text"):
+    for name in towers:
         a, b = dataclasses.asdict(getattr(theirs, name)), dataclasses.asdict(getattr(ours, name))
         pairs += [(f"model.{name}.{key}", a[key], b[key]) for key in _SAME_IN_TOWERS if key in a]
     for key, a, b in pairs:

@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_convert(commands)
     _add_models(commands)
     _add_annotate(commands)
+    _add_annotate_precision(commands)
     _add_ensemble(commands)
     _add_cache_teacher(commands)
     _add_visualize(commands)
@@ -497,7 +498,8 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     parser.add_argument(
         "--labels",
         default="union",
-        help="curated, ngrams, union, or a list of names as in --vocabulary",
+        help="curated, ngrams, noun_phrases, union (curated and ngrams), union_noun_phrases, or a "
+        "list of names as in --vocabulary",
     )
     parser.add_argument(
         "--vocabulary",
@@ -506,7 +508,9 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         default=[],
         help="curated names: text or COCO JSON file, tfds:BUILDER, shapes_world; repeat to merge",
     )
-    parser.add_argument("--max_ngrams", type=int, default=300, help="N-grams of one image")
+    parser.add_argument(
+        "--max_ngrams", type=int, default=300, help="N-grams or noun phrases of one image"
+    )
     parser.add_argument(
         "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
     )
@@ -517,6 +521,12 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         type=float,
         default=0.05,
         help="weaker boxes stay in the records down to this score; 1 = none do",
+    )
+    parser.add_argument(
+        "--hard_negatives",
+        type=int,
+        default=0,
+        help="of each image, so many curated names that are wrongly detected; 0 = none",
     )
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
@@ -551,6 +561,42 @@ def _annotate(arguments: argparse.Namespace) -> int:
     keys = ("images", "unreadable", "recorded images", "recorded boxes")
     print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
     return 1 if counts["unreadable"] else 0
+
+
+def _add_annotate_precision(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+) -> None:
+    parser = commands.add_parser(
+        "annotate-precision", help="share of right pseudo-boxes, where the truth is known"
+    )
+    parser.add_argument("records", metavar="RECORDS", help="what owl-det annotate wrote")
+    parser.add_argument(
+        "--source",
+        default="",
+        help="the truth: shapes_world:SPLIT:NUM[:SIZE] (default: the job's --input), or of a "
+        "folder of images a source as in a config, kind=coco,path=ROOT,annotations=FILE,images=DIR",
+    )
+    parser.add_argument("--min_box_score", type=float, help="as in training; default: the job's")
+    parser.add_argument("--min_image_score", type=float, help="likewise")
+    parser.add_argument("--out", metavar="FILE.json", help="where to write the same as JSON")
+    parser.set_defaults(run=_annotate_precision)
+
+
+def _annotate_precision(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from data_pipelines import pseudo_records
+    from owl_det.annotate import precision
+
+    content = precision.run(
+        arguments.records,
+        arguments.source,
+        min_box_score=arguments.min_box_score,
+        min_image_score=arguments.min_image_score,
+    )
+    print(precision.table(content))
+    if arguments.out:
+        pseudo_records.write_json(Path(arguments.out), content)
+    return 0
 
 
 def _add_visualize(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

@@ -100,7 +100,9 @@ class ModelConfig:
     class_prior: float = 0.01  # initial score of every query, sets the bias of the logit shift
     class_initial_scale: float = 1.0  # of the cosine, sets the bias of the logit scale
     dtype: Literal["float32", "bfloat16"] = "float32"  # of matrix work; parameters stay float32
-    attention: Literal["xla", "cudnn"] = "xla"
+    # xla: on a CPU a part of the scores at a time; plain: all of them at once; portable: as xla,
+    # but chosen where the program runs (exports); cudnn: fused, on NVIDIA GPUs.
+    attention: Literal["xla", "cudnn", "plain", "portable"] = "xla"
     remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
     scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
 
@@ -272,8 +274,14 @@ class ShapesWorldSource:
     kind: Literal["shapes_world"] = "shapes_world"
     weight: float = 1.0
     split: Literal[
-        *("train", "test", "image_text", "image_text_test", "crowded"),
-        *("panoptic", "panoptic_test", "panoptic_text"),  # with stuff
+        "train",
+        "test",
+        "image_text",
+        "image_text_test",
+        "crowded",
+        "panoptic",  # with stuff, as those below
+        "panoptic_test",
+        "panoptic_text",
     ] = "train"
     image_size: int = 64
     num_images: int = 8192
@@ -332,6 +340,20 @@ class TfdsSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageTextSource:
+    """Images with captions and no boxes, for contrastive training and retrieval."""
+
+    kind: Literal["image_text"] = "image_text"
+    weight: float = 1.0
+    path: str = ""
+    # Of .tar (WebDataset) or .tfrecord files, or a folder of them, or of images; relative to the
+    # root, empty = the root itself.
+    images: str = ""
+    # COCO's captions JSON, relative to the root; empty = captions lie with the images.
+    captions: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PseudoBoxesSource:
     """Records of `owl-det annotate`."""
 
@@ -341,9 +363,20 @@ class PseudoBoxesSource:
     records: str = ""  # the job's output folder, relative to the root; empty = the root itself
     min_box_score: float = 0.1  # boxes below are left out
     min_image_score: float = 0.3  # images whose best box is below are left out
+    # Names that the annotator wrongly detects in an image, hardest first, are asked as negatives;
+    # at most as many as owl-det annotate mined (--hard_negatives).
+    hard_negatives: int = 0
 
 
-Source = ShapesWorldSource | CocoSource | VocSource | YoloSource | TfdsSource | PseudoBoxesSource
+Source = (
+    ShapesWorldSource
+    | CocoSource
+    | VocSource
+    | YoloSource
+    | TfdsSource
+    | ImageTextSource
+    | PseudoBoxesSource
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -372,6 +405,8 @@ class DataConfig:
     max_queries: int = 100  # of one image or mosaic
     max_distinct_queries: int = 0  # of one data shard's batch; 0 = no limit
     min_queries: int = 50  # pseudo-negatives are added up to here
+    # What other images of a data shard's batch are asked for becomes negatives, up to max_queries.
+    batch_negatives: bool = False
     train_prompts: Literal["none", "clip"] = "clip"
     eval_prompts: Literal["none", "clip_best7"] = "clip_best7"
     shuffle_labels: bool = False  # control: labels point at random queries
@@ -395,10 +430,13 @@ class ClipConfig:
 class OptimizerConfig:
     kind: Literal["adam", "adafactor", "sgd"] = "adam"
     learning_rate: float = 5e-5  # image tower and heads
+    image_learning_rate: float = 0.0  # of the image tower alone; 0 = learning_rate
     text_learning_rate: float = 2e-6
     frozen: tuple[str, ...] = ()  # path patterns (regex) of parameters that do not move
     b1: float = 0.9
     b2: float = 0.999
+    epsilon: float = 1e-8  # of adam
+    # Decoupled, times the learning rate; of all parameters but gains, biases and the logit scale.
     weight_decay: float = 0.0
     clip: ClipConfig = field(default_factory=ClipConfig)
 
@@ -428,7 +466,13 @@ class CheckpointConfig:
     # Architecture, preprocessing and tokeniser are those of `init_from`, not of config.model; what
     # concerns training only (noise, precision, memory) stays as config.model says.
     model_from_init: bool = False
+    # Path patterns (regex) of parameters that start anew, not from `init_from`; of a tower that
+    # does so as a whole, the architecture may differ too.
+    fresh: tuple[str, ...] = ()
     image_size: int = 0  # with model_from_init: side of the padded square; 0 = as in `init_from`
+    # With towers in `init_from`: the class head starts from their visual projection, so that class
+    # embeddings start in the space of texts. See `checkpoint.adapt`.
+    class_head_from_projection: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +486,7 @@ class EvaluationConfig:
     top_k: int = 300  # query-box pairs kept per image
     max_images: int = 0  # per data set; 0 = all
     num_pictures: int = 8
+    region_accuracy: bool = False  # also name the true boxes by the tokens' embeddings in them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -569,13 +614,11 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_pattern(pattern: str) -> None:
+def _check_pattern(pattern: str, key: str) -> None:
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ConfigError(
-            f"config.optimizer.frozen: {pattern!r} is no regular expression ({error})"
-        ) from None
+        raise ConfigError(f"{key}: {pattern!r} is no regular expression ({error})") from None
 
 
 def _check(config: Config) -> None:
@@ -593,8 +636,18 @@ def _check(config: Config) -> None:
     ):
         _require(value >= 0, f"config.{key}: must not be negative")
     _require(config.checkpoint.keep > 0, "config.checkpoint.keep: must be positive")
+    _require(
+        bool(config.checkpoint.init_from) or not config.checkpoint.class_head_from_projection,
+        "config.checkpoint.class_head_from_projection: needs towers in config.checkpoint.init_from",
+    )
     for pattern in config.optimizer.frozen:
-        _check_pattern(pattern)
+        _check_pattern(pattern, "config.optimizer.frozen")
+    for pattern in config.checkpoint.fresh:
+        _check_pattern(pattern, "config.checkpoint.fresh")
+    _require(
+        bool(config.checkpoint.init_from) or not config.checkpoint.fresh,
+        "config.checkpoint.fresh: needs config.checkpoint.init_from; without it all start anew",
+    )
     for group, sources in (("train", data.train), ("eval", data.eval)):
         for name, source in sources.items():
             side = getattr(source, "image_size", 1)
@@ -654,6 +707,10 @@ def _check(config: Config) -> None:
                 0 <= source.min_box_score <= source.min_image_score <= 1,
                 f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
             )
+            _require(
+                source.hard_negatives >= 0,
+                f"config.data source {name}: hard_negatives must not be negative",
+            )
     for key in ("data", "fsdp", "tensor"):
         value = getattr(config.mesh, key)
         _require(value == -1 or value > 0, f"config.mesh.{key}: must be positive or -1")
@@ -684,6 +741,11 @@ def _check(config: Config) -> None:
         data.max_queries >= data.min_queries,
         f"config.data.max_queries: {data.max_queries} is below min_queries {data.min_queries}",
     )
+    _require(
+        data.max_queries > data.min_queries or not data.batch_negatives,
+        f"config.data.batch_negatives: min_queries {data.min_queries} leaves no room; lower it "
+        "below config.data.max_queries",
+    )
     for key in ("max_instances", "max_queries"):
         _require(getattr(data, key) > 0, f"config.data.{key}: must be positive")
     for key in ("norm", "microbatch"):
@@ -706,8 +768,9 @@ def _check_contrastive(config: Config) -> None:
         config.data.with_captions, "config.data.with_captions: contrastive training needs captions"
     )
     _require(
-        config.data.augment.mosaic_sizes == (1,),
-        "config.data.augment.mosaic_sizes: contrastive training takes single images, (1,)",
+        config.data.augment.mosaic_sizes == (1,) or config.model.image.pooling == "mean",
+        "config.data.augment.mosaic_sizes: only towers that pool by the mean can take the tiles of "
+        f"a mosaic apart; {config.model.image.pooling} pools whole images, (1,)",
     )
     _require(
         config.optimizer.clip.scope in ("none", "global"),
@@ -715,9 +778,13 @@ def _check_contrastive(config: Config) -> None:
         f"or global, not {config.optimizer.clip.scope}",
     )
     _require(
-        config.selection.token_drop_rate == 0 and config.selection.instance_top_k == 0,
-        "config.selection: contrastive training pools all tokens; set token_drop_rate and "
-        "instance_top_k to 0",
+        config.selection.token_drop_rate == 0 or config.model.image.pooling == "mean",
+        "config.selection.token_drop_rate: in contrastive training only for towers that pool by "
+        "the mean; set it to 0",
+    )
+    _require(
+        config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: contrastive training has no boxes; set it to 0",
     )
 
 
@@ -797,10 +864,6 @@ def _check_tower_distillation(config: Config) -> None:
     )
     active = config.distill.active()
     _require(bool(active), "config.distill: task distill needs a branch whose weight is not 0")
-    _require(
-        not config.data.eval,
-        "config.data.eval: towers detect nothing; measure the result with owl-det evaluate-regions",
-    )
     for name in ("gridclip_grid", "hierkd_instance"):
         _require(
             name not in active, f"config.distill.{name}: needs a detector's heads (task detection)"

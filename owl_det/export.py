@@ -96,8 +96,9 @@ def _publish(folder: Path) -> None:
 
 def _portable(model: LoadedModel, kind: str) -> LoadedModel:
     """The model without what ties it to training or to one kind of accelerator."""
-    changes: dict[str, Any] = {"attention": "xla", "remat": "none", "scan_unroll": 1}
+    changes: dict[str, Any] = {"attention": "portable", "remat": "none", "scan_unroll": 1}
     if kind == "onnx":
+        changes["attention"] = "plain"  # ONNX has no choice of platform
         changes["dtype"] = "float32"  # ONNX runtimes have few bfloat16 kernels
     return dataclasses.replace(model, model=dataclasses.replace(model.model, **changes))
 

@@ -15,6 +15,18 @@ from owl_det.optional import is_installed
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print config, parameters, FLOPs and memory; read no data, write nothing."
+)
+_DRY_RUN_DEVICES = flags.DEFINE_integer(
+    "dry_run_devices", 0, "As if there were so many devices; 0 = those there are."
+)
+_DRY_RUN_MEMORY_GIB = flags.DEFINE_float(
+    "dry_run_memory_gib", 0.0, "Memory of a device to hold the estimate against; 0 = its own."
+)
+_DRY_RUN_COMPILE = flags.DEFINE_bool(
+    "dry_run_compile", True, "Compile the step, for the memory of activations and XLA's count."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -27,6 +39,9 @@ def main(argv: list[str]) -> None:
     except OSError as error:  # the file is read when the config is first looked at
         raise UserError(f"--config: {error}") from None
     config = config_lib.resolve(tree)
+    if _DRY_RUN.value:
+        _dry_run(config)
+        return
     _join_processes()
     if is_installed("tensorflow"):
         import tensorflow as tf
@@ -36,6 +51,20 @@ def main(argv: list[str]) -> None:
     _quiet_libraries()
     config = checkpoint.take_model(config, str(_WORKDIR.value))
     train.run(config, str(_WORKDIR.value))
+
+
+def _dry_run(config: config_lib.Config) -> None:
+    """Prints what the run would be; with `--dry_run_devices` for CPU devices that are not there."""
+    from owl_det import dry_run
+
+    if _DRY_RUN_DEVICES.value:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", _DRY_RUN_DEVICES.value)
+    dry_run.run(
+        checkpoint.take_model(config, str(_WORKDIR.value)),
+        memory_gib=_DRY_RUN_MEMORY_GIB.value,
+        with_compile=_DRY_RUN_COMPILE.value,
+    )
 
 
 def _join_processes() -> None:

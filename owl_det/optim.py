@@ -1,7 +1,7 @@
 """Optimiser: learning-rate groups by path rules, schedules, Adam and the Adafactor variant."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -51,13 +51,14 @@ def group_rules(config: OptimizerConfig) -> list[tuple[str, str]]:
     return [
         *((pattern, "frozen") for pattern in config.frozen),
         ("^text/", "text"),
+        *([("^image/", "image")] if config.image_learning_rate else []),
         ("", "image_and_heads"),
     ]
 
 
 def groups(params: PyTree, config: OptimizerConfig) -> PyTree:
     """The learning-rate group of each parameter. Raises `ConfigError` as `apply_rules` does."""
-    return apply_rules(params, group_rules(config), optional=("^text/", ""))
+    return apply_rules(params, group_rules(config), optional=("^text/", "^image/", ""))
 
 
 def hold_frozen(params: PyTree, config: OptimizerConfig) -> PyTree:
@@ -105,23 +106,33 @@ def build(
     def group(learning_rate: float) -> optax.GradientTransformation:
         steps = [_direction(config)]
         if config.weight_decay:
-            steps.append(optax.add_decayed_weights(config.weight_decay))
+            steps.append(optax.add_decayed_weights(config.weight_decay, mask=_is_decayed))
         steps.append(optax.scale_by_learning_rate(lambda step: learning_rate * factor(step)))
         return optax.chain(*steps)
 
+    transforms: dict[Hashable, optax.GradientTransformation] = {
+        "image_and_heads": group(config.learning_rate),
+        "text": group(config.text_learning_rate),
+        "frozen": optax.set_to_zero(),
+    }
+    if config.image_learning_rate:
+        transforms["image"] = group(config.image_learning_rate)
     return optax.partition(
-        {
-            "image_and_heads": group(config.learning_rate),
-            "text": group(config.text_learning_rate),
-            "frozen": optax.set_to_zero(),
-        },
+        transforms,
         lambda params: groups(params, config),
+    )
+
+
+def _is_decayed(params: PyTree) -> PyTree:
+    """Weight decay spares gains and biases (CLIP, arXiv 2103.00020, section 2.5)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: re.search(r"(scale|bias)$", path_name(path)) is None, params
     )
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     if config.kind == "adam":
-        return optax.scale_by_adam(b1=config.b1, b2=config.b2)
+        return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.epsilon)
     if config.kind == "adafactor":
         return adafactor_direction(config.b1, config.b2)
     return optax.identity()

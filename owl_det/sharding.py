@@ -2,14 +2,19 @@
 
 Batches are split over data and fsdp, parameters over fsdp and tensor. With one device everything
 below still holds, with axes of size one.
+
+A step gathers the parameters over fsdp once, works on each data shard by itself and sums the
+gradients once (`on_data_shards`): fsdp saves the memory of parameters and optimiser between the
+steps, and costs no more traffic than data parallelism.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
@@ -81,6 +86,85 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(check, params, specs)
+
+
+def on_data_shards(
+    fn: Callable[[PyTree, PyTree, PyTree], tuple[PyTree, PyTree]],
+    params: PyTree,
+    shared: PyTree,
+    rows: PyTree,
+    mesh: Mesh | None,
+) -> tuple[PyTree, PyTree]:
+    """`fn(params, shared, rows)` on each data shard's own rows: gradients, and values per row.
+
+    The parameters that `fn` sees are whole, but for their split over tensor; `shared` is the same
+    everywhere; the first axis of every array of `rows` is split over data and fsdp. Gradients, a
+    tree like `params`, are summed over the shards and end where the parameters lie. Nothing else
+    crosses the data and fsdp axes: loops run as long as their own shard needs.
+    """
+    if mesh is None or mesh.size == 1:
+        return fn(params, shared, rows)
+    specs = _specs(params, mesh)
+
+    def local(params: PyTree, shared: PyTree, rows: PyTree) -> tuple[PyTree, PyTree]:
+        gradients, values = fn(params, shared, rows)
+        return jax.tree.map(lambda g: g[None], gradients), values
+
+    own_gradients, values = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(P(), P(), P(BATCH_AXES)),
+        out_specs=P(BATCH_AXES),
+        axis_names=set(BATCH_AXES),  # tensor is left to the compiler
+        check_vma=False,  # loops start from constants, which count as the same on every shard
+    )(gather_over_fsdp(params, mesh), shared, rows)
+    return _sum_over_shards(own_gradients, specs, mesh), values
+
+
+def gather_over_fsdp(params: PyTree, mesh: Mesh | None) -> PyTree:
+    """The same parameters, whole over fsdp and split over tensor as before."""
+    if mesh is None or mesh.size == 1:
+        return params
+    specs = _specs(params, mesh)
+
+    def gather(x: Array, spec: PartitionSpec) -> Array:
+        if "fsdp" not in spec:
+            return x
+        return jax.lax.all_gather(x, "fsdp", axis=spec.index("fsdp"), tiled=True)
+
+    return jax.shard_map(
+        lambda tree: jax.tree.map(gather, tree, specs),
+        mesh=mesh,
+        in_specs=(specs,),
+        out_specs=jax.tree.map(_over_tensor, specs),
+        check_vma=False,  # it cannot tell that what was gathered is the same on every shard
+    )(params)
+
+
+def _sum_over_shards(own: PyTree, specs: PyTree, mesh: Mesh) -> PyTree:
+    """The sum over each array's first axis, one entry a data shard, split as the parameters are."""
+
+    def add(x: Array, spec: PartitionSpec) -> Array:
+        if "fsdp" not in spec:
+            return jax.lax.psum(x[0], BATCH_AXES)
+        dimension = spec.index("fsdp")
+        part = jax.lax.psum_scatter(x[0], "fsdp", scatter_dimension=dimension, tiled=True)
+        return jax.lax.psum(part, "data")
+
+    return jax.shard_map(
+        lambda tree: jax.tree.map(add, tree, specs),
+        mesh=mesh,
+        in_specs=(jax.tree.map(lambda spec: P(BATCH_AXES, *_over_tensor(spec)), specs),),
+        out_specs=specs,
+    )(own)
+
+
+def _specs(params: PyTree, mesh: Mesh) -> PyTree:
+    return jax.tree.map(lambda placed: placed.spec, parameter_shardings(params, mesh))
+
+
+def _over_tensor(spec: PartitionSpec) -> PartitionSpec:
+    return P(*(axis if axis == "tensor" else None for axis in spec))
 
 
 def state_shardings(state: PyTree, params: PyTree, mesh: Mesh) -> PyTree:

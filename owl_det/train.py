@@ -4,7 +4,7 @@ import dataclasses
 import json
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
 from owl_det.errors import ConfigError, UserError
-from owl_det.evaluation import comparison
+from owl_det.evaluation import comparison, image_text
 from owl_det.evaluation.evaluate import Evaluate, summary
+from owl_det.evaluation.image_text import EvaluateTowers
 from owl_det.metric_log import MetricLog
 from owl_det.types import Batch, Teaching, TrainState, batch_of
 
@@ -107,43 +108,28 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
 
 
 def evaluate(
-    evaluations: list[Evaluate], state: TrainState, folder: Path, log: MetricLog, is_last: bool
+    evaluations: Sequence[Evaluate | EvaluateTowers],
+    state: TrainState,
+    folder: Path,
+    log: MetricLog,
+    is_last: bool,
 ) -> dict[str, dict[str, Any]]:
     """Measures every evaluation set; writes summary, results and pictures.
 
     Returns the summaries by evaluation set (on process 0).
     """
     from owl_det import viz
-    from owl_det.evaluation.coco import confusion_matrix
 
-    step = int(state.step)
     summaries: dict[str, dict[str, Any]] = {}
     (folder / "eval").mkdir(exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
     for measure in evaluations:
-        started = time.time()
-        result = measure(train_step.model_params(state.params))
-        if jax.process_index() != 0:
-            continue
-        name, evaluator = measure.name, result.evaluator
-        metrics = evaluator.compute()
-        scalars = metrics.scalars()
-        summaries[name] = summary(measure, result, metrics, step, time.time() - started)
-        log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
-        evaluator.write_results(folder / "eval" / f"results_{name}.json")
-        if result.pictures:
-            picture = viz.picture_grid(result.pictures)
-            viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
-            log.picture(step, f"pictures/{name}", picture)
-        logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
-        if is_last:
-            pictures = folder / "pictures"
-            viz.plot_precision_recall(pictures / f"precision_recall_{name}.png", metrics)
-            viz.plot_confusion_matrix(
-                pictures / f"confusion_matrix_{name}.png",
-                confusion_matrix(evaluator),
-                [category.name for category in evaluator.categories],
-            )
+        if isinstance(measure, EvaluateTowers):
+            entry = _measure_towers(measure, state, log)
+        else:
+            entry = _measure_detection(measure, state, folder, log, is_last)
+        if jax.process_index() == 0:
+            summaries[measure.name] = entry
     if summaries and jax.process_index() == 0:
         first = next(iter(summaries.values()))
         text = json.dumps({**first, "datasets": summaries}, indent=2) + "\n"
@@ -159,13 +145,57 @@ def evaluate(
     return summaries
 
 
-def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate]:
+def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
+    started = time.time()
+    values = measure(train_step.model_params(state.params))
+    step = int(state.step)
+    log.scalars(step, {f"eval/{measure.name}/{key}": value for key, value in values.items()})
+    shown = [f"{key} {value:.3f}" for key, value in values.items() if "top1" in key or "_r1" in key]
+    logging.info("Step %d, %s: %s", step, measure.name, ", ".join(shown))
+    return image_text.summary(measure, values, step, time.time() - started)
+
+
+def _measure_detection(
+    measure: Evaluate, state: TrainState, folder: Path, log: MetricLog, is_last: bool
+) -> dict[str, Any]:
+    """The summary of one set, on process 0; results and pictures go to the workdir."""
+    from owl_det import viz
+    from owl_det.evaluation.coco import confusion_matrix
+
+    started, step, name = time.time(), int(state.step), measure.name
+    result = measure(train_step.model_params(state.params))
+    if jax.process_index() != 0:
+        return {}
+    evaluator = result.evaluator
+    metrics = evaluator.compute()
+    entry = summary(measure, result, metrics, step, time.time() - started)
+    scalars = metrics.scalars() | (result.regions.scalars() if result.regions else {})
+    log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
+    evaluator.write_results(folder / "eval" / f"results_{name}.json")
+    if result.pictures:
+        picture = viz.picture_grid(result.pictures)
+        viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
+        log.picture(step, f"pictures/{name}", picture)
+    logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
+    if is_last:
+        pictures = folder / "pictures"
+        viz.plot_precision_recall(pictures / f"precision_recall_{name}.png", metrics)
+        viz.plot_confusion_matrix(
+            pictures / f"confusion_matrix_{name}.png",
+            confusion_matrix(evaluator),
+            [category.name for category in evaluator.categories],
+        )
+    return entry
+
+
+def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate | EvaluateTowers]:
     detector = train_step.make_detector(config)
     settings = dataclasses.replace(
         config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
     )
+    make = Evaluate if config.task == "detection" else EvaluateTowers
     return [
-        Evaluate(
+        make(
             detector,
             source_lib.build(entry, config.data.path),
             mesh,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 
 from owl_det import optim, sharding
@@ -174,7 +174,7 @@ def loss_and_gradients(
     if teaching is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
         examples = examples._replace(lesson=lesson_of(batch, teaching))
-        shared = Shared(teaching, student_names(params, teaching, config))
+        shared = shared_of(params, teaching, config)
     gradients, losses, parts, extra = take(
         params, batch, examples, text_key, config, num_shards, mesh, shared
     )
@@ -187,12 +187,12 @@ def loss_and_gradients(
     return gradients, metrics | extra
 
 
-def _is_counted(batch: Batch, config: Config) -> Bool[Array, " b"]:
-    """Examples that the loss is a mean of: no fillers; with captions, where those are used."""
+def _is_counted(batch: Batch, config: Config) -> Bool[Array, " n"]:
+    """What the loss is a mean of: real examples, or, with captions, tiles that have one."""
     if config.task != "contrastive":
         return batch.is_example
     assert batch.is_caption is not None
-    return batch.is_example & batch.is_caption[:, 0]
+    return (batch.is_example[:, None] & batch.is_caption).reshape(-1)
 
 
 def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
@@ -206,6 +206,14 @@ def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
         is_caption=batch.is_caption,
         signals=jax.lax.stop_gradient(teaching.signals(teaching.arrays, batch)),
     )
+
+
+def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:
+    """What the branches know that no image changes; of the teachers what gradients wait for."""
+    read = {"names", "image"} if teaching.embed_boxes else {"names"}
+    arrays = {name: value for name, value in teaching.arrays.items() if name in read}
+    names = student_names(params, teaching, config)
+    return Shared(dataclasses.replace(teaching, arrays=arrays, name_tokens=None), names)
 
 
 def student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
@@ -267,9 +275,10 @@ def example_losses(
 
 
 def tower_losses(
-    params: Params, examples: Examples, config: Config, shared: Shared
+    params: Params, examples: Examples, config: Config, shared: Shared | None
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Distillation into the tokens of an image tower, each through the visual projection."""
+    assert shared is not None
     variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
     features = make_detector(config).apply(
         variables, examples.image, config.selection, examples.key, method="patch_features"
@@ -320,13 +329,24 @@ def _stream(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
 
 def contrastive_losses(
     params: Params, batch: Batch, image_keys: Key[Array, " b"], text_key: Any, config: Config
-) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-    """Each image against the captions of the whole global batch, and the reverse."""
+) -> tuple[Float[Array, " n"], dict[str, Float[Array, " n"]]]:
+    """Each image, or tile, against the captions of the whole global batch, and the reverse."""
     assert batch.caption_tokens is not None
-    tokens = batch.caption_tokens[:, 0]
+    tokens = batch.caption_tokens.reshape(-1, batch.caption_tokens.shape[-1])
     detector = make_detector(config)
     variables = {"params": optim.hold_frozen(params, config.optimizer)}
-    images = detector.apply(variables, batch.image, image_keys, method="embed_image")
+    if config.model.image.pooling == "mean":
+        tiles = detector.apply(
+            variables,
+            batch.image,
+            batch.tile_boxes,
+            config.selection,
+            image_keys,
+            method="embed_tiles",
+        )
+        images = cast(Array, tiles).reshape(tokens.shape[0], -1)
+    else:
+        images = detector.apply(variables, batch.image, image_keys, method="embed_image")
     texts = encode_queries(params, tokens, text_key, config)
     logits = cast(Array, detector.apply(variables, images, texts, method="similarity"))
     is_same_text = (tokens[:, None] == tokens[None]).all(-1)
@@ -395,19 +415,35 @@ def _mean_gradients(
     is_counted = _is_counted(batch, config)
     count = jnp.maximum(is_counted.sum(), 1)
 
-    def loss_fn(params: Params) -> tuple[Array, Any]:
-        if config.task == "contrastive":
-            losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
-        elif config.task == "distill":
-            assert shared is not None
-            losses, parts = tower_losses(params, examples, config, shared)
-        else:
-            table = encode_queries(params, batch.query_table, text_key, config)
-            queries = gather_queries(table, batch.query_index, num_shards)
-            losses, parts = example_losses(params, examples, queries, config, shared)
-        return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
+    def shard_gradients(params: Params, given: Any, rows: Any) -> tuple[Params, Any]:
+        text_key, count, shared = given
+        batch, examples, is_counted = rows
 
-    gradients, (losses, parts) = jax.grad(loss_fn, has_aux=True)(params)
+        def loss_fn(params: Params) -> tuple[Array, Any]:
+            if config.task == "contrastive":
+                losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
+            elif config.task == "distill":
+                losses, parts = tower_losses(params, examples, config, shared)
+            else:
+                table = encode_queries(params, batch.query_table, text_key, config)
+                queries = gather_queries(table, batch.query_index, num_tables)
+                losses, parts = example_losses(params, examples, queries, config, shared)
+            return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
+
+        return jax.grad(loss_fn, has_aux=True)(params)
+
+    is_coupled = config.task == "contrastive" or branches.couple_examples(config.distill)
+    num_tables = num_shards if mesh is None or is_coupled else 1
+    given, rows = (text_key, count, shared), (batch, examples, is_counted)
+    if is_coupled:
+        # Contrastive training and HierKD's contrast of captions compare all examples of the global
+        # batch, which no data shard has: the compiler places the work.
+        whole = sharding.gather_over_fsdp(params, mesh)
+        gradients, (losses, parts) = shard_gradients(whole, given, rows)
+    else:
+        gradients, (losses, parts) = sharding.on_data_shards(
+            shard_gradients, params, given, rows, mesh
+        )
     norm = optax.tree.norm(gradients)
     extra = {"gradient_norm": norm}
     if config.optimizer.clip.scope == "global":
@@ -432,9 +468,39 @@ def _per_example_gradients(
     shared: Shared | None,
 ) -> tuple[Params, Array, dict[str, Array], Metrics]:
     """Mean over examples of clipped gradients, a microbatch at a time to bound memory."""
+    num_tables = num_shards if mesh is None else 1
+
+    def shard_gradients(params: Params, given: Any, rows: Any) -> tuple[Params, Any]:
+        text_key, shared = given
+        own_batch, own_examples = rows
+        return _clipped_sum(params, own_batch, own_examples, text_key, config, num_tables, shared)
+
+    total, (losses, parts, norms) = sharding.on_data_shards(
+        shard_gradients, params, (text_key, shared), (batch, examples), mesh
+    )
+    is_example = batch.is_example
+    count = jnp.maximum(is_example.sum(), 1)
+    gradients = jax.tree.map(lambda g: g / count, total)
+    extra = {
+        "gradient_norm": jnp.where(is_example, norms, 0.0).sum() / count,
+        "clipped_share": (is_example & (norms > config.optimizer.clip.norm)).sum() / count,
+    }
+    return gradients, losses, parts, extra
+
+
+def _clipped_sum(
+    params: Params,
+    batch: Batch,
+    examples: Examples,
+    text_key: Any,
+    config: Config,
+    num_tables: int,
+    shared: Shared | None,
+) -> tuple[Params, tuple[Array, dict[str, Array], Array]]:
+    """Sum over a shard's examples of clipped gradients; losses, parts and norms of each."""
     clip = config.optimizer.clip
     if clip.scope == "exact":
-        tokens = gather_queries(batch.query_table, batch.query_index, num_shards)
+        tokens = gather_queries(batch.query_table, batch.query_index, num_tables)
         moving, inputs = params, tokens
         example_gradients = _exact_gradients(text_key, config, shared)
         text_vjp = None
@@ -444,7 +510,7 @@ def _per_example_gradients(
             lambda text: encode_queries(text, batch.query_table, text_key, config), text
         )
         moving = {name: value for name, value in params.items() if name != "text"}
-        inputs = gather_queries(table, batch.query_index, num_shards)
+        inputs = gather_queries(table, batch.query_index, num_tables)
         example_gradients = _image_side_gradients(config, shared)
 
     def microbatch(total: Params, xs: tuple[Examples, Array]) -> tuple[Params, Any]:
@@ -459,24 +525,17 @@ def _per_example_gradients(
         clipped_inputs = jax.tree.map(lambda g: g * factors[:, None, None], g_inputs)
         return total, (clipped_inputs, losses, parts, norms)
 
-    to_micro, from_micro = _microbatching(batch.image.shape[0], clip.microbatch, num_shards, mesh)
+    to_micro, from_micro = _microbatching(batch.image.shape[0], clip.microbatch)
     zeros = jax.tree.map(jnp.zeros_like, moving)
     total, stacked = jax.lax.scan(microbatch, zeros, to_micro((examples, inputs)))
     g_inputs, losses, parts, norms = from_micro(stacked)
-    count = jnp.maximum(batch.is_example.sum(), 1)
     if text_vjp is not None:
         g_table = jax.linear_transpose(
-            lambda t: gather_queries(t, batch.query_index, num_shards),
+            lambda t: gather_queries(t, batch.query_index, num_tables),
             jax.ShapeDtypeStruct((batch.query_table.shape[0], inputs.shape[-1]), inputs.dtype),
         )(g_inputs["queries"])[0]
         total = {**total, **text_vjp(g_table)[0]}
-    gradients = jax.tree.map(lambda g: g / count, total)
-    is_example = batch.is_example
-    extra = {
-        "gradient_norm": jnp.where(is_example, norms, 0.0).sum() / count,
-        "clipped_share": (is_example & (norms > clip.norm)).sum() / count,
-    }
-    return gradients, losses, parts, extra
+    return total, (losses, parts, norms)
 
 
 ExampleGradients = Callable[[Params, Examples, Array], tuple[Any, Array, dict[str, Array]]]
@@ -522,35 +581,24 @@ def _exact_gradients(text_key: Any, config: Config, shared: Shared | None) -> Ex
 
 
 def _microbatching(
-    batch_size: int, per_shard: int, num_shards: int, mesh: Mesh | None
+    num_examples: int, size: int
 ) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
-    """Functions that cut a batch into microbatches, along a new first axis, and undo it.
+    """Functions that cut a shard's rows into microbatches, along a new first axis, and undo it.
 
-    Every microbatch takes `per_shard` examples of each data shard, so that cutting moves nothing
-    between devices. Raises `ConfigError` where a shard's examples do not divide.
+    Raises `ConfigError` where the examples do not divide.
     """
-    per_device = batch_size // num_shards
-    per_shard = min(per_shard, per_device)
-    if per_device % per_shard:
+    size = min(size, num_examples)
+    if num_examples % size:
         raise ConfigError(
-            f"config.optimizer.clip.microbatch: {per_shard} does not divide the {per_device} "
+            f"config.optimizer.clip.microbatch: {size} does not divide the {num_examples} "
             "examples of each data shard"
         )
-    steps = per_device // per_shard
-
-    def place(x: Array) -> Array:
-        if mesh is None:
-            return x
-        spec = PartitionSpec(None, sharding.BATCH_AXES)
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
     def to_micro(x: Array) -> Array:
-        x = x.reshape(num_shards, steps, per_shard, *x.shape[1:])
-        return place(jnp.swapaxes(x, 0, 1).reshape(steps, num_shards * per_shard, *x.shape[3:]))
+        return x.reshape(-1, size, *x.shape[1:])
 
     def from_micro(x: Array) -> Array:
-        x = x.reshape(steps, num_shards, per_shard, *x.shape[2:])
-        return jnp.swapaxes(x, 0, 1).reshape(batch_size, *x.shape[3:])
+        return x.reshape(num_examples, *x.shape[2:])
 
     return lambda tree: jax.tree.map(to_micro, tree), lambda tree: jax.tree.map(from_micro, tree)
 

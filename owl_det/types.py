@@ -141,16 +141,26 @@ class Teacher:
     embed_boxes: Callable[[Float[Array, "b m 4"]], Float[Array, "b m e"]] | None = None
 
 
+_STATIC = {"static": True}  # part of a program, not an argument of it
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teaching:
     """Frozen models as the step uses them (`teachers.open_teachers` makes it)."""
 
     arrays: PyTree  # parameters and text tables: an argument of the compiled step
-    signals: Callable[[PyTree, Batch], TeacherSignals]  # from `arrays` and a batch
-    embed_boxes: Callable[[PyTree, Array, Array], Array] | None  # arrays, image, boxes (cxcywh)
     name_tokens: Int32[np.ndarray, "c l"] | None  # DenseVLM's names, for the student's text tower
-    teacher_dim: int  # of image and text vectors; 0 if nothing needs them
-    text_id: str  # of the text tower that the vectors belong to; "" if nothing needs them
+    # Of image and text vectors; 0 if nothing needs them.
+    teacher_dim: int = dataclasses.field(metadata=_STATIC)
+    # Of the text tower that the vectors belong to; "" if nothing needs them.
+    text_id: str = dataclasses.field(metadata=_STATIC)
+    # From `arrays` and a batch.
+    signals: Callable[[PyTree, Batch], TeacherSignals] = dataclasses.field(metadata=_STATIC)
+    # From `arrays`, images and boxes (cxcywh).
+    embed_boxes: Callable[[PyTree, Array, Array], Array] | None = dataclasses.field(
+        metadata=_STATIC
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

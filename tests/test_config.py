@@ -5,18 +5,17 @@ import importlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from owl_det import config as config_lib
-from owl_det import sharding, train_step
-from owl_det.config import Config, MeshConfig
+from owl_det import sharding, step_shapes, train_step
+from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
-from owl_det.types import Batch
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
     *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+    *("pretrain_clip_b16", "pretrain_siglip_b16", "pretrain_lit_b16"),
 )
 SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
 
@@ -47,6 +46,11 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"preprocess": {"std": [0.2, 0.0, 0.2]}}, "config.preprocess.std: must be positive"),
         ({"preprocess": {"mean": 0.5}}, "config.preprocess.mean: expected a list, got float"),
         ({"mesh": {"data": -1, "fsdp": -1}}, "config.mesh: only one axis may be -1"),
+        (
+            {"data": {**SOURCE, "batch_negatives": True, "min_queries": 100}},
+            "config.data.batch_negatives: min_queries 100 leaves no room",
+        ),
+        ({"checkpoint": {"class_head_from_projection": True}}, "needs towers in config.checkpoint"),
         ({"data": {"train": {}}}, "config.data.train: name at least one source"),
     ],
 )
@@ -72,35 +76,6 @@ def _load(name: str) -> Any:
     return importlib.import_module(f"configs.{name}").get_config()
 
 
-def _batch_shapes(config: Config) -> Batch:
-    data, b = config.data, config.batch_size
-    m, q, t = data.max_instances, data.max_queries, max(data.augment.mosaic_sizes) ** 2
-    u = data.max_distinct_queries or b * q
-    side, length = config.model.image_size, config.model.text.num_positions
-
-    def of(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    shapes: Any = {
-        "image": of(b, side, side, 3, dtype=jnp.uint8),
-        "is_example": of(b, dtype=bool),
-        "image_id": of(b, dtype=jnp.int32),
-        "original_size": of(b, 2, dtype=jnp.int32),
-        "boxes": of(b, m, 4, dtype=jnp.float32),
-        "is_instance": of(b, m, dtype=bool),
-        "is_crowd": of(b, m, dtype=bool),
-        "instance_labels": of(b, m, q, dtype=bool),
-        "instance_scores": of(b, m, dtype=jnp.float32),
-        "query_table": of(u, length, dtype=jnp.int32),
-        "query_index": of(b, q, dtype=jnp.int32),
-        "is_query": of(b, q, dtype=bool),
-        "tile_boxes": of(b, t, 4, dtype=jnp.float32),
-        "tile_of_instance": of(b, m, dtype=jnp.int32),
-        "tile_image_id": of(b, t, dtype=jnp.int32),
-    }
-    return Batch(**shapes)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_full_train_step_has_shapes(name: str) -> None:
     tree = _load(name)
@@ -112,7 +87,7 @@ def test_full_train_step_has_shapes(name: str) -> None:
     after, metrics = jax.eval_shape(
         lambda s, b: train_step.train_step(s, b, config=config, num_shards=1),
         state,
-        _batch_shapes(config),
+        step_shapes.batch_shapes(config),
     )
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
         lambda x: (x.shape, x.dtype), state

@@ -24,6 +24,7 @@ from owl_det.config import Config
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
     *("owlvit_b32", "owlvit_b16", "owlvit_l14", "owlv2_b16", "owlv2_l14"),
+    *("pretrain_clip_b16", "pretrain_siglip_b16", "pretrain_lit_b16"),
 )
 
 
@@ -116,6 +117,77 @@ def test_hyper_parameters_are_those_of_the_papers(name: str, own: dict[str, Any]
     config = _resolve(name)
     found = {key: _at(config, key) for key in BOTH | own}
     assert found == BOTH | own
+
+
+# arXiv 2103.00020, tables 18 to 20; 2303.15343, sections 3.2 and 4; 2111.07991.
+BIG_VISION: dict[str, Any] = {
+    "optimizer.kind": "adafactor",
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.text_learning_rate": 1e-3,
+    "optimizer.b2": 0.95,
+    "optimizer.clip.scope": "global",
+    "optimizer.clip.norm": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        (
+            "pretrain_clip_b16",
+            {
+                "model.contrastive": "softmax",
+                "model.image.pooling": "class_token",
+                "model.text.num_positions": 77,
+                "num_steps": 390_625,
+                "optimizer.kind": "adam",
+                "optimizer.learning_rate": 5e-4,
+                "optimizer.text_learning_rate": 5e-4,
+                "optimizer.b1": 0.9,
+                "optimizer.b2": 0.98,
+                "optimizer.epsilon": 1e-6,
+                "optimizer.weight_decay": 0.2,
+                "optimizer.frozen": (),
+                "schedule.warmup_steps": 2000,
+            },
+        ),
+        (
+            "pretrain_siglip_b16",
+            BIG_VISION
+            | {
+                "model.contrastive": "sigmoid",
+                "model.image.pooling": "map",
+                "model.text.tokenizer": "siglip",
+                "model.text.num_positions": 64,
+                "optimizer.frozen": (),
+                "schedule.warmup_steps": 20_000,
+            },
+        ),
+        (
+            "pretrain_lit_b16",
+            BIG_VISION
+            | {
+                "model.contrastive": "softmax",
+                "model.image.pooling": "class_token",
+                "optimizer.frozen": ("^image/",),
+                "checkpoint.fresh": ("^text/", "^logit_scale$"),
+            },
+        ),
+    ],
+)
+def test_pretraining_is_that_of_the_papers(name: str, own: dict[str, Any]) -> None:
+    both = {
+        "task": "contrastive",
+        "model.image_size": 224,
+        "model.image.droplayer_rate": 0.0,
+        "model.text.droplayer_rate": 0.0,
+        "data.with_captions": True,
+        "data.augment.mosaic_sizes": (1,),
+        "schedule.kind": "cosine",
+    }
+    config = _resolve(name)
+    found = {key: _at(config, key) for key in both | own}
+    assert found == both | own
 
 
 def _at(config: Config, key: str) -> Any:
@@ -213,7 +285,11 @@ DISTILLATION: dict[str, dict[str, Any]] = {
     },
     "clipself_shapes": {"task": "distill"},
     "densevlm_shapes": {"task": "distill"},
-    "distill_shapes": {"task": "detection", "distill.gridclip_image.weight": 10.0},
+    "distill_shapes": {
+        "task": "detection",
+        "distill.gridclip_image.weight": 10.0,
+        "checkpoint.class_head_from_projection": True,
+    },
 }
 
 

@@ -454,6 +454,41 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("names", [("clipself", "densevlm"), ("hierkd_global",)])
+def test_two_data_shards_take_the_gradients_of_one_device(
+    names: tuple[str, ...], teacher_folder: str
+) -> None:
+    """Of branches that look at an image by itself, and of the one that compares the batch."""
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted"}
+    distill = {"teacher": teacher_folder, "hierkd_instance": entry}
+    made = config(*names, distill=distill, optimizer__clip={"scope": "global"})
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
+    teaching = teachers.open_teachers(made, mesh)
+    _, held = open_teaching(made, teacher_folder)
+    assert teaching is not None
+    params = train_step.init_state(made, teacher_dim=teaching.teacher_dim).params
+    placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    batch = tiny.batch(made, num_shards=2)
+    split = jax.device_put(batch, sharding.batch_sharding(mesh))
+
+    def run(params: Any, batch: Any, teaching: Any, mesh: Any) -> Any:
+        return jax.jit(
+            lambda p, b, t: train_step.loss_and_gradients(
+                p, b, KEY, config=made, num_shards=2, mesh=mesh, teaching=t
+            )
+        )(params, batch, teaching)
+
+    ours, metrics = run(placed, split, teaching, mesh)
+    theirs, wanted = run(params, batch, held, None)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     teacher_folder: str, tmp_path: Path
 ) -> None:
@@ -469,8 +504,13 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
         distill={"teacher": teacher_folder, "require_same_text": True},
         checkpoint={"init_from": teacher_folder},
         optimizer__frozen=("^text/", "^logit_scale$"),
+        data__eval={
+            "shapes": {"kind": "shapes_world", "image_size": 32, "num_images": 8, "split": "test"}
+        },
     )
     train.run(made, str(tmp_path))
+    measured = json.loads((tmp_path / "eval" / "summary.json").read_text())["datasets"]["shapes"]
+    assert measured["step"] == 1 and any("region" in key for key in measured)
     first = checkpoint.load_model(tmp_path)
     assert (first.kind, first.step) == ("towers", 1)
     train.run(dataclasses.replace(made, num_steps=2), str(tmp_path))

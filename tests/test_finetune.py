@@ -208,6 +208,91 @@ def test_a_detector_with_attention_pooling_learns(tmp_path: Path) -> None:
     assert not silent
 
 
+LIT = SIGLIP | {"model__embedding_dim": 16, "model__image__projection": "affine"}
+
+
+@pytest.mark.parametrize("bias", ["zeros", "projection"])
+def test_the_class_head_may_start_from_the_visual_projection(bias: str, tmp_path: Path) -> None:
+    towers = _towers() if bias == "zeros" else _towers(**LIT)
+    checkpoint.save_model(tmp_path / "towers", towers)
+    config = _finetune(tmp_path / "towers", checkpoint__class_head_from_projection=True)
+    config = checkpoint.take_model(config, tmp_path / "new")
+    params = checkpoint.adapt(towers, config)
+    projection = towers.params["image"]["visual_projection"]
+    embedding = params["class_head"]["embedding"]
+    np.testing.assert_array_equal(embedding["kernel"], projection["kernel"])
+    np.testing.assert_array_equal(embedding["bias"], projection.get("bias", np.zeros(16)))
+    assert ("bias" in projection) == (bias == "projection")
+    assert "visual_projection" not in params["image"]
+    off = dataclasses.replace(config.checkpoint, class_head_from_projection=False)
+    fresh = checkpoint.adapt(towers, dataclasses.replace(config, checkpoint=off))
+    assert np.abs(fresh["class_head"]["embedding"]["kernel"] - projection["kernel"]).max() > 0.01
+    del params["class_head"]["embedding"], fresh["class_head"]["embedding"]
+    jax.tree.map(np.testing.assert_array_equal, params, fresh)
+
+
+def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path: Path) -> None:
+    towers = _towers(**LIT)
+    checkpoint.save_model(tmp_path / "lit", towers)
+    config = _finetune(tmp_path / "lit", checkpoint__class_head_from_projection=True)
+    config = checkpoint.take_model(config, tmp_path / "new")
+    image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
+    contrastive, detector = (
+        Detector(towers.model, towers.preprocess),
+        train_step.make_detector(config),
+    )
+    dense, ours = jax.jit(
+        lambda theirs, params: (
+            contrastive.apply({"params": theirs}, image, method="embed_patches"),
+            detector.apply(
+                {"params": params},
+                image,
+                method=lambda m, x: m.embed_tokens(m.encode_image(x)).class_embeddings,
+            ),
+        )
+    )(towers.params, checkpoint.adapt(towers, config))
+    length = np.linalg.norm(dense, axis=-1, keepdims=True)
+    np.testing.assert_allclose(ours, dense / length, atol=1e-5)
+
+
+def test_a_class_head_needs_towers_with_a_projection(tmp_path: Path) -> None:
+    siglip = _towers(**SIGLIP)
+    checkpoint.save_model(tmp_path / "siglip", siglip)
+    config = _finetune(tmp_path / "siglip", checkpoint__class_head_from_projection=True)
+    config = checkpoint.take_model(config, tmp_path / "new")
+    with pytest.raises(CheckpointError, match="siglip.*have no visual projection; unset config"):
+        checkpoint.adapt(siglip, config)
+    detector = dataclasses.replace(siglip, kind="detector")
+    with pytest.raises(CheckpointError, match="a detector has a class head of its own"):
+        checkpoint.adapt(detector, config)
+    with pytest.raises(ConfigError, match="class_head_from_projection: needs towers in config"):
+        tiny.config(checkpoint__class_head_from_projection=True)
+
+
+def test_a_student_starts_from_a_detector_of_another_size(
+    saved: Path, towers: LoadedModel, tmp_path: Path
+) -> None:
+    """Self-training from the annotator: all parameters are its own, positions are resized."""
+    config = checkpoint.take_model(_finetune(saved), tmp_path / "annotator")
+    annotator = dataclasses.replace(
+        towers,
+        kind="detector",
+        params=checkpoint.adapt(towers, config),
+        model=config.model,
+        preprocess=config.preprocess,
+    )
+    checkpoint.save_model(tmp_path / "annotator", annotator)
+    student = _finetune(tmp_path / "annotator", checkpoint__image_size=32)
+    student = checkpoint.take_model(student, tmp_path / "student")
+    params = checkpoint.adapt(checkpoint.load_model(tmp_path / "annotator"), student)
+    assert params["image"]["position_embedding"].shape == (17, 32)
+    first = annotator.params["image"]["position_embedding"][0]
+    np.testing.assert_array_equal(params["image"]["position_embedding"][0], first)
+    for tree in (params, annotator.params):
+        tree["image"] = {k: x for k, x in tree["image"].items() if k != "position_embedding"}
+    jax.tree.map(np.testing.assert_array_equal, params, annotator.params)
+
+
 def test_tokens_of_a_detector_without_class_token_are_the_towers() -> None:
     siglip = _towers(**SIGLIP)
     detector = Detector(siglip.model, siglip.preprocess)

@@ -11,7 +11,7 @@ from scipy.optimize import linear_sum_assignment
 from owl_det.config import LossConfig
 from owl_det.matching import FORBIDDEN, assign, focal_terms
 
-SHAPES = [(7, 3), (3, 7), (5, 5), (12, 1), (1, 4)]
+SHAPES = [(7, 3), (3, 7), (5, 5), (12, 1), (1, 4), (40, 25), (30, 30)]
 _assign = jax.jit(assign)
 
 
@@ -61,6 +61,25 @@ def test_batches_are_independent() -> None:
         alone = _assign(jnp.asarray(cost[i]), jnp.asarray(is_instance[i]))
         np.testing.assert_array_equal(together.is_matched[i], alone.is_matched)
         np.testing.assert_array_equal(together.prediction[i], alone.prediction)
+
+
+def test_a_finished_example_waits_for_the_others() -> None:
+    """One takes its cheapest columns, every one of them; in the other all rows want the same."""
+    easy, crowded = 1 - np.eye(4), np.tile(np.arange(4.0)[:, None], (1, 4)) + np.eye(4) / 8
+    cost = np.stack([easy, crowded]).astype(np.float32)
+    result = _assign(jnp.asarray(cost), jnp.ones((2, 4), bool))
+    np.testing.assert_array_equal(result.prediction[0], np.arange(4))
+    assert sorted(np.asarray(result.prediction[1]).tolist()) == [0, 1, 2, 3]
+    best = cost[1][linear_sum_assignment(cost[1])].sum()
+    assert cost[1][result.prediction[1], np.arange(4)].sum() == best
+
+
+def test_crowds_of_equal_candidates() -> None:
+    """Instances in groups that want the same few predictions: long paths of changes."""
+    rng = np.random.default_rng(3)
+    group = rng.integers(4, size=60)
+    cost = rng.normal(size=(80, 4))[:, group] + rng.normal(0, 1e-3, (80, 60))
+    _check(cost.astype(np.float32), rng.random(60) < 0.9)
 
 
 def test_focal_terms_follow_the_paper() -> None:

@@ -47,6 +47,28 @@ def test_groups_move_at_their_own_rates() -> None:
         np.testing.assert_allclose(leaf, -rate, err_msg=name)
 
 
+def test_weight_decay_spares_gains_and_biases() -> None:
+    """Without a gradient a parameter moves by learning rate times decay times itself, or not."""
+    config = tiny.config(
+        model__contrastive="sigmoid",
+        optimizer={"kind": "sgd", "weight_decay": 0.5, "frozen": ["box_head/"]},
+    )
+    rates = config.optimizer.learning_rate, config.optimizer.text_learning_rate
+    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
+    zeros = jax.tree.map(np.zeros_like, ones)
+    optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
+    updates, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(zeros, ones)
+    spared = set()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
+        name = optim.path_name(path)
+        if not np.any(leaf):
+            spared.add(name.split("/")[-1].split("_")[-1] if "box_head" not in name else "frozen")
+            continue
+        np.testing.assert_allclose(leaf, -0.5 * rates[name.startswith("text/")], err_msg=name)
+    assert spared == {"bias", "scale", "frozen"}
+
+
 def test_a_pattern_that_fits_nothing_is_an_error() -> None:
     params = train_step.init_params(tiny.config(), jax.random.key(0))
     with pytest.raises(ConfigError, match="bocks"):

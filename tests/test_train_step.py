@@ -195,6 +195,35 @@ def test_eight_devices_equal_one(params: Any, scope: str) -> None:
 
 
 @pytest.mark.slow
+def test_contrastive_gradients_of_eight_devices_equal_those_of_one() -> None:
+    if jax.device_count() < 8:
+        pytest.skip("needs eight devices")
+    source = {"kind": "shapes_world", "split": "image_text", "image_size": 32, "num_images": 64}
+    config = tiny.config(
+        task="contrastive",
+        model__contrastive="softmax",
+        model__image__num_layers=1,
+        model__text__num_layers=1,
+        model__text__num_positions=16,
+        data__train={"shapes": source},
+        data__with_captions=True,
+        optimizer__clip={"scope": "global", "norm": 0.5},
+    )
+    params = train_step.init_params(config, jax.random.key(3))
+    wanted, metrics = _gradients(config, params, tiny.batch(config, 1))
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    batch = jax.device_put(tiny.batch(config, 4), sharding.batch_sharding(mesh))
+    placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    ours, again = jax.jit(
+        lambda p, b: train_step.loss_and_gradients(
+            p, b, KEY, config=config, num_shards=4, mesh=mesh
+        )
+    )(placed, batch)
+    np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
+    _assert_close(ours, wanted)
+
+
+@pytest.mark.slow
 def test_objectness_reaches_only_its_head(params: Any) -> None:
     config = tiny.config(
         optimizer__clip={"scope": "none"},

@@ -220,3 +220,23 @@ def test_bad_metrics_are_one_clear_error_and_no_picture(tmp_path, rows, message)
 def test_missing_metrics_are_named(tmp_path):
     with pytest.raises(DataError, match=r"absent\.jsonl: no such file"):
         viz.plot_training_curve(tmp_path / "curve.png", tmp_path / "absent.jsonl")
+
+
+def test_a_heat_map_is_bright_where_values_are_high():
+    values = np.zeros((4, 4))
+    values[0, 3] = 1.0
+    picture = viz.draw_heat(gray(64, 64), values, (64, 64), "red fox")
+    heat = picture[-384:].astype(int).sum(-1)  # below the title
+    assert heat[40:60, 330:350].mean() > heat[40:60, 40:60].mean() + 150
+    np.testing.assert_array_equal(heat[200, 40:60], heat[200, 40])  # grey is grey everywhere
+    flat = viz.draw_heat(gray(64, 64), np.full((4, 4), 0.3), (64, 64), "x")
+    assert flat.shape == picture.shape
+
+
+def test_clusters_have_their_own_colours_and_the_grid_may_exceed_the_image():
+    labels = np.array([[0, 0, 1], [2, 2, 1]])
+    picture = viz.draw_clusters(gray(40, 64), labels, (64, 96))  # tokens of 32 pixels
+    assert picture.shape == (240, 384, 3)
+    colours = {tuple(picture[y, x]) for y in (10, 100) for x in (10, 180, 200, 370)}
+    assert len(colours) == 1, "the first row of the first two tokens is one cluster"
+    assert tuple(picture[230, 10]) not in colours, "beyond 32 of 40 rows the second row begins"

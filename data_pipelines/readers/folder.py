@@ -102,7 +102,7 @@ class FolderReader:
         if labels.negatives is not None:
             return labels.negatives
         present = {*labels.names, *labels.not_exhaustive}
-        return tuple(name for name in self._all_names if name not in present)
+        return tuple([name for name in self._all_names if name not in present])
 
 
 def keep_proper(

@@ -1,4 +1,4 @@
-"""Image-text pairs in shards, read front to back: what pseudo-annotation takes in.
+"""Image-text pairs in shards: what pseudo-annotation and contrastive pretraining take in.
 
     shapes_world:SPLIT:NUM[:SIZE]   images of the embedded data set with their captions
     a .tar file, or a folder of them   WebDataset: members of one stem are one sample
@@ -7,13 +7,17 @@
 
 Files keep their own shards; the first and the last kind are cut into contiguous shards. Nothing is
 extracted or unpickled. What cannot be read is yielded as `Unreadable`, so that it can be counted.
+
+Annotation reads shards front to back (`samples`). Training reads at random: `locate` goes through a
+shard without its images, once, and `fetch` reads one sample from where it lies.
+`image_text_reader` does that.
 """
 
 import hashlib
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -22,8 +26,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipelines.features import Record
-from data_pipelines.readers.folder import IMAGE_SUFFIXES
+from data_pipelines.readers import json_fields
+from data_pipelines.readers.folder import IMAGE_SUFFIXES, require_folder
+from data_pipelines.shapes_world import SPLITS, ShapesWorld
 from owl_det.errors import DataError
+from owl_det.optional import is_installed
 
 IMAGES_PER_SHARD = 1000  # where the data has no shards of its own
 MAX_MEMBER_BYTES = 256 * 2**20  # of one image or text
@@ -50,6 +57,14 @@ class Unreadable:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sample lies in its shard; what the numbers mean is the shard's affair."""
+
+    key: str
+    numbers: tuple[int, ...]  # as many for every sample of one data set
+
+
 class ImageTextShards(Protocol):
     name: str
     version: str  # changes with the list of files and their sizes
@@ -63,6 +78,18 @@ class ImageTextShards(Protocol):
         ...
 
 
+class LocatedShards(ImageTextShards, Protocol):
+    """Shards of files, which can be read at random."""
+
+    def locate(self, shard: int) -> Iterator[Place | Unreadable]:
+        """Every sample of a shard, in the order of the file; images are not read."""
+        ...
+
+    def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
+        """Reads one sample. The same as `samples` yields, but for the key, which is the place's."""
+        ...
+
+
 def open_shards(where: str, num_shards: int = 0) -> ImageTextShards:
     """Opens what `where` names (see the top of this file).
 
@@ -71,36 +98,81 @@ def open_shards(where: str, num_shards: int = 0) -> ImageTextShards:
     """
     if where.startswith("shapes_world:"):
         return _ShapesWorldShards(where, num_shards)
-    path = Path(where)
+    shards = open_files(Path(where), "--input", num_shards)
+    if num_shards not in (0, len(shards)):
+        raise DataError(
+            f"--shards: {num_shards}, but {where} has {len(shards)} files, which are the shards; "
+            "leave --shards out"
+        )
+    return shards
+
+
+def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
+    """The shards of .tar files, of .tfrecord files or of a folder of images.
+
+    `keys` name, in messages, what the user gave. `num_shards` cuts a folder of images. Raises
+    `DataError` if nothing is there, the kind is unknown or mixed, or TensorFlow is missing.
+    """
     if not path.exists():
-        raise DataError(f"{where}: no such file or folder (--input)")
+        raise DataError(f"{path}: no such file or folder; correct {keys}")
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     tars = [file for file in files if file.suffix == ".tar"]
     records = [file for file in files if ".tfrecord" in file.name]
-    if not tars and not records:
-        if not path.is_dir():
-            raise DataError(f"{where}: neither .tar nor .tfrecord; name such a file or a folder")
-        return _FolderShards(path, num_shards)
     if tars and records:
-        raise DataError(f"{where}: holds .tar and .tfrecord files; name one kind (--input)")
-    if num_shards not in (0, len(tars or records)):
+        raise DataError(f"{path}: holds .tar and .tfrecord files; name one kind in {keys}")
+    if tars:
+        return _TarShards(str(path), tars)
+    if records:
+        return _TfRecordShards(str(path), records)
+    if not path.is_dir():
         raise DataError(
-            f"--shards: {num_shards}, but {where} has {len(tars or records)} files, which are the "
-            "shards; leave --shards out"
+            f"{path}: neither .tar nor .tfrecord; name such files or a folder in {keys}"
         )
-    return _TarShards(where, tars) if tars else _TfRecordShards(where, records)
+    names = ("captions.jsonl", "metadata.jsonl")
+    captions = next((path / name for name in names if (path / name).is_file()), None)
+    texts = _read_captions(captions) if captions else {}
+    return _FolderShards(path, num_shards, texts, captions)
+
+
+def open_coco_captions(folder: Path, captions: Path) -> LocatedShards:
+    """The images of a folder with the captions of COCO's JSON (`captions_train2017.json`).
+
+    Images of the file without a caption have none. Raises `DataError` if either is missing or the
+    file is malformed.
+    """
+    require_folder(folder, "images")
+    texts = _read_coco_captions(captions)
+    if not texts:
+        raise DataError(f"{captions}: images: there are none; name a file with images")
+    return _FolderShards(folder, 0, texts, captions)
 
 
 # --- shapes world --------------------------------------------------------------------------------
 
 
+def shapes_world_key(index: int) -> str:
+    """The key of the sample of an image of shapes world."""
+    return f"{index:08d}"
+
+
+def open_shapes_world(where: str) -> ShapesWorld:
+    """What `shapes_world:SPLIT:NUM[:SIZE]` names. Raises `DataError` if it is not of this form."""
+    kind, *parts = where.split(":")
+    is_number = all(part.isdigit() and int(part) > 0 for part in parts[1:])
+    is_known = kind == "shapes_world" and len(parts) in (2, 3) and parts[0] in SPLITS
+    if not is_known or not is_number:
+        raise DataError(
+            f"{where}: expected shapes_world:SPLIT:NUM[:SIZE], such as shapes_world:train:2000, "
+            f"with the splits {', '.join(SPLITS)}"
+        )
+    size = int(parts[2]) if len(parts) == 3 else 64
+    return ShapesWorld(split=parts[0], num_images=int(parts[1]), image_size=size)
+
+
 class _ShapesWorldShards:
     def __init__(self, where: str, num_shards: int):
-        from data_pipelines.shapes_world import ShapesWorld
-
-        split, num_images, size = _parse_shapes_world(where)
-        self._world = ShapesWorld(split=split, num_images=num_images, image_size=size)
-        self._starts = _cut(num_images, num_shards)
+        self._world = open_shapes_world(where)
+        self._starts = _cut(len(self._world), num_shards)
         self.name, self.version = where, f"{self._world.version}-{where}-{len(self)}"
 
     def __len__(self) -> int:
@@ -109,17 +181,7 @@ class _ShapesWorldShards:
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
         for index in range(self._starts[shard], self._starts[shard + 1]):
             record: Record = self._world[index]
-            yield Sample(key=f"{index:08d}", image=record.image, texts=record.captions)
-
-
-def _parse_shapes_world(where: str) -> tuple[str, int, int]:
-    parts = where.split(":")[1:]
-    is_number = all(part.isdigit() and int(part) > 0 for part in parts[1:])
-    if len(parts) not in (2, 3) or parts[0] not in ("train", "test") or not is_number:
-        raise DataError(
-            f"{where}: expected shapes_world:SPLIT:NUM[:SIZE], such as shapes_world:train:2000"
-        )
-    return parts[0], int(parts[1]), int(parts[2]) if len(parts) == 3 else 64
+            yield Sample(key=shapes_world_key(index), image=record.image, texts=record.captions)
 
 
 def _cut(num_images: int, num_shards: int) -> list[int]:
@@ -142,51 +204,83 @@ class _TarShards:
         return len(self._files)
 
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
+        for place in self.locate(shard):
+            yield place if isinstance(place, Unreadable) else self.fetch(shard, place)
+
+    def locate(self, shard: int) -> Iterator[Place | Unreadable]:
         """Consecutive members of one stem (up to the first dot of the file name) are a sample."""
-        stem, members = "", dict[str, bytes | str]()
-        damaged = ""
-        for name, content in _tar_members(self._files[shard]):
-            if content is None:
-                damaged = name
-                break
-            folder, _, file = name.rpartition("/")
-            first, _, extension = file.partition(".")
-            key = f"{folder}/{first}" if folder else first
-            if key != stem and members:
-                yield _tar_sample(stem, members)
+        stem, members = "", dict[str, _Member]()
+        for member in _tar_members(self._files[shard]):
+            if members and (member.stem != stem or member.is_damage):
+                yield _tar_place(stem, members)
                 members = {}
-            stem = key
-            members[extension.lower()] = content
+            if member.is_damage:
+                yield Unreadable(key=member.name, reason=member.refused)
+                return
+            stem = member.stem
+            members[member.extension] = member
         if members:
-            yield _tar_sample(stem, members)
-        if damaged:
-            yield Unreadable(key=damaged, reason="the tar file is damaged from here on")
+            yield _tar_place(stem, members)
+
+    def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
+        *image_span, text_offset, text_size, is_json = place.numbers
+        file = self._files[shard]
+        try:
+            image, text = _read_spans(file, [image_span, (text_offset, text_size)])
+        except OSError as error:
+            return Unreadable(key=place.key, reason=f"{file.name}: {error}")
+        try:
+            texts = _json_texts(json.loads(text)) if is_json else (text.decode("utf-8"),)
+        except (UnicodeDecodeError, ValueError, RecursionError) as error:
+            return Unreadable(key=place.key, reason=f"its text cannot be read: {error}")
+        return Sample(key=place.key, image=image, texts=tuple(t for t in texts if t.strip()))
 
 
-def _tar_members(file: Path) -> Iterator[tuple[str, bytes | str | None]]:
-    """(name, content) of the regular files; a reason as text where one is not read.
+@dataclass(frozen=True, kw_only=True)
+class _Member:
+    """A regular file in a tar file, or the place where the tar file is damaged."""
 
-    The last content is None if the tar file breaks off or is damaged.
-    """
+    name: str
+    offset: int = 0  # of its bytes in the tar file
+    size: int = 0
+    refused: str = ""  # why it is not read; empty = it is
+    is_damage: bool = False
+
+    @property
+    def stem(self) -> str:
+        folder, _, file = self.name.rpartition("/")
+        first = file.partition(".")[0]
+        return f"{folder}/{first}" if folder else first
+
+    @property
+    def extension(self) -> str:
+        return self.name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _tar_members(file: Path) -> Iterator[_Member]:
+    """The regular files, from their headers alone; what follows damage is lost."""
+    damage = "the tar file is damaged from here on"
     try:
+        size = file.stat().st_size
         with tarfile.open(file, "r:") as tar:
             for member in tar:
+                # tarfile would keep every header.
+                tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
                 if not member.isfile():
                     continue
-                if member.size > MAX_MEMBER_BYTES:
+                if member.issparse() or member.size > MAX_MEMBER_BYTES:
                     reason = f"{member.size} bytes; the limit is {MAX_MEMBER_BYTES}"
-                    yield _utf8(member.name), reason
+                    reason = "a sparse file" if member.issparse() else reason
+                    yield _Member(name=_utf8(member.name), refused=reason)
                     continue
-                opened = tar.extractfile(member)
-                content = opened.read() if opened else b""
-                if len(content) != member.size:
+                if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
-                yield _utf8(member.name), content
+                yield _Member(name=_utf8(member.name), offset=member.offset_data, size=member.size)
             # tarfile takes a damaged header for the end; a whole file ends in zeros.
             if not _ends_in_zeros(file, tar.offset):
-                yield f"{file.name}@{tar.offset}", None
+                yield _Member(name=f"{file.name}@{tar.offset}", refused=damage, is_damage=True)
     except (tarfile.TarError, OSError) as error:
-        yield f"{file.name} ({error})", None
+        yield _Member(name=f"{file.name} ({error})", refused=damage, is_damage=True)
 
 
 def _utf8(name: str) -> str:
@@ -200,21 +294,30 @@ def _ends_in_zeros(file: Path, offset: int) -> bool:
         return not opened.read(tarfile.BLOCKSIZE).strip(b"\0")
 
 
-def _tar_sample(key: str, members: Mapping[str, bytes | str]) -> Sample | Unreadable:
-    refused = [content for content in members.values() if isinstance(content, str)]
+def _tar_place(key: str, members: Mapping[str, _Member]) -> Place | Unreadable:
+    """Where the image and the text of a sample are: offset and size each, and if it is JSON."""
+    refused = [member.refused for member in members.values() if member.refused]
     if refused:
         return Unreadable(key=key, reason=refused[0])
-    entries = {name: content for name, content in members.items() if isinstance(content, bytes)}
-    image = next((entries[n] for n in entries if f".{n}" in IMAGE_SUFFIXES), None)
+    image = next((members[name] for name in members if f".{name}" in IMAGE_SUFFIXES), None)
     if image is None:
-        return Unreadable(key=key, reason=f"no image among the members {', '.join(entries)}")
-    try:
-        texts = [entries["txt"].decode("utf-8")] if "txt" in entries else []
-        if not texts and "json" in entries:
-            texts = list(_json_texts(json.loads(entries["json"])))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        return Unreadable(key=key, reason=f"its text cannot be read: {error}")
-    return Sample(key=key, image=image, texts=tuple(text for text in texts if text.strip()))
+        return Unreadable(key=key, reason=f"no image among the members {', '.join(members)}")
+    is_json = "txt" not in members and "json" in members
+    text = members.get("json" if is_json else "txt", _Member(name=""))
+    numbers = (image.offset, image.size, text.offset, text.size, int(is_json))
+    return Place(key=key, numbers=numbers)
+
+
+def _read_spans(file: Path, spans: Sequence[Sequence[int]]) -> list[bytes]:
+    """The bytes at these (offset, size) of a file. Raises `OSError` if it ends before."""
+    parts = []
+    with file.open("rb") as opened:
+        for offset, size in spans:
+            opened.seek(offset)
+            parts.append(opened.read(size))
+            if len(parts[-1]) != size:
+                raise OSError("the file has become shorter")
+    return parts
 
 
 def _json_texts(entry: Any) -> tuple[str, ...]:
@@ -237,6 +340,11 @@ def _json_texts(entry: Any) -> tuple[str, ...]:
 
 class _TfRecordShards:
     def __init__(self, where: str, files: list[Path]):
+        if not is_installed("tensorflow"):
+            raise DataError(
+                f"{where}: reading TFRecord needs TensorFlow: pip install tensorflow, or store the "
+                "pairs in .tar files (WebDataset), which need nothing"
+            )
         self._files = files
         self.name, self.version = where, _version("tfrecord", files)
 
@@ -254,6 +362,35 @@ class _TfRecordShards:
         except tf.errors.OpError as error:
             reason = f"{file.name} is damaged from here on: {error.message}"
             yield Unreadable(key=f"{position:08d}", reason=reason)
+
+    def locate(self, shard: int) -> Iterator[Place | Unreadable]:
+        """From the lengths alone: unlike `samples` it looks at no checksum.
+
+        A record is a length (8 bytes), its checksum (4), the data, and the data's checksum (4).
+        """
+        file = self._files[shard]
+        end, offset, number = file.stat().st_size, 0, 0
+        with file.open("rb") as opened:
+            while offset < end:
+                opened.seek(offset)
+                size = int.from_bytes(opened.read(8), "little")
+                if size > MAX_MEMBER_BYTES or offset + size + 16 > end:
+                    reason = f"{file.name} is damaged, or compressed, from byte {offset} on"
+                    yield Unreadable(key=f"{number:08d}", reason=reason)
+                    return
+                yield Place(key=f"{number:08d}", numbers=(offset + 12, size))
+                offset += size + 16
+                number += 1
+
+    def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
+        import tensorflow as tf
+
+        file = self._files[shard]
+        try:
+            (raw,) = _read_spans(file, [place.numbers])
+        except OSError as error:
+            return Unreadable(key=place.key, reason=f"{file.name}: {error}")
+        return _tfrecord_sample(place.key, raw, tf)
 
 
 def _tfrecord_sample(key: str, raw: bytes, tf: Any) -> Sample | Unreadable:
@@ -278,30 +415,44 @@ def _tfrecord_sample(key: str, raw: bytes, tf: Any) -> Sample | Unreadable:
 
 
 class _FolderShards:
-    def __init__(self, folder: Path, num_shards: int):
-        self._folder = folder
-        self._captions = _read_captions(folder)
-        self._files = sorted(self._captions) if self._captions else _find_images(folder)
+    def __init__(
+        self,
+        folder: Path,
+        num_shards: int,
+        captions: Mapping[str, tuple[str, ...]],
+        captions_file: Path | None,
+    ):
+        """`captions` by file, and where they were read; else in text files beside the images."""
+        self._folder, self._captions = folder, captions
+        self._files = sorted(captions) if captions else _find_images(folder)
         if not self._files:
-            raise DataError(f"{folder}: no images, .tar or .tfrecord files there (--input)")
+            raise DataError(f"{folder}: no images, .tar or .tfrecord files there")
         self._starts = _cut(len(self._files), num_shards)
         self.name = str(folder)
-        version = _version("folder", [folder / file for file in self._files])
+        files = [folder / file for file in self._files]
+        version = _version("folder", [*files, captions_file] if captions_file else files)
         self.version = f"{version}-{len(self)}"
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
-        for name in self._files[self._starts[shard] : self._starts[shard + 1]]:
-            file = self._folder / name
-            try:
-                image = file.read_bytes()
-                texts = self._captions.get(name) or _text_beside(file)
-            except (OSError, UnicodeDecodeError) as error:
-                yield Unreadable(key=name, reason=str(error))
-                continue
-            yield Sample(key=name, image=image, texts=texts)
+        for place in self.locate(shard):
+            yield self.fetch(shard, place)
+
+    def locate(self, shard: int) -> Iterator[Place]:
+        for index in range(self._starts[shard], self._starts[shard + 1]):
+            yield Place(key=self._files[index], numbers=(index,))
+
+    def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
+        name = self._files[place.numbers[0]]
+        file = self._folder / name
+        try:
+            image = file.read_bytes()
+            texts = self._captions[name] if self._captions else _text_beside(file)
+        except (OSError, UnicodeDecodeError) as error:
+            return Unreadable(key=place.key, reason=str(error))
+        return Sample(key=place.key, image=image, texts=texts)
 
 
 def _find_images(folder: Path) -> list[str]:
@@ -316,12 +467,8 @@ def _text_beside(file: Path) -> tuple[str, ...]:
     return (text,) if text else ()
 
 
-def _read_captions(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Texts by file, relative to the folder, from its captions file; empty if there is none."""
-    names = ("captions.jsonl", "metadata.jsonl")
-    path = next((folder / name for name in names if (folder / name).is_file()), None)
-    if path is None:
-        return {}
+def _read_captions(path: Path) -> dict[str, tuple[str, ...]]:
+    """Texts by file, relative to the folder of the captions file."""
     captions: dict[str, tuple[str, ...]] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -333,8 +480,32 @@ def _read_captions(folder: Path) -> dict[str, tuple[str, ...]]:
                 raise DataError(f"{where}: {error}; correct the line") from None
             image = next((entry[key] for key in FILE_FIELDS if key in entry), None)
             if not isinstance(image, str) or not _is_inside(image):
-                raise DataError(f"{where}: no `file_name` that lies in {folder}; correct the line")
+                raise DataError(
+                    f"{where}: no `file_name` that lies in {path.parent}; correct the line"
+                )
             captions[image] = captions.get(image, ()) + texts
+    return captions
+
+
+def _read_coco_captions(path: Path) -> dict[str, tuple[str, ...]]:
+    """Texts of each image of a captions file of COCO, by file name."""
+    content = json_fields.load(path, "captions")
+    names: dict[int, str] = {}
+    for i, entry in enumerate(json_fields.items(content, "images", path)):
+        where = f"{path}: images[{i}]"
+        name = json_fields.text(entry, "file_name", where)
+        if not _is_inside(name):
+            raise DataError(f"{where}.file_name: {name!r} lies outside the folder; correct it")
+        names[json_fields.integer(entry, "id", where)] = name
+    captions: dict[str, tuple[str, ...]] = dict.fromkeys(names.values(), ())
+    for i, entry in enumerate(json_fields.items(content, "annotations", path)):
+        where = f"{path}: annotations[{i}]"
+        image_id = json_fields.integer(entry, "image_id", where)
+        if image_id not in names:
+            raise DataError(f"{where}.image_id: no image has the id {image_id}")
+        text = json_fields.text(entry, "caption", where).strip()
+        if text:
+            captions[names[image_id]] += (text,)
     return captions
 
 

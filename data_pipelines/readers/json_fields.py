@@ -9,10 +9,10 @@ from data_pipelines.readers import folder
 from owl_det.errors import DataError
 
 
-def load(file: Path) -> dict[str, Any]:
-    """The JSON object of an annotation file. Raises `DataError` if there is none."""
+def load(file: Path, key: str = "annotations") -> dict[str, Any]:
+    """The JSON object of the file that `key` of a source names; `DataError` if there is none."""
     try:
-        content = json.loads(folder.read_file(file, "annotations"))
+        content = json.loads(folder.read_file(file, key))
     except ValueError as error:  # malformed JSON, or not UTF-8
         raise DataError(f"{file}: is not valid JSON: {error}; download it again") from error
     if not isinstance(content, dict):

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ class _Images(NamedTuple):
     size: Int64[np.ndarray, " i"]
     first_box: Int64[np.ndarray, " i1"]
     texts: list[tuple[str, ...]]
+    hard_negatives: list[Names]
 
 
 class _Boxes(NamedTuple):
@@ -37,29 +38,44 @@ class PseudoBoxesReader:
     """Random access to pseudo-annotated images. Implements `source.Source`.
 
     An image counts if its best box scores at least `min_image_score`; of it, boxes that score at
-    least `min_box_score` are instances. No name is known to be absent, so negatives come from the
-    pool of the phrases of all images. Never drawn for an image are phrases that its weaker boxes
-    or its texts hold: nobody knows whether those are there.
+    least `min_box_score` are instances. The first `hard_negatives` of the names that the annotator
+    wrongly detects are its negatives. No other name is known to be absent, so more negatives come
+    from the pool of the phrases of all images. Never drawn for an image are phrases that its weaker
+    boxes or its texts hold: nobody knows whether those are there.
     """
 
-    def __init__(self, folder: Path, *, min_box_score: float, min_image_score: float):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        min_box_score: float,
+        min_image_score: float,
+        hard_negatives: int = 0,
+    ):
         """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
-        job = pseudo_records.read_json(_existing(folder / "job.json"))
-        floor = _number(job, "floor", folder)
-        self._max_ngrams = int(_number(job, "max_ngrams", folder))
+        job = read_job(folder)
+        floor = job["floor"]
+        self._max_ngrams = int(job["max_ngrams"])
         if min_box_score < floor:
             raise DataError(
                 f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
                 f"{folder}; raise it, or annotate again with a lower --keep_below"
             )
+        num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
+        if hard_negatives > num_mined:
+            raise DataError(
+                f"hard_negatives: {hard_negatives}, but {folder} holds {num_mined} of an image; "
+                f"annotate again with --hard_negatives {hard_negatives}"
+            )
         self.name = str(folder)
         self._folder = folder
-        self._num_shards = int(_number(job, "num_shards", folder))
+        self._num_shards = int(job["num_shards"])
         self._min_box_score = min_box_score
         self._uses_ngrams = job.get("uses_ngrams") is True
-        summaries = [self._summary(shard) for shard in range(self._num_shards)]
+        self._uses_noun_phrases = job.get("uses_noun_phrases") is True
+        summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
-        self._images, self._boxes = self._read_boxes(min_image_score)
+        self._images, self._boxes = self._read_boxes(min_image_score, hard_negatives)
         if not self._images.texts:
             raise DataError(
                 f"{folder}: no image has a box of {min_image_score} or more; lower the key "
@@ -68,7 +84,9 @@ class PseudoBoxesReader:
         self.categories = self._categories()
         self._pool = frozenset(category.name for category in self.categories)
         content = [entry.get("sha256") for entry in summaries]
-        self.version = f"pseudo_boxes-{digest([content, min_box_score, min_image_score])}"
+        chosen = [content, min_box_score, min_image_score]
+        chosen += [hard_negatives] if hard_negatives else []  # else the version of before
+        self.version = f"pseudo_boxes-{digest(chosen)}"
 
     def __len__(self) -> int:
         return len(self._images.texts)
@@ -83,7 +101,7 @@ class PseudoBoxesReader:
         names = [self._phrases[i] for i in phrase]
         positive = {name for name, kept in zip(names, keep, strict=True) if kept}
         texts = self._images.texts[index]
-        maybe = dict.fromkeys((*names, *self._ngrams(texts)))
+        maybe = dict.fromkeys((*names, *self._phrases_of(texts)))
         return Record(
             image=self._read_image(index),
             image_id=index,
@@ -91,12 +109,16 @@ class PseudoBoxesReader:
             names=tuple((name,) for name, kept in zip(names, keep, strict=True) if kept),
             is_crowd=np.zeros(int(keep.sum()), bool),
             scores=scores[keep],
+            negatives=self._images.hard_negatives[index],
             not_exhaustive=tuple(n for n in maybe if n in self._pool and n not in positive),
             captions=texts,
             source=f"{self.name}[{index}]",
         )
 
-    def _ngrams(self, texts: tuple[str, ...]) -> Names:
+    def _phrases_of(self, texts: tuple[str, ...]) -> Names:
+        """What the image's texts hold of the kind of phrases that are in the pool."""
+        if self._uses_noun_phrases:  # known without the tagger
+            return tuple(n for text in texts for n in label_spaces.phrases_in(text))
         if not self._uses_ngrams:
             return ()
         limit = self._max_ngrams
@@ -118,28 +140,21 @@ class PseudoBoxesReader:
     def _file(self, kind: str, shard: int) -> Path:
         return pseudo_records.shard_file(self._folder, kind, shard, self._num_shards)
 
-    def _summary(self, shard: int) -> dict[str, Any]:
-        path = self._file("shard", shard)
-        if not path.is_file():
-            raise DataError(
-                f"{path}: missing, so shard {shard} of {self._num_shards} is not complete; "
-                "run the same owl-det annotate again"
-            )
-        return pseudo_records.read_json(path)
-
-    def _read_boxes(self, min_image_score: float) -> tuple[_Images, _Boxes]:
+    def _read_boxes(self, min_image_score: float, num_hard: int) -> tuple[_Images, _Boxes]:
         """The images that count, with all their boxes; fills the list of phrases."""
         known: dict[str, int] = {}
         place: list[tuple[int, int, int]] = []
         texts: list[tuple[str, ...]] = []
+        hard_negatives: list[Names] = []
         boxes: list[np.ndarray] = [np.zeros((0, 4), np.float32)]
         scores: list[np.ndarray] = [np.zeros(0, np.float32)]
         phrase: list[int] = []
-        for shard, entry in self._entries():
+        for shard, entry in read_entries(self._folder, self._num_shards):
             if not len(entry["scores"]) or entry["scores"].max() < min_image_score:
                 continue
             place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
             texts.append(tuple(entry["texts"]))
+            hard_negatives.append(tuple(entry["hard_negatives"][:num_hard]))
             boxes.append(entry["boxes_xyxy"])
             scores.append(entry["scores"])
             phrase += [known.setdefault(p, len(known)) for p in entry["phrases"]]
@@ -151,17 +166,10 @@ class PseudoBoxesReader:
             size=places[:, 2],
             first_box=np.cumsum([len(of_image) for of_image in scores]),
             texts=texts,
+            hard_negatives=hard_negatives,
         )
         phrases = np.array(phrase, np.int32)
         return images, _Boxes(np.concatenate(boxes), np.concatenate(scores), phrases)
-
-    def _entries(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        for shard in range(self._num_shards):
-            file = _existing(self._file("boxes", shard))
-            end = _existing(self._file("images", shard)).stat().st_size
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    yield shard, _parse(line, end, f"{file}, line {number}")
 
     def _categories(self) -> tuple[Category, ...]:
         """The phrases of kept boxes; `frequency` is the number of images with them."""
@@ -175,6 +183,42 @@ class PseudoBoxesReader:
         )
 
 
+def read_job(folder: Path) -> dict[str, Any]:
+    """The job.json of some records. Raises `DataError` if it is missing or malformed."""
+    job = pseudo_records.read_json(_existing(folder / "job.json"))
+    keys = ("floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score")
+    for key in (*keys, *(("hard_negatives",) if "hard_negatives" in job else ())):
+        value = job.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise DataError(f"{folder}/job.json: {key} is missing or no number")
+    return job
+
+
+def read_entries(folder: Path, num_shards: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """All shards' lines, checked, boxes and scores as arrays; each with its shard.
+
+    Raises `DataError` at the first that is malformed, or if a shard is not complete.
+    """
+    for shard in range(num_shards):
+        _summary(folder, shard, num_shards)
+        file = _existing(pseudo_records.shard_file(folder, "boxes", shard, num_shards))
+        tar = _existing(pseudo_records.shard_file(folder, "images", shard, num_shards))
+        end = tar.stat().st_size
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield shard, _parse(line, end, f"{file}, line {number}")
+
+
+def _summary(folder: Path, shard: int, num_shards: int) -> dict[str, Any]:
+    path = pseudo_records.shard_file(folder, "shard", shard, num_shards)
+    if not path.is_file():
+        raise DataError(
+            f"{path}: missing, so shard {shard} of {num_shards} is not complete; "
+            "run the same owl-det annotate again"
+        )
+    return pseudo_records.read_json(path)
+
+
 def _existing(path: Path) -> Path:
     if not path.is_file():
         raise DataError(
@@ -182,13 +226,6 @@ def _existing(path: Path) -> Path:
             "that owl-det annotate wrote"
         )
     return path
-
-
-def _number(content: Mapping[str, Any], key: str, folder: Path) -> float:
-    value = content.get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f"{folder}/job.json: {key} is missing or no number")
-    return value
 
 
 def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
@@ -200,10 +237,14 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
         scores = np.asarray(entry["scores"], np.float32).reshape(-1)
         phrases, texts = entry["phrases"], entry["texts"]
+        mined = entry.get("hard_negatives", [])  # lines from before they were mined have none
         offset, size = entry["image"]["offset"], entry["image"]["size"]
         is_sound = (
-            len(boxes) == len(scores) == len(phrases)
-            and all(isinstance(phrase, str) and phrase for phrase in phrases)
+            isinstance(entry["key"], str)
+            and len(boxes) == len(scores) == len(phrases)
+            and isinstance(mined, list)
+            and all(isinstance(phrase, str) and phrase for phrase in (*phrases, *mined))
+            and set(mined).isdisjoint(phrases)
             and all(isinstance(text, str) for text in texts)
             and isinstance(offset, int)
             and isinstance(size, int)
@@ -215,4 +256,4 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: no record of owl-det annotate ({error!r})") from None
     if not is_sound:
         raise DataError(f"{where}: values out of range; annotate the shard again")
-    return {**entry, "boxes_xyxy": boxes, "scores": scores}
+    return {**entry, "boxes_xyxy": boxes, "scores": scores, "hard_negatives": mined}

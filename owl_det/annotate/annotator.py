@@ -1,10 +1,13 @@
 """The frozen annotator: images and their texts in, the best query of every box out.
 
+With hard negatives also the shared queries that score high and are the best of no box.
+
 Every batch has one shape, with filler images and filler queries, and every text is encoded in a
 table of one shape. So what is found in an image depends on nothing but the image, its queries and
 its place in the batch.
 """
 
+import dataclasses
 import itertools
 import os
 from collections import Counter, deque
@@ -24,14 +27,24 @@ from data_pipelines.pseudo_records import PseudoRecord
 from data_pipelines.readers.image_text import Sample, Unreadable
 from owl_det import boxes as box_lib
 from owl_det import inference
+from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
 from owl_det.modeling.detector import Detector
 from owl_det.scoring import class_logits
-from owl_det.types import LoadedModel, Params
+from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 QUERIES_AT_ONCE = 64  # scored together, times the prompts; bounds memory
 TEXTS_AT_ONCE = 64  # encoded together, times the prompts
 MAX_CACHE_BYTES = 1 << 30  # of query embeddings of one shard
+
+
+class Queries(NamedTuple):
+    """c chunks of q queries of all images, and c2 chunks of each image's own."""
+
+    shared: Float[Array | np.ndarray, "c t q e"]
+    is_shared: Bool[Array | np.ndarray, "c q"]
+    own: Float[Array | np.ndarray, "b c2 t q e"]
+    is_own: Bool[Array | np.ndarray, "b c2 q"]
 
 
 class BestQueries(NamedTuple):
@@ -42,38 +55,57 @@ class BestQueries(NamedTuple):
     query: Int[Array, "b n"]  # shared queries first, then the image's own
 
 
+class SharedScores(NamedTuple):
+    """What hard negatives are mined from: shared queries without their factor."""
+
+    best: Float[Array, "b c*q"]  # each shared query's best score over an image's boxes
+    scores: Float[Array, "b n"]  # each box's best score
+    query: Int[Array, "b n"]  # as in `BestQueries`
+
+
 def best_queries(
     detector: Detector,
     params: Params,
     image: UInt8[Array, "b H W 3"],
-    shared: Float[Array, "c t q e"],
-    is_shared: Bool[Array, "c q"],
-    own: Float[Array, "b c2 t q e"],
-    is_own: Bool[Array, "b c2 q"],
+    queries: Queries,
     *,
     shared_factor: float,
 ) -> BestQueries:
-    """Scores c chunks of q queries of all images and c2 chunks of each image's own.
+    """Scores all shared queries and each image's own.
 
     A score is the mean probability over the t prompts, times `shared_factor` for shared queries.
     Of equal scores the first query wins; a box that no query is asked of scores 0.
     """
     tokens = inference.embed_tokens(detector, params, image)
+    scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
+    return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
+
+
+def best_and_shared(
+    detector: Detector,
+    params: Params,
+    image: UInt8[Array, "b H W 3"],
+    queries: Queries,
+    *,
+    shared_factor: float,
+) -> tuple[BestQueries, SharedScores]:
+    """As `best_queries`, with the scores that hard negatives are mined from."""
+    tokens = inference.embed_tokens(detector, params, image)
+    scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
+    best = BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
+    if shared_factor != 1:
+        scores, query = _best_of_boxes(tokens, queries, 1.0, detector.dtype)
+    of_shared = _best_of_shared(tokens, queries, detector.dtype)
+    return best, SharedScores(of_shared, scores, query)
+
+
+def _best_of_boxes(
+    tokens: TokenEmbeddings, asked: Queries, shared_factor: float, dtype: Any
+) -> tuple[Float[Array, "b n"], Int[Array, "b n"]]:
+    """Score and place of each box's best query."""
+    shared, is_shared, own, is_own = asked
     b, n = tokens.logit_shift.shape
     q = (shared if shared.shape[0] else own).shape[-2]
-    first_own = shared.shape[0] * q
-
-    def scores_of(queries: Array, is_query: Array) -> Array:
-        t = queries.shape[1]
-        logits = class_logits(
-            tokens.class_embeddings,
-            tokens.logit_shift,
-            tokens.logit_scale,
-            queries.reshape(b, t * q, -1),
-            detector.dtype,
-        )
-        scores = jax.nn.sigmoid(logits).reshape(b, n, t, q).mean(axis=2)
-        return jnp.where(is_query[:, None, :], scores, 0.0)
 
     def keep_better(best: tuple[Array, Array], scores: Array, start: Array) -> tuple[Array, Array]:
         index = jnp.argmax(scores, axis=-1)
@@ -83,25 +115,65 @@ def best_queries(
 
     def add_shared(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
         queries, is_query, start = chunk
-        queries = jnp.broadcast_to(queries[None], (b, *queries.shape))
-        is_query = jnp.broadcast_to(is_query[None], (b, q))
-        return keep_better(best, shared_factor * scores_of(queries, is_query), start), None
+        scores = _shared_chunk_scores(tokens, queries, is_query, dtype)
+        return keep_better(best, shared_factor * scores, start), None
 
     def add_own(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
         queries, is_query, start = chunk
-        return keep_better(best, scores_of(queries, is_query), start), None
+        return keep_better(best, _chunk_scores(tokens, queries, is_query, dtype), start), None
 
     best = jnp.zeros((b, n)), jnp.zeros((b, n), jnp.int32)
     best, _ = jax.lax.scan(add_shared, best, (shared, is_shared, jnp.arange(shared.shape[0]) * q))
-    starts = first_own + jnp.arange(own.shape[1]) * q
+    starts = shared.shape[0] * q + jnp.arange(own.shape[1]) * q
     by_chunk = jnp.moveaxis(own, 1, 0), jnp.moveaxis(is_own, 1, 0), starts
-    (scores, query), _ = jax.lax.scan(add_own, best, by_chunk)
-    return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
+    best, _ = jax.lax.scan(add_own, best, by_chunk)
+    return best
+
+
+def _best_of_shared(tokens: TokenEmbeddings, asked: Queries, dtype: Any) -> Float[Array, "b c*q"]:
+    """Each shared query's best score over the boxes."""
+
+    def best(_: None, chunk: Any) -> tuple[None, Array]:
+        queries, is_query = chunk
+        return None, _shared_chunk_scores(tokens, queries, is_query, dtype).max(axis=1)
+
+    _, by_chunk = jax.lax.scan(best, None, (asked.shared, asked.is_shared))
+    return jnp.moveaxis(by_chunk, 0, 1).reshape(tokens.logit_shift.shape[0], -1)
+
+
+def _shared_chunk_scores(
+    tokens: TokenEmbeddings, queries: Float[Array, "t q e"], is_query: Bool[Array, " q"], dtype: Any
+) -> Float[Array, "b n q"]:
+    b = tokens.logit_shift.shape[0]
+    queries = jnp.broadcast_to(queries[None], (b, *queries.shape))
+    return _chunk_scores(
+        tokens, queries, jnp.broadcast_to(is_query[None], (b, len(is_query))), dtype
+    )
+
+
+def _chunk_scores(
+    tokens: TokenEmbeddings,
+    queries: Float[Array, "b t q e"],
+    is_query: Bool[Array, "b q"],
+    dtype: Any,
+) -> Float[Array, "b n q"]:
+    """Probabilities, averaged over the prompts; 0 for filler queries."""
+    b, t, q, _ = queries.shape
+    logits = class_logits(
+        tokens.class_embeddings,
+        tokens.logit_shift,
+        tokens.logit_scale,
+        queries.reshape(b, t * q, -1),
+        dtype,
+    )
+    scores = jax.nn.sigmoid(logits).reshape(b, -1, t, q).mean(axis=2)
+    return jnp.where(is_query[:, None, :], scores, 0.0)
 
 
 # Compiled once in a process for each architecture and shape.
 _encode_queries = jax.jit(inference.encode_queries, static_argnames="detector")
 _best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
+_best_and_shared = jax.jit(best_and_shared, static_argnames=("detector", "shared_factor"))
 
 
 @dataclass(frozen=True)
@@ -122,6 +194,15 @@ class Annotated:
     image: bytes | UInt8[np.ndarray, "h w 3"]
 
 
+class _Started(NamedTuple):
+    """A batch that the device works on."""
+
+    batch: list[Decoded]
+    queries: list[tuple[str, ...]]  # of each image
+    best: BestQueries
+    shared: SharedScores | None
+
+
 class Annotator:
     """A frozen detector with a label space; the same in every process."""
 
@@ -134,18 +215,21 @@ class Annotator:
         batch_size: int = 8,
         floor: float = 0.05,
         num_threads: int = 0,
+        num_hard_negatives: int = 0,
     ):
         """`prompt_mode` as in `prompts.eval_prompts`, by default the one the model is evaluated
-        with; boxes below `floor` are not reported; 0 threads takes one per core.
+        with; boxes below `floor` are not reported; 0 threads takes one per core. Of each image up
+        to `num_hard_negatives` curated names are reported that `hard_negatives` chooses.
         """
         self.model, self.space, self.batch_size, self.floor = model, space, batch_size, floor
+        self.num_hard_negatives = num_hard_negatives
         self.prompt_mode = prompt_mode or model.eval_prompts
         self._dtype = np.dtype(model.model.dtype)  # of query embeddings
         self._templates = prompts.eval_prompts(self.prompt_mode)
         self._num_threads = num_threads or os.cpu_count() or 1
         self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
         self._detector = Detector(model.model, model.preprocess)
-        most = space.max_ngrams if space.uses_ngrams else 0
+        most = 0 if space.phrases == "none" else space.max_ngrams
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)
         self._shared, self._is_shared = self._shared_queries()
@@ -160,7 +244,7 @@ class Annotator:
         """
         counts = Counter() if counts is None else counts
         cache = QueryCache(self.encode, counts)
-        pending: tuple[list[Decoded], list[tuple[str, ...]], BestQueries] | None = None
+        pending: _Started | None = None
         batch: list[Decoded] = []
         for item in self._decoded(samples):
             if isinstance(item, Unreadable):
@@ -172,12 +256,12 @@ class Annotator:
             # The next batch is decoded and looked up while the device works on this one.
             started = self._start(batch, cache, counts)
             if pending is not None:
-                yield from self._finish(*pending)
+                yield from self._finish(pending)
             pending, batch = started, []
         if pending is not None:
-            yield from self._finish(*pending)
+            yield from self._finish(pending)
         if batch:
-            yield from self._finish(*self._start(batch, cache, counts))
+            yield from self._finish(self._start(batch, cache, counts))
 
     def encode(self, phrases: Sequence[str], counts: Counter[str]) -> Float[np.ndarray, "q t e"]:
         """Embeddings of the phrases, each in every prompt."""
@@ -196,26 +280,18 @@ class Annotator:
         pixels: UInt8[np.ndarray, "b H W 3"],
         queries: Sequence[tuple[str, ...]],
         cache: "QueryCache | Mapping[str, np.ndarray]",
-    ) -> BestQueries:
+    ) -> tuple[BestQueries, SharedScores | None]:
         """Hands one full batch to the device: the best of shared queries and of each image's own.
 
-        `cache` holds the embeddings of `queries`.
+        `cache` holds the embeddings of `queries`. The second is there if hard negatives are mined.
         """
-        own, is_own = self._own_queries(queries, cache)
-        return _best_queries(
-            self._detector,
-            self.model.params,
-            pixels,
-            self._shared,
-            self._is_shared,
-            own,
-            is_own,
-            shared_factor=self.space.curated_factor,
-        )
+        asked = Queries(self._shared, self._is_shared, *self._own_queries(queries, cache))
+        given = self._detector, self.model.params, pixels, asked
+        if self.num_hard_negatives:
+            return _best_and_shared(*given, shared_factor=self.space.curated_factor)
+        return _best_queries(*given, shared_factor=self.space.curated_factor), None
 
-    def _start(
-        self, batch: list[Decoded], cache: "QueryCache", counts: Counter[str]
-    ) -> tuple[list[Decoded], list[tuple[str, ...]], BestQueries]:
+    def _start(self, batch: list[Decoded], cache: "QueryCache", counts: Counter[str]) -> "_Started":
         """Hands a batch to the device; returns before it is done."""
         queries = [self.space.of_image(item.sample.texts, counts) for item in batch]
         cache.add(itertools.chain(*queries))
@@ -224,16 +300,40 @@ class Annotator:
         for row, item in enumerate(batch):
             pixels[row] = item.pixels
         counts["images"] += len(batch)
-        best = self.score(pixels, queries, cache)
-        return batch, queries, best
+        return _Started(batch, queries, *self.score(pixels, queries, cache))
 
-    def _finish(
-        self, batch: list[Decoded], queries: list[tuple[str, ...]], best: BestQueries
-    ) -> Iterator[Annotated]:
-        boxes, scores, query = (np.asarray(x) for x in best)
-        for row, item in enumerate(batch):
-            found = self._record(item, queries[row], boxes[row], scores[row], query[row])
-            yield Annotated(found, item.sample.image)
+    def _finish(self, started: "_Started") -> Iterator[Annotated]:
+        best = [np.asarray(x) for x in started.best]
+        shared = [np.asarray(x) for x in started.shared or ()]
+        for row, (item, own) in enumerate(zip(started.batch, started.queries, strict=True)):
+            record = self._record(item, own, *(x[row] for x in best))
+            if shared:
+                record = self._with_hard_negatives(record, *(x[row] for x in shared))
+            yield Annotated(record, item.sample.image)
+
+    def _with_hard_negatives(
+        self,
+        record: PseudoRecord,
+        of_names: Float32[np.ndarray, " c"],
+        scores: Float32[np.ndarray, " n"],
+        query: Int[np.ndarray, " n"],
+    ) -> PseudoRecord:
+        """`scores` and `query` are those of each box's best query without the curated factor."""
+        names = self.space.curated.names
+        best = query[(scores >= self.floor) & (query < len(names))]
+        of_names = of_names[: len(names)]
+        chosen = hard_negatives.choose(
+            names,
+            of_names,
+            self.num_hard_negatives,
+            found=(*record.phrases, *(names[i] for i in best)),
+            texts=record.texts,
+        )
+        return dataclasses.replace(
+            record,
+            hard_negatives=tuple(names[i] for i in chosen),
+            hard_negative_scores=of_names[chosen],
+        )
 
     def _record(
         self,
@@ -263,7 +363,7 @@ class Annotator:
             boxes_xyxy=pixels[kept],
             scores=scores[kept],
             phrases=tuple(phrases),
-            spaces=tuple("ngrams" if x else "curated" for x in is_own),
+            spaces=tuple(self.space.phrases if x else "curated" for x in is_own),
         )
 
     def _decoded(self, samples: Iterable[Sample | Unreadable]) -> Iterator[Decoded | Unreadable]:

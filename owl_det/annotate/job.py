@@ -34,6 +34,9 @@ from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
 
+# What a job.json means that was written before there were these keys.
+_BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -44,7 +47,7 @@ class Settings:
     output: str
     labels: str = "union"  # as in `label_spaces.make`
     vocabularies: tuple[str, ...] = ()
-    max_ngrams: int = label_spaces.MAX_NGRAMS
+    max_ngrams: int = label_spaces.MAX_NGRAMS  # or noun phrases
     prompts: str = ""  # empty = those the model is evaluated with
     num_shards: int = 0  # of a folder or shapes world; 0 = a thousand images each
     batch_size: int = 8
@@ -52,6 +55,7 @@ class Settings:
     min_image_score: float = 0.3
     keep_below: float = 0.05  # weaker boxes and images stay in the records down to here
     num_threads: int = 0
+    hard_negatives: int = 0  # names mined of each image
 
 
 class Job:
@@ -63,6 +67,11 @@ class Job:
         self.settings, self.folder = settings, Path(settings.output)
         self.shards = image_text.open_shards(settings.input, settings.num_shards)
         self.space = label_spaces.make(settings.labels, settings.vocabularies, settings.max_ngrams)
+        if settings.hard_negatives and not self.space.curated.names:
+            raise DataError(
+                "--hard_negatives: they are mined from curated names, and --labels "
+                f"{settings.labels} has none"
+            )
         model = checkpoint.load_detector(settings.checkpoint)
         self.annotator = Annotator(
             model,
@@ -71,6 +80,7 @@ class Job:
             batch_size=settings.batch_size,
             floor=min(settings.keep_below, settings.min_box_score),
             num_threads=settings.num_threads,
+            num_hard_negatives=settings.hard_negatives,
         )
         self.image_floor = min(settings.keep_below, settings.min_image_score)
 
@@ -81,7 +91,7 @@ class Job:
             self.folder.mkdir(parents=True, exist_ok=True)
             pseudo_records.write_json(file, ours)
             return
-        theirs = pseudo_records.read_json(file)
+        theirs = {**_BEFORE, **pseudo_records.read_json(file)}
         different = [key for key in ours if theirs.get(key) != ours[key]]
         if different:
             key = different[0]
@@ -99,7 +109,8 @@ class Job:
             "num_shards": len(self.shards),
             "labels": settings.labels,
             "num_curated": len(space.curated.names),
-            "uses_ngrams": space.uses_ngrams,
+            "uses_ngrams": space.phrases == "ngrams",
+            "uses_noun_phrases": space.phrases == "noun_phrases",
             "max_ngrams": space.max_ngrams,
             "curated_factor": space.curated_factor,
             "label_space": digest(space.describe()),
@@ -109,6 +120,7 @@ class Job:
             "floor": self.annotator.floor,
             "image_floor": self.image_floor,
             "batch_size": settings.batch_size,
+            "hard_negatives": settings.hard_negatives,
             "checkpoint_step": self.annotator.model.step,
             "checkpoint": _digest_params(self.annotator.model.params),
         }
@@ -132,6 +144,8 @@ class Job:
                 if len(scores) and scores[0] >= self.image_floor:
                     counts["recorded images"] += 1
                     counts["recorded boxes"] += len(scores)
+                    if item.record.hard_negatives:
+                        counts["hard negatives"] += len(item.record.hard_negatives)
                     writer.add(item.record, pseudo_records.encode_image(item.image))
             summary = {"format": pseudo_records.FORMAT, "counts": dict(sorted(counts.items()))}
             writer.finish(summary)
@@ -221,6 +235,8 @@ def _check(settings: Settings) -> None:
     for key in ("batch_size", "max_ngrams"):
         if getattr(settings, key) < 1:
             raise DataError(f"--{key}: {getattr(settings, key)}, but must be at least 1")
+    if settings.hard_negatives < 0:
+        raise DataError(f"--hard_negatives: {settings.hard_negatives}, but must not be negative")
 
 
 def _remove_partial(folder: Path) -> None:

@@ -1,18 +1,22 @@
-"""What the annotator is asked for: curated names, word N-grams of captions, or both.
+"""What the annotator is asked for: curated names, phrases of captions, or both.
 
 Source: Minderer et al. 2023 (arXiv 2306.09683), appendices A.1 to A.3, whose rules and word lists
 these are. The code printed in A.1 leaves Visual Genome out of its sum; the published size of the
-curated space can only be reached with it, so every given list is merged here.
+curated space can only be reached with it, so every given list is merged here. Noun phrases instead
+of all N-grams are ours.
 """
 
+import importlib.metadata
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from owl_det.errors import DataError
+from owl_det.optional import is_installed
 
 MAX_NGRAM_WORDS = 10
 MAX_NGRAMS = 300  # of one image
@@ -174,65 +178,162 @@ def ngrams(
     return queries
 
 
+# --- noun phrases --------------------------------------------------------------------------------
+
+_WORD_OR_MARK = re.compile(r"[^\W_]+(?:['’&.-][^\W_]+)*|\S")
+
+
+def split_words(text: str) -> list[list[str]]:
+    """Lower-cased words, in runs that no punctuation interrupts."""
+    runs: list[list[str]] = [[]]
+    for token in _WORD_OR_MARK.findall(text.lower()):
+        if token[0].isalnum():
+            runs[-1].append(token)
+        else:
+            runs.append([])
+    return [run for run in runs if run]
+
+
+def phrases_in(text: str, max_words: int = MAX_NGRAM_WORDS) -> Iterator[str]:
+    """All N-grams of `split_words`: every noun phrase, and every part of one, is among them."""
+    for run in split_words(text):
+        for gram in everygrams(run, max_words):
+            yield " ".join(gram)
+
+
+def noun_phrases(
+    caption: str, *, max_phrases: int = MAX_NGRAMS, counts: Counter[str] | None = None
+) -> list[str]:
+    """Queries of one caption: nouns with the adjectives and nouns in front of them.
+
+    The words of `split_words` are tagged by TextBlob's rules (a lexicon and Brill's rules, files
+    of the package). A phrase is a maximal run of adjectives and nouns, up to its last noun, that
+    neither punctuation, a number nor a generic word interrupts; an adjective after a noun starts a
+    new one. A participle counts as an adjective unless it follows a noun or pronoun ("running
+    shoes", but "dogs running"); a verb right after a determiner, number or adjective counts as a
+    noun, since that is what it is there ("a blue cross"). Of more than ten words the last ten are
+    taken. `counts` as for `ngrams`.
+    """
+    counts = Counter() if counts is None else counts
+    queries: list[str] = []
+    for run in split_words(caption):
+        for phrase in _noun_phrases_of_run(run, counts):
+            if STOP_WORDS.issuperset(phrase):
+                counts["stop words only"] += 1
+            elif len(queries) < max_phrases:
+                queries.append(" ".join(phrase[-MAX_NGRAM_WORDS:]))
+            else:
+                counts["beyond the limit of an image"] += 1
+    counts["kept"] += len(queries)
+    return queries
+
+
+def _noun_phrases_of_run(words: Sequence[str], counts: Counter[str]) -> list[list[str]]:
+    from textblob.en import tag  # pyright: ignore[reportMissingImports]  # not in the base install
+
+    kinds: list[str] = []
+    for word, (_, given) in zip(words, tag(" ".join(words), tokenize=False), strict=True):
+        kind = _kind(given, kinds[-1] if kinds else "")
+        if word in GENERIC_WORDS:
+            kind = "generic"
+            counts[f"generic word: {word}"] += 1
+        kinds.append(kind)
+    letters = "".join({"adjective": "a", "noun": "n"}.get(kind, "-") for kind in kinds)
+    return [list(words[m.start() : m.end()]) for m in re.finditer("a*n+", letters)]
+
+
+def _kind(tag: str, before: str) -> str:
+    """What a word does, by its Penn Treebank tag and the kind of the word before it."""
+    if tag.startswith("NN"):
+        return "noun"
+    if tag.startswith("JJ") or (tag in ("VBG", "VBN") and before not in ("noun", "pronoun")):
+        return "adjective"
+    if tag in ("DT", "PRP$", "CD"):
+        return "determiner"
+    if tag.startswith("VB") and before in ("determiner", "adjective"):
+        return "noun"
+    return "pronoun" if tag == "PRP" else "other"
+
+
 # --- label spaces --------------------------------------------------------------------------------
+
+Phrases = Literal["none", "ngrams", "noun_phrases"]
+# Which phrases of the texts each value of --labels asks; all others ask none.
+_PHRASES: dict[str, Phrases] = {
+    "ngrams": "ngrams",
+    "union": "ngrams",
+    "noun_phrases": "noun_phrases",
+    "union_noun_phrases": "noun_phrases",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """What is asked of an image: names shared by all images, and N-grams of its own texts."""
+    """What is asked of an image: names shared by all images, and phrases of its own texts."""
 
     curated: Curated = Curated(names=(), dropped=())
-    uses_ngrams: bool = False
-    max_ngrams: int = MAX_NGRAMS
+    phrases: Phrases = "none"
+    max_ngrams: int = MAX_NGRAMS  # or noun phrases
     curated_factor: float = 1.0
 
     def of_image(self, texts: Sequence[str], counts: Counter[str] | None = None) -> tuple[str, ...]:
-        """The image's own queries: distinct N-grams of its texts, at most `max_ngrams`."""
-        if not self.uses_ngrams:
+        """The image's own queries: distinct phrases of its texts, at most `max_ngrams`."""
+        if self.phrases == "none":
             return ()
         counts = Counter() if counts is None else counts
         queries: list[str] = []
         for text in texts:
             left = self.max_ngrams - len(queries)
-            queries += ngrams(text, max_ngrams=left, counts=counts)
+            if self.phrases == "ngrams":
+                queries += ngrams(text, max_ngrams=left, counts=counts)
+            else:
+                queries += noun_phrases(text, max_phrases=left, counts=counts)
         distinct = tuple(dict.fromkeys(queries))
         counts["repeated in an image"] += len(queries) - len(distinct)
         return distinct
 
     def describe(self) -> dict[str, object]:
         """What decides which queries are asked, for comparing two runs."""
-        return {
+        content: dict[str, object] = {
             "curated": list(self.curated.names),
-            "uses_ngrams": self.uses_ngrams,
+            "uses_ngrams": self.phrases == "ngrams",
             "max_ngrams": self.max_ngrams,
             "curated_factor": self.curated_factor,
         }
+        if self.phrases == "noun_phrases":
+            content["tagger"] = f"textblob {importlib.metadata.version('textblob')}"
+        return content
 
 
 def make(labels: str, vocabularies: Sequence[str], max_ngrams: int = MAX_NGRAMS) -> LabelSpace:
     """The label space that `--labels` names.
 
-    `curated` and `union` merge `vocabularies` (see `read_vocabulary`); `ngrams` takes none. Any
-    other value is itself a list of names, taken as curated. Raises `DataError` if the lists are
-    missing, unreadable or given in vain.
+    `curated`, `union` and `union_noun_phrases` merge `vocabularies` (see `read_vocabulary`);
+    `ngrams` and `noun_phrases` take none. Any other value is itself a list of names, taken as
+    curated. Raises `DataError` if the lists are missing, unreadable or given in vain, or if noun
+    phrases are asked for without TextBlob.
     """
-    if labels == "ngrams":
+    phrases = _PHRASES.get(labels, "none")
+    if phrases == "noun_phrases" and not is_installed("textblob"):
+        raise DataError(f"--labels {labels}: needs TextBlob; pip install owl-det[phrases]")
+    if labels in ("ngrams", "noun_phrases"):
         if vocabularies:
-            raise DataError("--vocabulary: --labels ngrams asks no vocabulary; use union for both")
-        return LabelSpace(uses_ngrams=True, max_ngrams=max_ngrams)
-    if labels not in ("curated", "union"):
+            union = "union" if labels == "ngrams" else "union_noun_phrases"
+            raise DataError(
+                f"--vocabulary: --labels {labels} asks no vocabulary; use {union} for both"
+            )
+        return LabelSpace(phrases=phrases, max_ngrams=max_ngrams)
+    if labels != "curated" and phrases == "none":
         if vocabularies:
             raise DataError(f"--vocabulary: --labels {labels} is a list itself; use curated")
         vocabularies = (labels,)
     if not vocabularies:
         raise DataError(f"--vocabulary: --labels {labels} needs at least one list of names")
-    curated = merge_vocabularies(map(read_vocabulary, vocabularies))
-    is_union = labels == "union"
     return LabelSpace(
-        curated=curated,
-        uses_ngrams=is_union,
+        curated=merge_vocabularies(map(read_vocabulary, vocabularies)),
+        phrases=phrases,
         max_ngrams=max_ngrams,
-        curated_factor=CURATED_FACTOR if is_union else 1.0,
+        curated_factor=1.0 if phrases == "none" else CURATED_FACTOR,
     )
 
 
@@ -249,7 +350,7 @@ def table(space: LabelSpace, counts: Mapping[str, int]) -> dict[str, object]:
     return {
         "curated_kept": list(space.curated.names),
         "curated_dropped": [list(entry) for entry in space.curated.dropped],
-        "ngrams": dict(sorted(rules.items())),
+        "phrases": dict(sorted(rules.items())),
         "generic_words": dict(sorted(words.items(), key=lambda item: (-item[1], item[0]))),
     }
 
@@ -263,8 +364,9 @@ def table_markdown(space: LabelSpace, counts: Mapping[str, int], max_rows: int =
         lines += [f"Curated names: {len(space.curated.names)} kept, {len(dropped)} dropped.", ""]
         rows = [[name, why] for name, why in dropped]
         lines += _markdown_rows(["dropped name", "why"], rows, max_rows)
-    if space.uses_ngrams:
-        for key, title in (("ngrams", "N-grams"), ("generic_words", "dropped generic word")):
+    if space.phrases != "none":
+        kind = {"ngrams": "N-grams", "noun_phrases": "noun phrases"}[space.phrases]
+        for key, title in (("phrases", kind), ("generic_words", "dropped generic word")):
             entries: dict[str, int] = content[key]  # pyright: ignore[reportAssignmentType]
             rows = [[name, f"{n:,}"] for name, n in entries.items()]
             lines += _markdown_rows([title, "count"], rows, max_rows)

@@ -13,6 +13,7 @@ from data_pipelines.image_ops import UnreadableImage
 from owl_det import viz
 from owl_det.annotate import label_spaces
 from owl_det.annotate.label_spaces import LabelSpace, escape_markdown
+from owl_det.annotate.precision import kept_boxes
 
 NUM_PICTURES = 16
 NUM_PHRASES = 50  # in the table
@@ -41,17 +42,19 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
     spaces: Counter[str] = Counter()
     images_with: Counter[str] = Counter()
     histogram = np.zeros((len(pseudo_records.SPACES), BINS), int)
+    hard_negatives: Counter[str] = Counter()
     kept_images = 0
     for entry in _records(folder, job):
         scores = np.asarray(entry["scores"])
         for row, space in enumerate(pseudo_records.SPACES):
             of_space = scores[[s == space for s in entry["spaces"]]]
             histogram[row] += np.histogram(of_space, BINS, (0, 1))[0]
-        kept = kept_boxes(entry, job)
+        kept = _kept(entry, job)
         kept_images += bool(kept)
         phrases.update(entry["phrases"][i] for i in kept)
         spaces.update(entry["spaces"][i] for i in kept)
         images_with.update({entry["phrases"][i] for i in kept})
+        hard_negatives.update(entry.get("hard_negatives", ()) if kept else ())
     return {
         "format": pseudo_records.FORMAT,
         "images": counts.get("images", 0),
@@ -67,6 +70,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
             {"phrase": phrase, "boxes": n, "images": images_with[phrase]}
             for phrase, n in sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
         ],
+        "hard_negatives": dict(hard_negatives.most_common()),
         "histogram": {
             space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
         },
@@ -74,18 +78,16 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
     }
 
 
-def kept_boxes(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
-    """Indices of an image's boxes that the job's two thresholds keep."""
-    scores = entry["scores"]
-    if not scores or max(scores) < job["min_image_score"]:
-        return []
-    return [i for i, score in enumerate(scores) if score >= job["min_box_score"]]
+def _kept(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
+    return kept_boxes(
+        entry, min_box_score=job["min_box_score"], min_image_score=job["min_image_score"]
+    )
 
 
 def _rules(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts that the label space's rules made."""
     others = {"images", "unreadable", "recorded images", "recorded boxes"}
-    others |= {"encoded queries", "cut queries"}
+    others |= {"encoded queries", "cut queries", "hard negatives"}
     return {key: n for key, n in counts.items() if key not in others}
 
 
@@ -112,7 +114,7 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
     """The first kept images, with their kept boxes drawn."""
     left = NUM_PICTURES
     for entry in _records(folder, job):
-        kept = kept_boxes(entry, job)
+        kept = _kept(entry, job)
         if not kept:
             continue
         with entry["tar"].open("rb") as tar:
@@ -164,4 +166,8 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         f"| {escape_markdown(entry['phrase'])} | {entry['boxes']:,} | {entry['images']:,} |"
         for entry in content["phrases"][:NUM_PHRASES]
     ]
+    if content["hard_negatives"]:
+        lines += ["", "| hard negative | kept images |", "|---|---|"]
+        most = list(content["hard_negatives"].items())[:NUM_PHRASES]
+        lines += [f"| {escape_markdown(name)} | {n:,} |" for name, n in most]
     return "\n".join([*lines, "", ""])

@@ -1,26 +1,22 @@
 """Runs a detector over a source and measures it; training and `owl-det evaluate` share it."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from data_pipelines import image_ops, prompts, tokenizer, transforms
-from data_pipelines.features import Category, Example, Record
-from data_pipelines.image_ops import UnreadableImage
+from data_pipelines import image_ops, prompts, tokenizer
+from data_pipelines.features import Category, Record
 from data_pipelines.source import Source
 from owl_det import inference, sharding, viz
 from owl_det.config import EvaluationConfig
-from owl_det.errors import DataError
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
+from owl_det.evaluation.loader import Loader
+from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
@@ -42,6 +38,7 @@ class Evaluation:
     evaluator: CocoEvaluator
     pictures: list[np.ndarray]
     num_unreadable: int
+    regions: RegionAccuracy | None = None
 
 
 class Evaluate:
@@ -49,7 +46,8 @@ class Evaluate:
 
     All categories are asked together, in every prompt of `eval_prompts` (probabilities are
     averaged); each image keeps its `top_k` best query-box pairs. `settings.batch_size` must be
-    positive; it is rounded up to a multiple of the mesh's data shards.
+    positive; it is rounded up to a multiple of the mesh's data shards. With
+    `settings.region_accuracy` the tokens' embeddings are measured too (`regions.RegionAccuracy`).
     """
 
     def __init__(
@@ -75,15 +73,30 @@ class Evaluate:
                 for t in templates
             ]
         )
-        shards = sharding.num_data_shards(mesh)
-        self.batch_size = -(-settings.batch_size // shards) * shards
+        self.loader = Loader(
+            source,
+            mesh,
+            image_size=detector.config.image_size,
+            preprocess=detector.preprocess,
+            batch_size=settings.batch_size,
+            max_images=settings.max_images,
+        )
         whole = sharding.replicated(mesh)
         run = functions or inference.Functions(
             partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
         )
-        detect = partial(inference.detect, run, top_k=settings.top_k, dtype=detector.dtype)
         self._encode = jax.jit(run.encode_queries, out_shardings=whole)
-        self._detect = jax.jit(detect, out_shardings=whole)
+        self._detect = jax.jit(partial(self._forward, run), out_shardings=whole)
+
+    def _forward(
+        self, run: inference.Functions, params: Params, images: Any, queries: Any, is_query: Any
+    ) -> tuple[inference.TopPairs, jax.Array | None]:
+        """The best pairs and, where regions are measured, the class embeddings of all tokens."""
+        tokens = run.embed_tokens(params, images)
+        found = inference.rank(
+            tokens, queries, is_query, top_k=self.settings.top_k, dtype=self.detector.dtype
+        )
+        return found, tokens.class_embeddings if self.settings.region_accuracy else None
 
     def __call__(self, params: Params) -> Evaluation:
         """Detects in every readable image. Only process 0 collects results.
@@ -93,69 +106,25 @@ class Evaluate:
         queries = self._encode(params, self.tokens)
         is_query = np.ones(self.tokens.shape[1], bool)
         evaluator = CocoEvaluator(self.source.categories, self.settings.protocol)
+        regions = None
+        if self.settings.region_accuracy:
+            regions = RegionAccuracy(self.source.categories, np.asarray(queries))
         pictures: list[np.ndarray] = []
-        num_images = min(len(self.source), self.settings.max_images or len(self.source))
-        unreadable = 0
-        progress = tqdm(
-            total=num_images,
-            desc=f"evaluate {self.name}",
-            unit="image",
-            mininterval=1.0,
-            leave=False,
-            disable=not _is_first(),
-        )
-        for indices, images, examples in self._batches(num_images):
-            found = jax.tree.map(np.asarray, self._detect(params, images, queries, is_query))
-            readable = multihost_utils.process_allgather(
-                np.array([example is not None for example in examples]), tiled=True
-            )
+        for indices, images, is_readable in self.loader.batches(f"evaluate {self.name}"):
+            found, embeddings = self._detect(params, images, queries, is_query)
+            if not _is_first():
+                continue
+            found = jax.tree.map(np.asarray, found)
+            records: list[Record | None] = []
             for i, index in enumerate(indices):
-                if not readable[i]:
-                    unreadable += 1
-                elif _is_first():
+                records.append(self.source[index] if is_readable[i] else None)
+                if is_readable[i]:
                     picture = self._add(evaluator, index, Found(*(np.asarray(x[i]) for x in found)))
                     if len(pictures) < self.settings.num_pictures:
                         pictures.append(picture())
-            progress.update(len(indices))
-        progress.close()
-        if unreadable > max(1, 0.01 * num_images):
-            raise DataError(
-                f"{self.source.name}: {unreadable} of {num_images} images cannot be read, more "
-                "than 1 %; mend or remove those that the log names"
-            )
-        return Evaluation(evaluator, pictures, unreadable)
-
-    def _batches(self, num_images: int) -> Iterator[tuple[range, Any, list[Example | None]]]:
-        """(global indices, global image array, this process's examples) of each batch."""
-        count, number = jax.process_count(), jax.process_index()
-        local = self.batch_size // count
-        placement = sharding.batch_sharding(self.mesh)
-        side = self.detector.config.image_size
-        # Decoding and resizing release the interpreter lock.
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, num_images, self.batch_size):
-                indices = range(start, min(start + self.batch_size, num_images))
-                mine = range(start + number * local, start + (number + 1) * local)
-                examples: list[Example | None] = [None] * local
-                wanted = [i for i in mine if i < num_images]
-                examples[: len(wanted)] = pool.map(self._example, wanted)
-                pixels = np.zeros((local, side, side, 3), np.uint8)
-                for row, example in enumerate(examples):
-                    if example is not None:
-                        pixels[row] = example.image
-                images = jax.make_array_from_process_local_data(placement, pixels)
-                yield indices, images, examples
-
-    def _example(self, index: int) -> Example | None:
-        try:
-            return transforms.eval_example(
-                self.source[index],
-                image_size=self.detector.config.image_size,
-                preprocess=self.detector.preprocess,
-            )
-        except UnreadableImage as error:
-            logging.warning("Skipped image %d of %s: %s", index, self.source.name, error)
-            return None
+            if regions is not None:
+                regions.add(np.asarray(embeddings), records, self.detector.preprocess.geometry)
+        return Evaluation(evaluator, pictures, self.loader.num_unreadable, regions)
 
     def _add(self, evaluator: CocoEvaluator, index: int, found: Found) -> Callable[[], np.ndarray]:
         """Adds one image; returns a function that draws it."""
@@ -191,6 +160,11 @@ def summary(
     return {
         "step": step,
         **{key: round(value, 6) for key, value in metrics.scalars().items()},
+        **(
+            {key: round(value, 6) for key, value in result.regions.scalars().items()}
+            if result.regions
+            else {}
+        ),
         "unreadable_images": result.num_unreadable,
         "dataset": measure.source.version,
         "seconds": round(seconds, 1),

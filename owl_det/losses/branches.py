@@ -43,6 +43,11 @@ def needs(distill: DistillConfig) -> frozenset[str]:
     return frozenset(n for branch, entry in active(distill).values() for n in branch.needed(entry))
 
 
+def couple_examples(distill: DistillConfig) -> bool:
+    """Whether an active branch compares the examples of a batch with each other."""
+    return any(branch.couples(entry) for branch, entry in active(distill).values())
+
+
 def check(config: Config) -> None:
     """Raises `ConfigError` if an active branch cannot run under the other keys of the config.
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.modeling.heads import ClassHead, Mlp, box_bias
+from owl_det.modeling.region_pool import roi_weights
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
@@ -102,6 +103,32 @@ class Detector(nn.Module):
         `row_keys` switch training noise on. Raises `ValueError` without contrastive parameters.
         """
         return self.image.embed(image, row_keys)
+
+    def embed_tiles(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        tile_boxes: Float[Array, "b t 4"],
+        selection: SelectionConfig | None = None,
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> Float[Array, "b t e"]:
+        """As `embed_image`, of every tile of mosaics: `tile_boxes` are cxcywh, relative.
+
+        A tower that pools by the mean takes the mean over the tile, of the tokens that `selection`
+        has kept (training on half of the patches: FLIP, arXiv 2212.00794). Raises `ValueError` for
+        other towers, which pool whole images, and without contrastive parameters.
+        """
+        if self.config.image.pooling != "mean" or self.config.contrastive == "none":
+            raise ValueError(
+                f"model.image.pooling is {self.config.image.pooling}, model.contrastive "
+                f"{self.config.contrastive}: no tiles"
+            )
+        side = self.config.image_size // self.config.image.patch_size
+        _, tokens, index = self.image(image, selection, row_keys)
+        rows, columns = roi_weights(tile_boxes, (side, side))
+        weights = jnp.einsum("bth,btw->bthw", rows, columns).reshape(*rows.shape[:2], -1)
+        weights = jnp.take_along_axis(weights, index[:, None, :], axis=2)
+        weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
+        return jnp.einsum("btn,bne->bte", weights, self.image.project(tokens))
 
     def embed_patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
         """Dense embeddings of a contrastive model: every token through the visual projection.

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from owl_det.modeling.attention import attend
+from owl_det.modeling.attention import Implementation, attend
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -62,7 +62,7 @@ class Block(nn.Module):
     activation: str
     epsilon: float
     dropout_rate: float
-    attention: Literal["xla", "cudnn"]
+    attention: Implementation
     dtype: Any
     num_last_queries: int | None
 
@@ -109,7 +109,10 @@ class Block(nn.Module):
         def pass_values(query: Array, key: Array, value: Array) -> Array:
             if num_queries == 0:
                 return value
-            mixed = attend_to(query[:, :num_queries], key, value)
+            # Fused kernels have nothing to gain from a single query, and want multiples of 64.
+            mixed = attend(
+                query[:, :num_queries], key, value, is_causal=self.is_causal, implementation="xla"
+            )
             return jnp.concatenate([mixed, value[:, num_queries:]], axis=1)
 
         # The layers are one scanned program; this runs one branch in each.
@@ -156,7 +159,7 @@ class Transformer(nn.Module):
     epsilon: float
     droplayer_rate: float
     dropout_rate: float
-    attention: Literal["xla", "cudnn"]
+    attention: Implementation
     remat: str
     unroll: int
     dtype: Any

@@ -17,6 +17,7 @@ from data_pipelines.input import TrainInput
 from data_pipelines.readers.image_text import Sample, Unreadable
 from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
+from data_pipelines.tokenizer import ClipTokenizer
 from owl_det import checkpoint, cli, train_step
 from owl_det.annotate import job, label_spaces
 from owl_det.annotate.annotator import Annotated, Annotator
@@ -89,7 +90,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 def test_scores_are_those_of_the_predictor(model: LoadedModel, prompts: str) -> None:
     """Each box's best query, curated scores times 0.3, probabilities averaged over prompts."""
     curated = label_spaces.merge_vocabularies([["red circle", "blue star", "cat"]])
-    space = label_spaces.LabelSpace(curated=curated, uses_ngrams=True, curated_factor=0.3)
+    space = label_spaces.LabelSpace(curated=curated, phrases="ngrams", curated_factor=0.3)
     (sample,) = _samples([3])
     sample = Sample(key="a", image=sample.image, texts=("green ring free",))
     annotator = Annotator(model, space, prompt_mode=prompts, batch_size=2, floor=0.0)
@@ -213,6 +214,28 @@ def test_what_nobody_knows_is_never_a_negative(saved: Path, tmp_path: Path) -> N
         assert not positive & set(record.not_exhaustive)
 
 
+# TextBlob leaves its lexicon open after reading it.
+@pytest.mark.filterwarnings("ignore:unclosed file.*textblob:ResourceWarning")
+def test_parts_of_noun_phrases_are_never_negatives(saved: Path, tmp_path: Path) -> None:
+    """Nor whole ones that no box took; punctuation does not hide them."""
+    pytest.importorskip("textblob", reason="needs the extra phrases")
+    settings = _settings(
+        saved, tmp_path, labels="noun_phrases", vocabularies=(), min_box_score=0.01
+    )
+    job.run(settings)
+    text = "".join(file.read_text() for file in tmp_path.glob("boxes-*.jsonl"))
+    assert '"noun_phrases"' in text and '"ngrams"' not in text and '"curated"' not in text
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
+    names = {category.name for category in reader.categories}
+    assert names and not any("," in name for name in names)
+    for index in range(len(reader)):
+        record = reader[index]
+        positive = {name for group in record.names for name in group}
+        held = set(label_spaces.phrases_in(record.captions[0])) & names
+        assert held and held <= positive | set(record.not_exhaustive)
+    assert "noun phrases" in (tmp_path / "report.md").read_text()
+
+
 def test_training_takes_the_records(saved: Path, tmp_path: Path) -> None:
     job.run(_settings(saved, tmp_path))
     entry = {"kind": "pseudo_boxes", "records": tmp_path.name, "min_box_score": 0.05}
@@ -302,6 +325,7 @@ def test_user_errors_are_one_line(
         (["absent"], "--input"),
         (["shapes_world:train:4", "--labels", "union"], "--vocabulary"),
         (["shapes_world:train:4", "--labels", "ngrams", "--keep_below", "2"], "--keep_below"),
+        (["shapes_world:train:4", "--labels", "ngrams", "--hard_negatives", "5"], "--hard_neg"),
     ):
         assert cli.main([*base, *extra]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
@@ -313,6 +337,105 @@ def test_names_in_the_tar_file_stay_in_its_folder() -> None:
     assert pseudo_records.member_name("a/1", png) == "a/1.png"
     assert pseudo_records.member_name("a/1.JPG", png) == "a/1.JPG"
     assert pseudo_records.member_name("/../../etc/x", png) == "__/__/etc/x.png"
+
+
+# --- hard negatives ------------------------------------------------------------------------------
+
+
+def test_hard_negatives_score_high_and_win_no_box(model: LoadedModel) -> None:
+    """Of the curated names' best scores, as the predictor finds them, without the factor."""
+    names = ["red circle", "blue star", "cat", "green ring", "ring", "purple cross"]
+    curated = label_spaces.merge_vocabularies([names])
+    space = label_spaces.LabelSpace(curated=curated, phrases="ngrams", curated_factor=0.3)
+    (sample,) = _samples([3])
+    sample = Sample(key="a", image=sample.image, texts=("green ring free",))
+    annotator = Annotator(model, space, batch_size=2, floor=0.0, num_hard_negatives=3)
+    (found,) = annotator.annotate([sample])
+    plain = Annotator(model, space, batch_size=2, floor=0.0)
+    (without,) = plain.annotate([sample])
+    assert isinstance(found, Annotated) and isinstance(without, Annotated)
+    assert found.record.phrases == without.record.phrases
+    np.testing.assert_array_equal(found.record.scores, without.record.scores)
+    assert without.record.hard_negatives is None
+
+    queries = [*curated.names, "green"]
+    (every,) = Predictor(model).detect(
+        [sample.image], queries, threshold=0.0, top_k=10_000, prompt_mode="none"
+    )
+    best = {n: every.scores[every.labels == i].max() for i, n in enumerate(queries)}
+    boxes, places = np.unique(every.boxes.round(1), axis=0, return_inverse=True)
+    winners = set()
+    for box in range(len(boxes)):
+        of_box = np.flatnonzero(places == box)
+        winners.add(queries[every.labels[of_box[every.scores[of_box].argmax()]]])
+    # A phrase of one word is part of every name that holds it.
+    there = winners | set(found.record.phrases) | {"green ring", "ring"}
+    words = [set(phrase.split()) for phrase in there]
+    expected = [
+        name
+        for name in sorted(curated.names, key=lambda n: -best[n])
+        if not any(set(name.split()) <= w or w <= set(name.split()) for w in words)
+    ]
+    assert expected and len(boxes) == 16
+    assert found.record.hard_negatives == tuple(expected[:3])
+    np.testing.assert_allclose(
+        found.record.hard_negative_scores, [best[n] for n in expected[:3]], rtol=1e-4
+    )
+
+
+def test_training_asks_the_hardest_negatives(saved: Path, tmp_path: Path) -> None:
+    done = job.run(_settings(saved, tmp_path, hard_negatives=5, labels="curated"))
+    lines = [
+        json.loads(line)
+        for file in sorted(tmp_path.glob("boxes-*.jsonl"))
+        for line in file.read_text().splitlines()
+    ]
+    mined = [line["hard_negatives"] for line in lines]
+    assert done.counts()["hard negatives"] == sum(map(len, mined)) > len(lines)
+    for line in lines:
+        scores = line["hard_negative_scores"]
+        assert scores == sorted(scores, reverse=True) and len(scores) == len(line["hard_negatives"])
+    assert json.loads((tmp_path / "report.json").read_text())["hard_negatives"]
+    assert "| hard negative |" in (tmp_path / "report.md").read_text()
+
+    thresholds = {"min_box_score": 0.05, "min_image_score": 0.05}
+    reader = PseudoBoxesReader(tmp_path, **thresholds, hard_negatives=3)
+    assert len(reader) == len(lines)
+    assert [reader[i].negatives for i in range(len(lines))] == [tuple(m[:3]) for m in mined]
+    plain = PseudoBoxesReader(tmp_path, **thresholds)
+    assert plain[0].negatives == () and plain.version != reader.version
+    with pytest.raises(DataError, match="--hard_negatives 6"):
+        PseudoBoxesReader(tmp_path, **thresholds, hard_negatives=6)
+    with pytest.raises(DataError, match="another hard_negatives"):
+        job.run(_settings(saved, tmp_path, labels="curated"))
+
+    entry = {"kind": "pseudo_boxes", "hard_negatives": 3, **thresholds}
+    config = tiny.config(
+        data__path=str(tmp_path),
+        data__train={"pseudo": entry},
+        data__max_instances=40,
+        data__max_queries=40,
+    )
+    packed = TrainInput(config).example(0)
+    names = mined[int(packed["image_id"])][:3]
+    tokens = {x.tobytes() for x in packed["query_tokens"][packed["is_query"]]}
+    assert names and {x.tobytes() for x in ClipTokenizer(8).encode_all(names)} <= tokens
+
+
+def test_records_from_before_hard_negatives_are_read_and_continued(
+    saved: Path, tmp_path: Path
+) -> None:
+    job.run(_settings(saved, tmp_path), shard_index=0)
+    file = tmp_path / "job.json"
+    content = json.loads(file.read_text())
+    del content["hard_negatives"]
+    file.write_text(json.dumps(content))
+    job.run(_settings(saved, tmp_path))
+    assert '"hard_negatives"' not in (tmp_path / "boxes-00000-of-00003.jsonl").read_text()
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2)
+    assert len(reader) and reader[0].negatives == ()
+    with pytest.raises(DataError, match="holds 0 of an image"):
+        PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2, hard_negatives=1)
 
 
 # --- records of unknown origin -------------------------------------------------------------------
@@ -334,6 +457,8 @@ def records(saved: Path, tmp_path: Path) -> Path:
         ('"phrases":[', '"phrases":[1,'),
         ('"boxes_xyxy":[[', '"boxes_xyxy":[[0,0,0,0],['),
         ('{"key"', '{"kex"]'),
+        ('{"key"', '{"hard_negatives":[3],"key"'),
+        ('{"key"', '{"hard_negatives":"cat","key"'),
     ],
 )
 def test_malformed_records_are_named(records: Path, old: str, new: str) -> None:

@@ -3,11 +3,29 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from owl_det.annotate import label_spaces
 from owl_det.errors import DataError
+
+TOKENS = (
+    "a",
+    "the",
+    "red",
+    "dog",
+    "dogs",
+    "running",
+    "cross",
+    "stock",
+    "12",
+    "o'clock",
+    "r&b",
+    ",",
+)
 
 
 def test_everygrams_go_by_start_then_by_length() -> None:
@@ -139,7 +157,7 @@ def test_malformed_vocabularies_are_named(tmp_path: Path) -> None:
 
 def test_tables_say_what_was_dropped_and_why() -> None:
     curated = label_spaces.merge_vocabularies([["cat", "Cats", "a|b"]])
-    space = label_spaces.LabelSpace(curated=curated, uses_ngrams=True)
+    space = label_spaces.LabelSpace(curated=curated, phrases="ngrams")
     counts: Counter[str] = Counter()
     space.of_image(["the free cat"], counts)
     content = label_spaces.table(space, counts)
@@ -151,3 +169,105 @@ def test_tables_say_what_was_dropped_and_why() -> None:
 
 def test_markup_in_captions_is_escaped() -> None:
     assert label_spaces.escape_markdown("<b>a|b</b>\n# c") == "\\<b\\>a\\|b\\</b\\> \\# c"
+
+
+# --- noun phrases --------------------------------------------------------------------------------
+
+
+def test_words_are_split_without_punctuation() -> None:
+    assert label_spaces.split_words("The man's T-shirt, size_42 (U.S.): rock 'n' roll!") == [
+        *(["the", "man's", "t-shirt"], ["size"], ["42"], ["u.s"], ["rock"], ["n"], ["roll"])
+    ]
+    assert label_spaces.split_words(" \n") == label_spaces.split_words("-- !") == []
+
+
+def test_phrases_in_a_text_do_not_cross_punctuation() -> None:
+    assert list(label_spaces.phrases_in("Red dog, cat")) == ["red", "red dog", "dog", "cat"]
+
+
+@pytest.fixture
+def textblob() -> None:
+    pytest.importorskip("textblob", reason="needs the extra phrases")
+
+
+def uses_textblob(test: Any) -> Any:
+    """TextBlob leaves its lexicon open after reading it."""
+    ignored = pytest.mark.filterwarnings("ignore:unclosed file.*textblob:ResourceWarning")
+    return ignored(pytest.mark.usefixtures("textblob")(test))
+
+
+@uses_textblob
+@pytest.mark.parametrize(
+    ("caption", "phrases"),
+    [
+        (
+            "a picture of a striped red star, a blue cross and an orange ring",
+            ["striped red star", "blue cross", "orange ring"],
+        ),
+        ("we found a pink heart and a white arrow here", ["pink heart", "white arrow"]),
+        ("drawing of a blue circle, high resolution", ["blue circle"]),
+        ("purple triangle free png download", ["purple triangle"]),
+        (
+            "Two small dogs chasing a frisbee on the green grass of Central Park",
+            ["small dogs", "frisbee", "green grass", "central park"],
+        ),
+        (
+            "Stock Photo: beautiful woman holding a cup of hot coffee 2019",
+            ["beautiful woman", "cup", "hot coffee"],
+        ),
+        ("black running shoes for men, size 42", ["black running shoes", "men", "size"]),
+        ("A STOP SIGN next to the old fire hydrant", ["stop sign", "old fire hydrant"]),
+        ("running dogs", ["running dogs"]),
+        ("dogs running", ["dogs"]),
+        ("very nice", []),
+        ("", []),
+        ("… !?", []),
+    ],
+)
+def test_noun_phrases_of_captions(caption: str, phrases: list[str]) -> None:
+    found = label_spaces.noun_phrases(caption)
+    assert found == phrases
+    assert set(found) <= set(label_spaces.phrases_in(caption))
+
+
+@uses_textblob
+def test_noun_phrases_are_limited_and_counted() -> None:
+    counts: Counter[str] = Counter()
+    caption = "a dog, a cat and stock photo of the cow"
+    assert label_spaces.noun_phrases(caption, max_phrases=2, counts=counts) == ["dog", "cat"]
+    assert counts == {
+        **{"generic word: stock": 1, "generic word: photo": 1, "kept": 2},
+        "beyond the limit of an image": 1,
+    }
+    long = " ".join(["red"] * 12) + " dog"
+    assert label_spaces.noun_phrases(long) == [" ".join(["red"] * 9) + " dog"]
+
+
+@uses_textblob
+def test_label_spaces_of_noun_phrases() -> None:
+    alone = label_spaces.make("noun_phrases", [], max_ngrams=3)
+    assert alone.of_image(["a red dog", "the red dog and a cat"]) == ("red dog", "cat")
+    assert alone.curated_factor == 1.0 and not alone.curated.names
+    both = label_spaces.make("union_noun_phrases", ["shapes_world"])
+    assert both.curated.names and both.curated_factor == 0.3 and both.phrases == "noun_phrases"
+    assert alone.describe()["uses_ngrams"] is False
+    assert str(alone.describe()["tagger"]).startswith("textblob ")
+    with pytest.raises(DataError, match="union_noun_phrases for both"):
+        label_spaces.make("noun_phrases", ["shapes_world"])
+    counts: Counter[str] = Counter()
+    alone.of_image(["free dog"], counts)
+    assert "| noun phrases | count |" in label_spaces.table_markdown(alone, counts)
+
+
+@uses_textblob
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=60) | st.lists(st.sampled_from(TOKENS), max_size=12).map(" ".join))
+def test_any_text_has_noun_phrases_of_its_own_words(text: str) -> None:
+    found = label_spaces.noun_phrases(text)
+    assert set(found) <= set(label_spaces.phrases_in(text))
+
+
+def test_noun_phrases_need_textblob(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_spaces, "is_installed", lambda _: False)
+    with pytest.raises(DataError, match=r"--labels noun_phrases: .*owl-det\[phrases\]"):
+        label_spaces.make("noun_phrases", [])

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import train_step as benchmark
 from owl_det import config as config_lib
+from owl_det import flops
 from owl_det.config import SelectionConfig
 from owl_det.matching import match
 from owl_det.types import Targets
@@ -20,15 +21,15 @@ from owl_det.types import Targets
 @pytest.mark.parametrize("variant", benchmark.VARIANTS)
 def test_formula_agrees_with_xla(variant: str) -> None:
     config = benchmark.make_config("tiny", variant)
-    formula = benchmark.flops_per_image(config, benchmark.texts_per_image(config))
-    assert benchmark.xla_flops_per_image(config) == pytest.approx(formula, rel=0.1)
+    formula = flops.flops_per_image(config, flops.texts_per_image(config))
+    assert flops.xla_flops_per_image(config) == pytest.approx(formula, rel=0.1)
 
 
 def test_xla_counts_a_loop_body_once() -> None:
     """Why the layers are unrolled for the count."""
     config = benchmark.make_config("tiny", "dense", batch_size=4)
     rolled = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_unroll=1))
-    assert benchmark.xla_flops(rolled) < 0.5 * benchmark.xla_flops(benchmark.countable(config))
+    assert flops.xla_flops(rolled) < 0.5 * flops.xla_flops(flops.countable(config))
 
 
 def test_formula_agrees_with_the_paper() -> None:
@@ -43,7 +44,7 @@ def test_formula_agrees_with_the_paper() -> None:
     dropped = SelectionConfig(token_drop_rate=0.5, instance_top_k=512)
     for selection, published in ((SelectionConfig(), 11_945e9), (dropped, 5_358e9)):
         case = dataclasses.replace(config, selection=selection)
-        ours = benchmark.flops_per_image(case, texts_per_image=config.data.max_queries)
+        ours = flops.flops_per_image(case, texts_per_image=config.data.max_queries)
         assert ours == pytest.approx(published, rel=0.1)
 
 
@@ -59,7 +60,7 @@ def test_formula_of_one_layer_by_hand() -> None:
     n, d, f, e, q = 5, 4, 8, 3, 6
     products = [(4, 12, d), (n, d, 3 * d), (n, d, n), (n, n, d), (n, d, d), (n, d, f), (n, f, d)]
     heads = [(4, d, d)] * 4 + [(4, d, 1), (4, d, 4), (4, d, e), (4, d, 2), (4, e, q)]
-    found = benchmark.forward_flops(config, texts_per_image=0.0)
+    found = flops.forward_flops(config, texts_per_image=0.0)
     assert found["image_tower"] == sum(2 * math.prod(p) for p in products)
     assert found["heads"] == sum(2 * math.prod(p) for p in heads)
     assert found["text_tower"] == 0
@@ -121,7 +122,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert found["machine"]["platform"] == jax.default_backend()
     dropped = found["variants"]["dropped"]
     config = benchmark.make_config("tiny", "dropped", batch_size=2)
-    assert dropped["flops_per_image"] == benchmark.flops_per_image(config, texts_per_image=24)
+    assert dropped["flops_per_image"] == flops.flops_per_image(config, texts_per_image=24)
     # XLA also counts the optimiser, which two images share here.
     assert 1 < dropped["xla_over_formula"] < 1.2
     median = dropped["step_seconds"]["median"]

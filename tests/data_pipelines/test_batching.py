@@ -111,6 +111,7 @@ def test_shuffled_labels_are_a_permutation() -> None:
 
 
 WORDS = ("cat", "dog", "cow", "hen", "fox", "owl")
+ENCODED = TOKENIZER.encode_all(list(WORDS))
 
 
 @settings(max_examples=60, deadline=None)
@@ -174,6 +175,93 @@ def test_the_tables_of_four_shards_hold_the_queries_of_one() -> None:
             one["query_table"][one["query_index"][image]][is_query],
             table[four["query_index"][image]][is_query],
         )
+
+
+NAMED = dataclasses.replace(SHAPES, with_names=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    asked=st.lists(
+        st.lists(st.sampled_from(WORDS), unique=True, max_size=4), min_size=4, max_size=4
+    ),
+    excluded=st.lists(st.sampled_from(WORDS), unique=True, max_size=2),
+    num_shards=st.sampled_from([1, 2]),
+    limit=st.sampled_from([0, 2, 4]),
+)
+def test_batch_negatives_are_asked_of_others_and_never_present(
+    asked: list[list[str]], excluded: list[str], num_shards: int, limit: int
+) -> None:
+    """Image 0 also shows the excluded names; every image has its first name as positive."""
+    packed = [
+        _pack(
+            _example(
+                [(names[0],)] if names else [],
+                negatives=tuple(names[1:]),
+                excluded=tuple(excluded) if image == 0 else (),
+            ),
+            NAMED,
+        )
+        for image, names in enumerate(asked)
+    ]
+    before = batching.with_query_table(batching.stack(packed), num_shards, limit)
+    rngs = [np.random.default_rng(i) for i in range(4)]
+    after = batching.with_batch_negatives(before, num_shards, rngs)
+    assert "query_names" not in after
+    np.testing.assert_array_equal(after["query_table"], before["query_table"])
+    np.testing.assert_array_equal(after["instance_labels"], before["instance_labels"])
+    kept = before["is_query"]
+    assert after["is_query"][kept].all()
+    np.testing.assert_array_equal(after["query_index"][kept], before["query_index"][kept])
+    per_shard = 4 // num_shards
+    tables = before["query_table"].reshape(num_shards, -1, 8)
+    word_of = {tokens.tobytes(): word for word, tokens in zip(WORDS, ENCODED, strict=True)}
+
+    def words(batch: dict[str, Any], image: int) -> list[str]:
+        rows = batch["query_index"][image][batch["is_query"][image]]
+        return [word_of[tables[image // per_shard][row].tobytes()] for row in rows]
+
+    for image in range(4):
+        shard = image // per_shard * per_shard
+        of_shard = {w for i in range(shard, shard + per_shard) for w in words(before, i)}
+        never = {*asked[image], *(excluded if image == 0 else [])}
+        now = words(after, image)
+        new = [word for word in now if word not in words(before, image)]
+        assert len(set(now)) == len(now), "asked twice"
+        assert set(new) <= of_shard - never
+        if not limit:  # nothing was masked out: all that fit are there
+            slots = 5 - len(asked[image])
+            assert len(new) == min(slots, len(of_shard - never))
+
+
+def test_a_masked_positive_keeps_its_slot_to_itself() -> None:
+    """Its labels are still there: another name in its place would be learnt as a positive."""
+    first = _pack(_example([("cat",), ("dog",)]), NAMED)
+    second = _pack(_example([("hen",)]), NAMED)
+    before = batching.with_query_table(batching.stack([first, second]), 1, 1)
+    assert before["is_query"].tolist() == [[True] + 4 * [False], 5 * [False]]
+    after = batching.with_batch_negatives(before, 1, [np.random.default_rng(0)] * 2)
+    assert after["is_query"].tolist() == [[True] + 4 * [False], [False, True] + 3 * [False]]
+    labels = after["instance_labels"].any(axis=1)
+    assert not (after["is_query"] & labels & ~before["is_query"]).any()
+
+
+def test_batch_negatives_depend_on_the_generator_of_the_image_alone() -> None:
+    packed = [
+        _pack(_example([(WORDS[i],)], negatives=(WORDS[i + 1], WORDS[i + 2])), NAMED)
+        for i in range(4)
+    ]
+    before = batching.with_query_table(batching.stack(packed), 1, 0)
+
+    def drawn(seeds: tuple[int, ...]) -> np.ndarray:
+        rngs = [np.random.default_rng(seed) for seed in seeds]
+        return batching.with_batch_negatives(before, 1, rngs)["query_index"]
+
+    first = drawn((0, 1, 2, 3))
+    np.testing.assert_array_equal(first, drawn((0, 1, 2, 3)))
+    others = [drawn((seed, 1, 2, 3)) for seed in range(10, 15)]
+    assert all((first[1:] == other[1:]).all() for other in others)
+    assert any((first[0] != other[0]).any() for other in others)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 3)])

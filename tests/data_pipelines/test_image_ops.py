@@ -145,7 +145,7 @@ def test_damaged_files_raise_nothing_else(file_format, damage):
 )
 def test_draft_is_never_smaller_than_asked(draft_size, scale):
     file = encode(Image.fromarray(noise(601, 803)), "JPEG")
-    decoded = image_ops.decode_image(file, draft_size)
+    decoded = image_ops.decode_draft(image_ops.open_image(file), draft_size)
     assert decoded.width >= draft_size[0] and decoded.height >= draft_size[1]
     assert image_ops.draft_scale((601, 803), decoded) == scale
 
@@ -154,9 +154,9 @@ def test_draft_size_is_of_the_upright_image():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored on its side
     file = encode(Image.fromarray(noise(400, 800)), "JPEG", exif=exif)
-    decoded = image_ops.decode_image(file, (100, 800))
+    decoded = image_ops.decode_draft(image_ops.open_image(file), (100, 800))
     assert decoded.size == (400, 800)  # (200, 100) would do for the stored image's sides
-    assert image_ops.decode_image(file, (100, 200)).size == (100, 200)
+    assert image_ops.decode_draft(image_ops.open_image(file), (100, 200)).size == (100, 200)
 
 
 def test_draft_scale_rejects_another_image():

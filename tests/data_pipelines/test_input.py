@@ -57,6 +57,37 @@ def test_two_processes_see_the_halves_of_one() -> None:
             np.testing.assert_array_equal(joined, value, err_msg=key)
 
 
+BATCH_NEGATIVES = {
+    "data__batch_negatives": True,
+    # A few annotated names of each image, so that there is room for those of others.
+    "data__train": {
+        "shapes": {
+            "kind": "shapes_world",
+            "image_size": 32,
+            "num_images": 64,
+            "annotated_fraction": 0.1,
+        }
+    },
+}
+
+
+def test_batch_negatives_are_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(**BATCH_NEGATIVES)
+    whole = _take(TrainInput(config), 3, num_shards=2)
+    plain = _take(TrainInput(tiny.config(**{**BATCH_NEGATIVES, "data__batch_negatives": False})), 1)
+    assert whole[0]["is_query"].sum() > plain[0]["is_query"].sum()
+    assert "query_names" not in whole[0] and whole[0].keys() == plain[0].keys()
+    (resumed,) = _take(TrainInput(config), 1, first=2, num_shards=2)
+    _assert_same(resumed, whole[2])
+    parts = [
+        _take(TrainInput(config), 1, num_shards=2, process=p, num_processes=2)[0] for p in range(2)
+    ]
+    _assert_same({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole[0])
+    monkeypatch.setattr(input_lib, "is_installed", lambda _: False)
+    (threads,) = _take(TrainInput(config), 1, num_shards=2)
+    _assert_same(threads, whole[0])
+
+
 def test_batch_must_divide() -> None:
     with pytest.raises(DataError, match="config.batch_size: 8 does not divide over 3"):
         _take(TrainInput(tiny.config()), 1, num_shards=3)
@@ -106,6 +137,29 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path: Path, sizes: list[int
     # Knowing the bad images beforehand changes nothing: the stream stays a pure function.
     for i in range(200):
         _assert_same(data.example(i), examples[i])
+
+
+def test_mosaics_of_jpeg_files_do_not_depend_on_the_workers(tmp_path: Path) -> None:
+    """Files shrink while they are decoded, are cropped, and share threads."""
+    _yolo_folder(tmp_path, 12, corrupt=())
+    rng = np.random.default_rng(0)
+    for path in sorted((tmp_path / "images").glob("*.png")):
+        pixels = rng.integers(0, 256, (160, 200, 3), np.uint8)
+        Image.fromarray(pixels).save(path.with_suffix(".jpg"))
+        path.unlink()
+    changes = {
+        "data__augment__mosaic_sizes": [2, 3],
+        "data__augment__mosaic_probabilities": [0.5, 0.5],
+        "data__augment__crop_probability": 0.5,
+        "data__augment__tile_scale_min": 0.5,
+    }
+    alone, together = (
+        _take(TrainInput(_yolo_config(tmp_path, data__num_workers=workers, **changes)), 2)
+        for workers in (1, 4)
+    )
+    for ours, theirs in zip(alone, together, strict=True):
+        _assert_same(ours, theirs)
+    assert not np.array_equal(alone[0]["image"], alone[1]["image"])
 
 
 def test_too_many_corrupt_images_are_an_error(tmp_path: Path) -> None:

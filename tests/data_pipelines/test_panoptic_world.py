@@ -5,11 +5,12 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines import panoptic_world, shapes_world
+from data_pipelines import panoptic_world, shapes_world, transforms
 from data_pipelines import source as source_lib
 from data_pipelines.panoptic_world import STUFF, PanopticWorld
-from owl_det.config import ShapesWorldSource
+from owl_det.config import PreprocessConfig, ShapesWorldSource
 from owl_det.errors import DataError
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -111,3 +112,18 @@ def test_the_other_splits_know_nothing_of_it() -> None:
     assert not set(panoptic_world.SPLITS) & set(shapes_world.SPLITS)
     things = {entry.name for entry in shapes_world.object_names()}
     assert not things & set(STUFF)
+
+
+def test_stuff_is_asked_as_a_negative_only_where_it_is_not() -> None:
+    world = PanopticWorld(split="panoptic", image_size=32, num_images=16)
+    for i in range(16):
+        example = transforms.eval_example(world[i], image_size=32, preprocess=PreprocessConfig())
+        stuff = set(world.scene(i).stuff)
+        assert stuff <= set(example.excluded)
+        assert set(example.negatives) & set(STUFF) == set(STUFF) - stuff
+
+
+def test_training_reads_it() -> None:
+    source = {"kind": "shapes_world", "split": "panoptic", "image_size": 32, "num_images": 16}
+    batch = tiny.arrays(tiny.config(data__train={"world": source}))
+    assert batch["is_instance"].any() and batch["image"].shape == (8, 32, 32, 3)

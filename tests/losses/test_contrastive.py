@@ -22,6 +22,11 @@ def _call(function: Callable[..., jax.Array], *arrays: np.ndarray) -> jax.Array:
     return function(*(jnp.asarray(x) for x in arrays))
 
 
+def _logits(images: np.ndarray, texts: np.ndarray, scale: float) -> np.ndarray:
+    """Of unit vectors, as `Detector.similarity` makes them."""
+    return scale * images @ texts.T
+
+
 def _softmax_by_hand(logits: np.ndarray, rows: list[int]) -> list[float]:
     values = []
     for i in rows:
@@ -31,10 +36,13 @@ def _softmax_by_hand(logits: np.ndarray, rows: list[int]) -> list[float]:
     return values
 
 
+def _logits(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
+    return jnp.exp(scale) * images @ texts.T
+
+
 def test_softmax_equals_clip_over_the_real_rows() -> None:
     images, texts = _case(0)
-    logits = _call(contrastive.pair_logits, images, texts, jnp.asarray(np.log(7.0)))
-    np.testing.assert_allclose(logits, 7.0 * images @ texts.T, rtol=1e-5, atol=1e-5)
+    logits = _logits(images, texts, 7.0)
     is_example = np.array([True, True, False, True, True, False])
     found = _call(contrastive.softmax_loss, logits, np.eye(B, dtype=bool), is_example)
     by_hand = _softmax_by_hand(np.asarray(logits, np.float64), [0, 1, 3, 4])
@@ -47,7 +55,7 @@ def test_softmax_shares_the_target_among_equal_texts() -> None:
     texts[3] = texts[1]
     is_same = np.eye(B, dtype=bool)
     is_same[1, 3] = is_same[3, 1] = True
-    logits = _call(contrastive.pair_logits, images, texts, jnp.asarray(1.0))
+    logits = _logits(images, texts, 2.7)
     found = _call(contrastive.softmax_loss, logits, is_same, np.ones(B, bool))
     z = np.asarray(logits, np.float64)
     log_p = z[1] - np.log(np.exp(z[1]).sum())
@@ -59,7 +67,7 @@ def test_softmax_shares_the_target_among_equal_texts() -> None:
 def test_sigmoid_equals_siglip() -> None:
     images, texts = _case(2)
     bias = -3.0
-    logits = _call(contrastive.pair_logits, images, texts, jnp.asarray(np.log(10.0))) + bias
+    logits = _logits(images, texts, 10.0) + bias
     is_example = np.array([True] * 5 + [False])
     found = _call(contrastive.sigmoid_loss, logits, np.eye(B, dtype=bool), is_example)
     z = 10.0 * images.astype(np.float64) @ texts.T + bias
@@ -69,21 +77,20 @@ def test_sigmoid_equals_siglip() -> None:
     assert found[5] == 0
 
 
-def test_scale_is_bounded_and_fillers_send_no_gradient() -> None:
+def test_fillers_send_no_gradient() -> None:
     images, texts = _case(3)
-    largest = _call(contrastive.pair_logits, images, texts, jnp.asarray(50.0))
-    np.testing.assert_allclose(largest, 100.0 * images @ texts.T, rtol=1e-4, atol=1e-4)
-    is_example = np.array([True] * 4 + [False] * 2)
+    is_example = jnp.array([True] * 4 + [False] * 2)
 
     def loss(images: jax.Array, texts: jax.Array) -> jax.Array:
-        logits = _call(contrastive.pair_logits, images, texts, jnp.asarray(2.0))
+        logits = 7.0 * images @ texts.T
         same = jnp.eye(B, dtype=bool)
         return (
-            _call(contrastive.softmax_loss, logits, same, is_example)
-            + _call(contrastive.sigmoid_loss, logits, same, is_example)
+            contrastive.softmax_loss(logits, same, is_example)
+            + contrastive.sigmoid_loss(logits, same, is_example)
         ).sum()
 
-    for gradient in jax.grad(loss, argnums=(0, 1))(jnp.asarray(images), jnp.asarray(texts)):
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.asarray(images), jnp.asarray(texts))
+    for gradient in gradients:
         assert np.isfinite(gradient).all() and np.abs(gradient[:4]).min() > 0
         assert not np.asarray(gradient[4:]).any()
 

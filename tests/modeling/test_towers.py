@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det.modeling.attention import attend
+from owl_det.modeling.attention import CHUNK, attend
 from owl_det.modeling.heads import ClassHead
 from owl_det.modeling.text import TextTower
 from owl_det.modeling.transformer import ACTIVATIONS, Transformer
@@ -38,6 +38,63 @@ def test_attention_equals_its_formula(is_causal: bool) -> None:
     arrays = [jnp.asarray(x, jnp.float32) for x in (q, k, v)]
     ours = attend(*arrays, is_causal=is_causal, implementation="xla")
     np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_attention_in_chunks_is_plain_attention(dtype: str) -> None:
+    """Values and gradients, of a number of queries that no chunk size divides."""
+    m, n, tolerance = 2 * CHUNK + 3, 9, {"float32": 1e-5, "bfloat16": 2e-2}[dtype]
+    keys = jax.random.split(jax.random.key(0), 4)
+    shapes = [(2, m, 2, 4), (2, n, 2, 4), (2, n, 2, 4), (2, m, 2, 4)]
+    *arrays, weight = (
+        jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)
+    )
+
+    def run(implementation: Any) -> Any:
+        def total(query: jax.Array, key: jax.Array, value: jax.Array) -> Any:
+            mixed = attend(query, key, value, is_causal=False, implementation=implementation)
+            return (mixed * weight).astype(jnp.float32).sum(), mixed
+
+        return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
+
+    wanted = run("plain")
+    for implementation in ("xla", "portable"):
+        found = jax.tree.leaves(run(implementation))
+        for ours, theirs in zip(found, jax.tree.leaves(wanted), strict=True):
+            assert ours.dtype == theirs.dtype
+            scale = float(jnp.abs(theirs.astype(jnp.float32)).max())
+            np.testing.assert_allclose(
+                ours.astype(jnp.float32), theirs.astype(jnp.float32), atol=tolerance * scale
+            )
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere scores are left to XLA")
+def test_attention_on_a_cpu_holds_a_part_of_the_scores() -> None:
+    m, h = 4 * CHUNK, 4
+    shape = jax.ShapeDtypeStruct((1, m, h, 8), jnp.float32)
+
+    def temporaries(implementation: Any) -> int:
+        def total(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            return attend(query, key, value, is_causal=False, implementation=implementation).sum()
+
+        gradient: Any = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+        return gradient.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
+
+    scores = 4 * h * m * m  # bytes
+    assert temporaries("plain") > scores
+    assert temporaries("xla") < scores / 2
+
+
+def test_portable_attention_is_exported_for_every_platform() -> None:
+    def run(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return attend(query, key, value, is_causal=False, implementation="portable")
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    arrays = [jax.random.normal(key, (2, CHUNK + 1, 2, 4)) for key in keys]
+    shapes = jax.export.symbolic_args_specs(arrays, "b, ...")
+    exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(*shapes)
+    wanted = attend(*arrays, is_causal=False, implementation="plain")
+    np.testing.assert_allclose(exported.call(*arrays), wanted, atol=1e-5)
 
 
 def test_activations_at_known_points() -> None:

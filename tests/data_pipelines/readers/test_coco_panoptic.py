@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.panoptic_world import PanopticWorld
 from data_pipelines.readers.coco_panoptic import CocoPanopticReader, plain_name
 from owl_det.errors import DataError
 
@@ -166,3 +167,47 @@ def test_the_image_must_have_the_size_of_the_file(open_reader: Any, tmp_path: Pa
     Image.new("RGB", (WIDTH + 1, HEIGHT)).save(tmp_path / "images/a.jpg")
     with pytest.raises(DataError, match="a.jpg: is not of the size"):
         reader.regions(0)
+
+
+def test_shapes_world_written_as_coco_panoptic_reads_back(tmp_path: Path) -> None:
+    world = PanopticWorld(split="panoptic_test", num_images=6, image_size=128)
+    images, segments = tmp_path / "images", tmp_path / "panoptic"
+    images.mkdir()
+    segments.mkdir()
+    ids = {category.name: category.id for category in world.categories}
+    content: dict[str, Any] = {"images": [], "annotations": []}
+    content["categories"] = [
+        {"id": c.id, "name": c.name, "isthing": int("thing" in c.groups)} for c in world.categories
+    ]
+    for i in range(len(world)):
+        found = world.regions(i)
+        assert found.segments is not None
+        Image.fromarray(world[i].image).save(images / f"{i}.png")
+        numbers = 250 + 3 * np.arange(len(found.names))  # two bytes and one
+        colours = numbers[found.segments]
+        rgb = np.stack([colours % 256, colours // 256, 0 * colours], -1).astype(np.uint8)
+        Image.fromarray(rgb).save(segments / f"{i}.png")
+        content["images"].append({"id": i, "file_name": f"{i}.png", "height": 128, "width": 128})
+        infos = [
+            {
+                "id": int(number),
+                "category_id": ids[name],
+                "iscrowd": 0,
+                "bbox": [x, y, X - x, Y - y],
+            }
+            for number, name, (x, y, X, Y) in zip(
+                numbers, found.names, found.boxes_xyxy.tolist(), strict=True
+            )
+        ]
+        entry = {"image_id": i, "file_name": f"{i}.png", "segments_info": infos}
+        content["annotations"].append(entry)
+    (tmp_path / "panoptic.json").write_text(json.dumps(content))
+    reader = CocoPanopticReader(tmp_path / "panoptic.json", images, segments)
+    for i in range(len(world)):
+        ours, theirs = reader.regions(i), world.regions(i)
+        assert ours.names == theirs.names and set(ours.present) == set(theirs.present)
+        np.testing.assert_array_equal(ours.segments, theirs.segments)
+        np.testing.assert_array_equal(ours.boxes_xyxy, theirs.boxes_xyxy)
+        np.testing.assert_array_equal(ours.is_thing, theirs.is_thing)
+        assert reader[i].names == world[i].names
+        assert set(reader[i].negatives) == set(world[i].negatives)

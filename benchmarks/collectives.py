@@ -1,0 +1,456 @@
+"""Counts what one training step sends between devices, from the compiled program; runs nothing.
+
+    python -m benchmarks.collectives --config owlv2_b16 --mesh 2,2,2
+    python -m benchmarks.collectives --config owlv2_l14 --mesh 64,4,1 --topology v5e:16x16
+
+The step is compiled from shapes alone: for as many CPU devices as the mesh (data, fsdp, tensor)
+has, or, with --topology, by the TPU compiler for that slice, which needs the package libtpu and no
+TPU. Every collective of the program is counted as often as its loops run. Bytes are those that one
+device sends if the collective runs as a ring of g devices over S bytes: all-reduce 2 (g - 1)/g S,
+all-gather, reduce-scatter and all-to-all (g - 1)/g S, collective-permute S. Exit code 1: more than
+`--tolerance` times the analytic minimum crosses the data and fsdp axes.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from owl_det import config as config_lib
+from owl_det import sharding, step_shapes
+from owl_det.config import Config
+from owl_det.errors import ConfigError, UserError
+from owl_det.modeling.token_drop import num_kept
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_WITHIN_A_SHARD = ("tensor", "none")
+
+# Bytes: {"fsdp": {"all-gather": …}}; axes that share a group are joined, as in "data+fsdp".
+Traffic = dict[str, dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Collective:
+    """One collective of a compiled program."""
+
+    kind: str
+    axes: str  # of the mesh, along which its groups lie
+    shape: str
+    group_size: int
+    wire_bytes: float  # that a device sends each time it runs
+    runs: float  # a step
+    is_in_loop: bool
+    is_in_endless_loop: bool  # in a loop whose length only the data tells; `runs` counts it once
+    source: str  # where it comes from in the Python code
+
+
+# --- reading a compiled program ------------------------------------------------------------------
+
+
+def collectives(hlo: str, mesh_shape: dict[str, int]) -> list[Collective]:
+    """All collectives of a partitioned program in HLO text, for a mesh of `mesh_shape`."""
+    computations, entry = _computations(hlo)
+    found: list[Collective] = []
+    for name, runs, is_in_loop, is_endless in _visits(computations, entry):
+        for line in computations[name]:
+            match = _INSTRUCTION.match(line)
+            if match is None or match["opcode"].removesuffix("-start") not in KINDS:
+                continue
+            found.append(_collective(match, name, mesh_shape, runs, is_in_loop, is_endless))
+    return found
+
+
+_INSTRUCTION = re.compile(
+    r"\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>\(.*?\)|\S+) (?P<opcode>[\w-]+)\((?P<rest>.*)$"
+)
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, and the name of the one that the program starts with."""
+    found: dict[str, list[str]] = {}
+    entry, lines = "", []
+    for line in hlo.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) .*\{\s*$", line)
+        if head and not line.startswith((" ", "HloModule")):
+            lines = found.setdefault(head[2], [])
+            entry = head[2] if head[1] else entry
+        else:
+            lines.append(re.sub(r"/\*.*?\*/", "", line))
+    if not entry:
+        raise ValueError("the program has no ENTRY computation")
+    return found, entry
+
+
+def _visits(
+    computations: dict[str, list[str]], entry: str
+) -> Iterator[tuple[str, float, bool, bool]]:
+    """Every path to a computation: name, runs a step, whether in a loop, in an endless one."""
+    waiting = [(entry, 1.0, False, False)]
+    while waiting:
+        name, runs, is_in_loop, is_endless = waiting.pop()
+        yield name, runs, is_in_loop, is_endless
+        for line in computations[name]:
+            called = _CALLED.findall(line)
+            for branches in _BRANCHES.findall(line):
+                called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+            is_loop = " while(" in line
+            count = _TRIP_COUNT.search(line) if is_loop else None
+            times = float(count[1]) if count else 1.0
+            endless = is_endless or (is_loop and count is None)
+            waiting += [(other, runs * times, is_in_loop or is_loop, endless) for other in called]
+
+
+def _collective(
+    match: re.Match[str],
+    computation: str,
+    mesh_shape: dict[str, int],
+    runs: float,
+    is_in_loop: bool,
+    is_endless: bool,
+) -> Collective:
+    kind, rest = match["opcode"].removesuffix("-start"), match["rest"]
+    group = _group(rest)
+    size = len(group)
+    num_bytes = _result_bytes(match["shape"], kind, is_start=match["opcode"].endswith("-start"))
+    if kind == "all-reduce" and "all-reduce-scatter" in computation:
+        # TPU: an all-reduce in a fusion of this name hands each device its own part alone.
+        kind, num_bytes = "reduce-scatter", num_bytes / size
+    scale = {
+        "all-reduce": 2 * (size - 1) / size,
+        "all-gather": (size - 1) / size,
+        "reduce-scatter": size - 1.0,  # of the result, a part
+        "all-to-all": (size - 1) / size,
+        "collective-permute": 1.0,
+    }[kind]
+    source = re.search(r'op_name="([^"]*)"', rest)
+    return Collective(
+        kind=kind,
+        axes=_axes(group, mesh_shape),
+        shape=re.sub(r"\{[^}]*\}", "", match["shape"]),
+        group_size=size,
+        wire_bytes=scale * num_bytes,
+        runs=runs,
+        is_in_loop=is_in_loop,
+        is_in_endless_loop=is_endless,
+        source=source[1] if source else "",
+    )
+
+
+_BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+
+
+def _result_bytes(shape: str, kind: str, *, is_start: bool) -> float:
+    """Bytes of an instruction's result; of an asynchronous start, without its operand."""
+    parts = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+    if is_start and kind == "collective-permute":
+        parts = parts[1:2]
+    elif is_start and kind != "all-reduce":
+        parts = parts[len(parts) // 2 :]
+    return sum(
+        (_BITS[dtype] if dtype in _BITS else int(re.sub(r"\D", "", dtype)))
+        / 8
+        * math.prod(int(n) for n in dimensions.split(",") if n)
+        for dtype, dimensions in parts
+    )
+
+
+def _group(rest: str) -> list[int]:
+    """One group of devices of a collective (of a permutation: a sender and its receiver)."""
+    pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", rest)
+    if pairs:
+        pairs = [tuple(map(int, p)) for p in re.findall(r"\{(\d+),(\d+)\}", pairs[1])]
+        moved = [list(pair) for pair in pairs if pair[0] != pair[1]]
+        return moved[0] if moved else [0]
+    text = re.search(r"replica_groups=(\S.*?)(?:, \w+=[^(]|$)", rest)
+    if text is None:
+        raise ValueError(f"a collective without groups: {rest[:200]}")
+    groups = text[1]
+    if groups.startswith("{{"):
+        return [int(n) for n in groups[2:].split("}")[0].split(",")]
+    iota = re.match(r"\[([\d,]+)\]<=(\S+)", groups)
+    if iota:
+        return _iota(iota[2]).reshape(_numbers(iota[1]))[0].tolist()
+    named = re.search(r"mesh\[(.*?)\](?:, device_ids=\((.*?\)?)\))? \{(.*?)\}", rest)
+    if named is None:
+        raise ValueError(f"groups of an unknown form: {rest[:200]}")
+    return _named_group(*named.groups())
+
+
+def _named_group(mesh: str, ids: str | None, axes: str) -> list[int]:
+    """The first group of `mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}`."""
+    names = re.findall(r"'(\w+)'=(\d+)", mesh)
+    shape = [int(size) for _, size in names]
+    wanted = re.findall(r"'(\w+)'", axes)
+    if ":" in axes:
+        raise ValueError(f"groups along a part of an axis: {axes}")
+    devices = np.arange(math.prod(shape)) if ids is None else _iota(ids)
+    grid = devices.reshape(shape)
+    index = tuple(slice(None) if name in wanted else 0 for name, _ in names)
+    return grid[index].reshape(-1).tolist()
+
+
+def _iota(text: str) -> np.ndarray:
+    """0, 1, 2, … in the order of `[4,2]T(1,0)`: reshaped, transposed, flattened."""
+    match = re.match(r"\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
+    if match is None:
+        raise ValueError(f"an order of devices of an unknown form: {text}")
+    shape = _numbers(match[1])
+    grid = np.arange(math.prod(shape)).reshape(shape)
+    return (grid.transpose(_numbers(match[2])) if match[2] else grid).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _axes(group: list[int], mesh_shape: dict[str, int]) -> str:
+    """The axes along which the devices of a group differ, joined by +; "none" for one device."""
+    places = np.stack(np.unravel_index(group, tuple(mesh_shape.values())), axis=-1)
+    differs = (places != places[:1]).any(axis=0)
+    return "+".join(np.array(list(mesh_shape))[differs]) or "none"
+
+
+def traffic(found: Sequence[Collective]) -> Traffic:
+    """Bytes that one device sends in a step, by axes and kind."""
+    total: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for one in found:
+        total[one.axes][one.kind] += one.wire_bytes * one.runs
+    return {axes: dict(kinds) for axes, kinds in total.items()}
+
+
+# --- what must be sent ---------------------------------------------------------------------------
+
+
+def minimum(config: Config, mesh: Mesh) -> Traffic:
+    """What a step must send at least, by the same count as `traffic`.
+
+    A parameter of S bytes on a device (after its split over tensor) that is split over fsdp: an
+    all-gather of S and a reduce-scatter of its gradient over fsdp, and an all-reduce of S/F over
+    data. One that is not: an all-reduce of S over both. Over tensor: per layer and direction, two
+    all-reduces of the residual stream of the images and texts of a data shard (arXiv 1909.08053).
+    """
+    d, f, t = (mesh.shape[axis] for axis in sharding.AXES)
+    params = step_shapes.state_shapes(config).params
+    placed = sharding.parameter_shardings(params, mesh)
+    sent: dict[tuple[str, str], float] = defaultdict(float)
+    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(placed), strict=True):
+        size = leaf.size * leaf.dtype.itemsize / (t if "tensor" in place.spec else 1)
+        if "fsdp" in place.spec:
+            sent["fsdp", "all-gather"] += (f - 1) / f * size
+            sent["fsdp", "reduce-scatter"] += (f - 1) / f * size
+            sent["data", "all-reduce"] += 2 * (d - 1) / d * size / f
+        else:
+            axes = "+".join(axis for axis in sharding.BATCH_AXES if mesh.shape[axis] > 1)
+            sent[axes, "all-reduce"] += 2 * (d * f - 1) / (d * f) * size
+    sent["tensor", "all-reduce"] = 2 * (t - 1) / t * _residual_bytes(config, d * f)
+    total: Traffic = defaultdict(dict)
+    for (axes, kind), size in sent.items():
+        if size:
+            total[axes][kind] = size
+    return dict(total)
+
+
+def _residual_bytes(config: Config, num_shards: int) -> float:
+    """Bytes of a data shard's residual streams, added up over layers, four times each."""
+    model = config.model
+    patches = (model.image_size // model.image.patch_size) ** 2
+    tokens = num_kept(patches, config.selection.token_drop_rate) + 1
+    images = config.batch_size / num_shards
+    texts = step_shapes.num_table_rows(config, num_shards) / num_shards
+    image = images * tokens * model.image.width * model.image.num_layers
+    text = texts * model.text.num_positions * model.text.width * model.text.num_layers
+    return 4 * (image + text) * jnp.dtype(model.dtype).itemsize
+
+
+def over_data_axes(sent: Traffic) -> float:
+    """Bytes along data, fsdp or both, whatever the kind."""
+    return sum(
+        sum(kinds.values()) for axes, kinds in sent.items() if axes not in ("tensor", "none")
+    )
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+# Only the program's structure is of interest: the CPU's code need not be fast.
+_FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def measure(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """Compiles the step over `mesh` and accounts for its collectives and memory."""
+    platform = mesh.devices.flat[0].platform
+    started = time.perf_counter()
+    lowered = step_shapes.lower(config, mesh)
+    compiled = lowered.compile(_FAST_COMPILE if platform == "cpu" else {})
+    seconds = time.perf_counter() - started
+    found = collectives(compiled.as_text() or "", dict(mesh.shape))
+    sent, needed = traffic(found), minimum(config, mesh)
+    across = [one for one in found if one.axes not in _WITHIN_A_SHARD]
+    largest = sorted(found, key=lambda one: one.wire_bytes * one.runs, reverse=True)[:8]
+    return {
+        "mesh": dict(mesh.shape),
+        "compiled_for": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+        "images_per_device": config.batch_size / sharding.num_data_shards(mesh),
+        "compile_seconds": seconds,
+        "sent_bytes": sent,
+        "minimum_bytes": needed,
+        "over_data_axes": over_data_axes(sent),
+        "over_data_axes_minimum": over_data_axes(needed),
+        "over_data_axes_in_loops": sum(o.wire_bytes * o.runs for o in across if o.is_in_loop),
+        "in_endless_loops": [_brief(one) for one in found if one.is_in_endless_loop],
+        "largest": [_brief(one) for one in largest],
+        "memory_bytes": step_shapes.memory_bytes(compiled),
+    }
+
+
+def _brief(one: Collective) -> dict[str, Any]:
+    return {
+        "kind": one.kind,
+        "axes": one.axes,
+        "shape": one.shape[:80],
+        "runs": one.runs,
+        "sent_bytes": one.wire_bytes * one.runs,
+        "source": one.source[-120:],
+    }
+
+
+def check(found: dict[str, Any], tolerance: float) -> list[str]:
+    """What is wrong with a measurement, a line each; empty = nothing."""
+    wrong = []
+    sent, needed = found["over_data_axes"], found["over_data_axes_minimum"]
+    if sent > tolerance * needed:
+        wrong.append(f"{sent:.4g} bytes over data and fsdp, {needed:.4g} needed")
+    if found["over_data_axes_in_loops"]:
+        wrong.append(f"{found['over_data_axes_in_loops']:.4g} bytes over data and fsdp in loops")
+    for one in found["in_endless_loops"]:
+        wrong.append(f"{one['kind']} over {one['axes']} in every round of a loop: {one['source']}")
+    return wrong
+
+
+def table(found: dict[str, Any]) -> str:
+    """Bytes by axes and kind beside what is needed, as Markdown."""
+    lines = ["| axes | kind | sent, MB | needed, MB |", "|---|---|---|---|"]
+    sent, needed = found["sent_bytes"], found["minimum_bytes"]
+    for axes in sorted(set(sent) | set(needed)):
+        for kind in KINDS:
+            have, need = (side.get(axes, {}).get(kind, 0.0) for side in (sent, needed))
+            if have or need:
+                lines.append(f"| {axes} | {kind} | {have / 1e6:.2f} | {need / 1e6:.2f} |")
+    return "\n".join(lines)
+
+
+def devices_of(topology: str, count: int) -> list[Any]:
+    """`count` CPU devices, or those of a TPU slice such as `v5e:8x8` (none of them is there)."""
+    if not topology:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+        return jax.devices()
+    from jax.experimental import topologies
+
+    # The library shall not look for the machine that a slice would have.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_WORKER_ID", "0")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    jax.config.update("jax_platforms", "cpu")
+    slice_ = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return list(slice_.devices)
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+def mesh_sizes(text: str) -> list[int]:
+    """`8,4,2` as sizes of data, fsdp and tensor. Raises `ConfigError` for anything else."""
+    sizes = text.split(",")
+    if len(sizes) != 3 or not all(size.isdecimal() and int(size) for size in sizes):
+        raise ConfigError(f"--mesh: three sizes data,fsdp,tensor, got {text}")
+    return [int(size) for size in sizes]
+
+
+def load_config(
+    name: str, sizes: Sequence[int], batch_size: int | None, max_distinct_queries: int | None
+) -> Config:
+    """configs/NAME.py over a mesh; None keeps the file's own value. Raises `ConfigError`."""
+    try:
+        module = importlib.import_module(f"configs.{name}")
+    except ModuleNotFoundError:
+        raise ConfigError(f"--config: there is no configs/{name}.py") from None
+    tree = module.get_config().to_dict()
+    tree["mesh"] = dict(zip(sharding.AXES, sizes, strict=True))
+    if batch_size is not None:
+        tree["batch_size"] = batch_size
+    if max_distinct_queries is not None:
+        tree["data"]["max_distinct_queries"] = max_distinct_queries
+    return config_lib.resolve(tree)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    sizes = mesh_sizes(arguments.mesh)
+    config = load_config(
+        arguments.config, sizes, arguments.batch_size, arguments.max_distinct_queries
+    )
+    mesh = sharding.make_mesh(config.mesh, devices_of(arguments.topology, math.prod(sizes)))
+    return {
+        "config": arguments.config,
+        "batch_size": config.batch_size,
+        "max_distinct_queries": config.data.max_distinct_queries,
+        "jax": jax.__version__,
+        **measure(config, mesh),
+    }
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="owlv2_b16", help="a file of configs/, without .py")
+    parser.add_argument("--mesh", default="2,2,2", help="data,fsdp,tensor")
+    parser.add_argument("--topology", default="", help="TPU slice, as v5e:8x8; empty = CPU devices")
+    parser.add_argument("--batch_size", type=int, help="images a step; default: the config's")
+    parser.add_argument("--max_distinct_queries", type=int, help="texts of a data shard")
+    parser.add_argument("--tolerance", type=float, default=1.1, help="of data and fsdp traffic")
+    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints JSON and a table. Returns 1 for needless traffic, 2 for arguments of no use."""
+    arguments = _parse(argv)
+    try:
+        found = run(arguments)
+    except UserError as error:
+        print(f"benchmarks.collectives: {error}", file=sys.stderr)
+        return 2
+    text = json.dumps(found, indent=2)
+    print(text)
+    print(table(found))
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+    wrong = check(found, arguments.tolerance)
+    for line in wrong:
+        print(f"benchmarks.collectives: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""Times our detector against transformers' with the same random weights; prints JSON.
+
+    python -m benchmarks.inference --models b16 b32 --threads 1
+    python -m benchmarks.inference --models b32 --task gradient --peers owl_det sdpa
+
+One image and `--queries` texts in float32: both towers and the heads. `gradient` is a training
+step without the optimiser: forward and backward of the mean square of all outputs, with respect to
+all parameters. Each peer runs in a process of its own, on the first `--threads` cores that this one
+may use, and their outputs are compared. Needs the extra [parity], and a C++ compiler for `compile`.
+
+Seconds are of the clock and of the processors (`cpu`); where other work shares the cores only the
+latter compare. `running_bytes` is the most that the process held (resident) while it ran, models
+included; `process_bytes` also while it loaded and compiled.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from owl_det.errors import ConfigError, UserError
+
+# Kind, side of the image and of a patch in pixels.
+MODELS = {"b16": ("owlv2", 960, 16), "b32": ("owlvit", 768, 32), "tiny": ("owlv2", 160, 16)}
+PEERS = ("owl_det", "eager", "sdpa", "compile")  # all but the first are transformers'
+OUTPUTS = ("class_logits", "boxes", "objectness_logits")
+
+Outputs = dict[str, np.ndarray]
+
+
+# --- the two programs ----------------------------------------------------------------------------
+
+
+def prepare_ours(
+    folder: str, task: str, pixels: np.ndarray, tokens: np.ndarray, remat: str
+) -> Callable[[], Outputs]:
+    """A call of our detector, compiled."""
+    import jax
+    import jax.numpy as jnp
+
+    from owl_det.convert import huggingface
+    from owl_det.modeling.detector import Detector
+
+    model = huggingface.read(folder)
+    settings: Any = dataclasses.replace(model.model, remat=remat)
+    detector = Detector(settings, model.preprocess)
+    image, ids, is_query = pixels[None], tokens[None], np.ones((1, len(tokens)), bool)
+
+    def forward(params: Any, image: jax.Array) -> dict[str, jax.Array]:
+        found: Any = detector.apply({"params": params}, image, ids, is_query)
+        return {name: getattr(found, name) for name in OUTPUTS}
+
+    def loss(params: Any, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        outputs = forward(params, image)
+        return sum((jnp.mean(x**2) for x in outputs.values()), jnp.zeros(())), outputs
+
+    gradient: Any = jax.grad(loss, has_aux=True)
+    params = jax.device_put(model.params)
+    del model
+    function = jax.jit(forward if task == "forward" else gradient)
+    compiled = function.lower(params, image).compile()
+
+    def call() -> Outputs:
+        found = jax.block_until_ready(compiled(params, image))
+        outputs = found if task == "forward" else found[1]
+        return {name: np.asarray(x) for name, x in outputs.items()}
+
+    return call
+
+
+def prepare_theirs(
+    folder: str, task: str, pixels: np.ndarray, tokens: np.ndarray, peer: str, threads: int
+) -> Callable[[], Outputs]:
+    """A call of transformers' model: `eager` or `sdpa` attention, or sdpa through torch.compile."""
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(threads)
+    settings = transformers.AutoConfig.from_pretrained(folder)
+    model: Any = getattr(transformers, settings.architectures[0]).from_pretrained(
+        folder, attn_implementation="eager" if peer == "eager" else "sdpa"
+    )
+    model.eval()
+    preprocess = json.loads((Path(folder) / "preprocessor_config.json").read_text())
+    normal = (pixels / 255 - preprocess["image_mean"]) / preprocess["image_std"]
+    inputs = {
+        "pixel_values": torch.tensor(normal.astype(np.float32).transpose(2, 0, 1)[None]),
+        "input_ids": torch.tensor(tokens.astype(np.int64)),
+        "attention_mask": torch.tensor(
+            (np.arange(tokens.shape[1]) <= tokens.argmax(-1)[:, None]).astype(np.int64)
+        ),
+    }
+    function = torch.compile(model) if peer == "compile" else model
+
+    def run() -> dict[str, Any]:
+        found = function(**inputs)
+        outputs = {"class_logits": found.logits, "boxes": found.pred_boxes}
+        objectness = getattr(found, "objectness_logits", None)
+        if objectness is None:  # OWL-ViT has none, and ours is 0 there
+            objectness = torch.zeros(outputs["boxes"].shape[:2])
+        return {**outputs, "objectness_logits": objectness}
+
+    def call() -> Outputs:
+        if task == "forward":
+            with torch.inference_mode():
+                return {name: x.numpy() for name, x in run().items()}
+        model.zero_grad(set_to_none=True)
+        outputs = run()
+        torch.stack([(x**2).mean() for x in outputs.values()]).sum().backward()
+        return {name: x.detach().numpy() for name, x in outputs.items()}
+
+    return call
+
+
+# --- one process a peer --------------------------------------------------------------------------
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Runs one peer in this process and saves its outputs beside the model."""
+    peer, folder = arguments.one, arguments.folder
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    pixels, tokens = inputs_of(folder, arguments.queries)
+    started = time.perf_counter()
+    if peer == "owl_det":
+        call = prepare_ours(folder, arguments.task, pixels, tokens, arguments.remat)
+    else:
+        call = prepare_theirs(folder, arguments.task, pixels, tokens, peer, arguments.threads)
+    outputs = call()  # compiles, and warms caches
+    preparing = time.perf_counter() - started
+    loading_bytes = peak_resident()
+    reset_peak()
+    wall, cpu = [], []
+    for _ in range(arguments.repeats):
+        starts = time.perf_counter(), time.process_time()
+        call()
+        wall.append(time.perf_counter() - starts[0])
+        cpu.append(time.process_time() - starts[1])
+    np.savez(Path(folder) / f"{peer}.npz", **outputs)  # pyright: ignore[reportArgumentType]
+    running_bytes = peak_resident()
+    return {
+        "wall_seconds": spread(wall),
+        "cpu_seconds": spread(cpu),
+        "prepare_seconds": preparing,
+        "running_bytes": running_bytes,
+        "process_bytes": max(loading_bytes, running_bytes),
+    }
+
+
+def inputs_of(folder: str, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """A noise image of the model's size and the tokens of as many texts."""
+    from data_pipelines.tokenizer import ClipTokenizer
+
+    described = json.loads((Path(folder) / "config.json").read_text())
+    side = described["vision_config"]["image_size"]
+    pixels = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
+    length = described["text_config"].get("max_position_embeddings", 16)
+    return pixels, ClipTokenizer(length).encode_all([f"a photo of {i}" for i in range(queries)])
+
+
+def reset_peak() -> None:
+    """From here on `peak_resident` tells the peak. Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_resident() -> int:
+    """The most bytes that this process has held (resident) since the last reset. Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM")
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least and most."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+# --- command -------------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All peers of all models, one process after the other."""
+    if min(arguments.threads, arguments.repeats, arguments.queries) < 1:
+        raise ConfigError("--threads, --repeats and --queries: must be positive")
+    if arguments.threads > len(os.sched_getaffinity(0)):
+        raise ConfigError(
+            f"--threads: {arguments.threads} asked for, {len(os.sched_getaffinity(0))} cores here"
+        )
+    return {
+        "machine": _machine(),
+        "task": arguments.task,
+        "threads": arguments.threads,
+        "queries": arguments.queries,
+        "repeats": arguments.repeats,
+        "remat": arguments.remat,
+        "load_average_before": os.getloadavg()[0],
+        "models": {name: compare(name, arguments) for name in arguments.models},
+    }
+
+
+def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The peers on one model: measurements, ratios to ours, differences of the outputs."""
+    from benchmarks.parity import save_random
+
+    kind, side, patch = MODELS[name]
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(Path(folder), kind, side, patch)
+        found = {peer: _in_own_process(peer, folder, arguments) for peer in arguments.peers}
+        outputs = {peer: dict(np.load(Path(folder) / f"{peer}.npz")) for peer in arguments.peers}
+    result: dict[str, Any] = {"image_size": side, "patch_size": patch, "peers": found}
+    if "owl_det" not in found:
+        return result
+    ours = found["owl_det"]
+    result["theirs_over_ours"] = {
+        peer: {
+            "wall": entry["wall_seconds"]["median"] / ours["wall_seconds"]["median"],
+            "cpu": entry["cpu_seconds"]["median"] / ours["cpu_seconds"]["median"],
+            "running_bytes": entry["running_bytes"] / ours["running_bytes"],
+            "max_abs_difference": {
+                key: float(np.abs(outputs[peer][key] - outputs["owl_det"][key]).max())
+                for key in OUTPUTS
+            },
+        }
+        for peer, entry in found.items()
+        if peer != "owl_det"
+    }
+    return result
+
+
+def _in_own_process(peer: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.inference", "--one", peer, "--folder", folder]
+    for key in ("task", "threads", "queries", "repeats", "remat"):
+        command += [f"--{key}", str(getattr(arguments, key))]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ConfigError(f"--peers: {peer} cannot run here: {lines[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _machine() -> dict[str, Any]:
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    from benchmarks.train_step import machine
+
+    return {
+        **machine(),
+        "cpu_model": cpu_model(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def cpu_model() -> str:
+    """The processor as Linux names it."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else "unknown"
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["b16", "b32"])
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--task", choices=("forward", "gradient"), default="forward")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--queries", type=int, default=10, help="texts")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each peer")
+    parser.add_argument(
+        "--remat", choices=("none", "full", "dots"), default="none", help="of ours, for gradients"
+    )
+    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
+    arguments = _parse(argv)
+    try:
+        if arguments.one:
+            print(json.dumps(measure(arguments)))
+            return 0
+        text = json.dumps(run(arguments), indent=2)
+    except UserError as error:
+        print(f"benchmarks.inference: {error}", file=sys.stderr)
+        return 2
+    print(text)
+    if arguments.out is not None:
+        arguments.out.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

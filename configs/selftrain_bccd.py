@@ -1,0 +1,27 @@
+"""BCCD without human boxes: a student trains on what `owl-det annotate` boxed by captions.
+
+Command:  owl-det annotate --checkpoint=A --input=IMAGES --output=R --labels=noun_phrases
+          python -m owl_det.main --config=configs/selftrain_bccd.py --workdir=W \
+              --config.data.train.pseudo_boxes.path=R --config.data.path=BCCD \
+              --config.checkpoint.init_from=runs/quickstart
+          A is trained by configs/bccd.py with
+          --config.data.train.bccd.split_list=ImageSets/Main/train.txt; IMAGES holds the pictures of
+          val.txt and captions.jsonl. docs/annotate.md has all commands and what came out.
+Hardware: two CPU cores.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, bccd
+from owl_det.config import PseudoBoxesSource
+
+
+def get_config() -> ConfigDict:
+    config: Any = bccd.get_config()
+    config.name = "selftrain_bccd"
+    with config.data.train.unlocked():
+        del config.data.train["bccd"]
+    base.add_source(config.data.train, "pseudo_boxes", PseudoBoxesSource())
+    return config

@@ -1,0 +1,174 @@
+"""What a contrastive model knows: zero-shot classification, retrieval, region accuracy."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Int32
+
+from data_pipelines import prompts, tokenizer
+from data_pipelines.features import Record
+from data_pipelines.source import Source
+from owl_det import sharding
+from owl_det.config import EvaluationConfig
+from owl_det.evaluation.loader import Loader
+from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
+from owl_det.modeling.detector import Detector
+from owl_det.types import Params
+
+RETRIEVAL_RANKS = (1, 5, 10)
+_ROWS = 1024  # of a similarity matrix that exist at once
+
+
+class EvaluateTowers:
+    """Evaluates two towers on one source, by what its records hold.
+
+    Boxes: region accuracy (not of towers with attention pooling, whose tokens lie in no space
+    shared with texts). Images whose objects have one name: zero-shot classification among all
+    categories, with the mean embedding of the prompts. Captions: retrieval, the first caption of
+    each image; equal captions are one text. Without categories there is retrieval alone.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        source: Source,
+        mesh: Mesh,
+        name: str,
+        *,
+        settings: EvaluationConfig,
+        eval_prompts: str,
+        tokenizer_file: str = "",
+    ) -> None:
+        self.source, self.name, self.detector = source, name, detector
+        self._words = tokenizer.build(detector.config.text, tokenizer_file)
+        self._templates = prompts.eval_prompts(eval_prompts)
+        self.loader = Loader(
+            source,
+            mesh,
+            image_size=detector.config.image_size,
+            preprocess=detector.preprocess,
+            batch_size=settings.batch_size,
+            max_images=settings.max_images,
+        )
+        whole = sharding.replicated(mesh)
+        self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
+        self._embed = jax.jit(self._forward, out_shardings=whole)
+        self._encode = jax.jit(
+            lambda params, tokens: detector.apply({"params": params}, tokens, method="encode_text"),
+            out_shardings=whole,
+        )
+
+    def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
+        apply = partial(self.detector.apply, {"params": params}, images)
+        dense = apply(method="embed_patches") if self._has_dense else None
+        return apply(method="embed_image"), dense
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).
+
+        Raises `DataError` if more than 1 % of the images cannot be read.
+        """
+        categories = self.source.categories
+        names = [
+            self._texts(params, [prompts.apply_template(t, c.name) for c in categories])
+            for t in self._templates
+        ]
+        zero_shot = NameAccuracy(categories, np.stack(names), "zero_shot")
+        regions = RegionAccuracy(categories, np.stack(names))
+        embeddings: list[np.ndarray] = []
+        captions: list[str] = []
+        for indices, images, is_readable in self.loader.batches(f"evaluate {self.name}"):
+            whole, dense = self._embed(params, images)
+            records = [
+                self.source[i] if is_readable[row] else None for row, i in enumerate(indices)
+            ]
+            whole = _unit_length(np.asarray(whole))
+            _add_single_named(zero_shot, whole, records)
+            if dense is not None:
+                regions.add(np.asarray(dense), records, self.detector.preprocess.geometry)
+            for row, record in enumerate(records):
+                if record is not None and record.captions:
+                    embeddings.append(whole[row])
+                    captions.append(record.captions[0])
+        values = {**zero_shot.scalars(), **regions.scalars()}
+        if captions:
+            distinct = {text: i for i, text in enumerate(dict.fromkeys(captions))}
+            truth = np.array([distinct[text] for text in captions])
+            values |= retrieval(np.stack(embeddings), self._texts(params, list(distinct)), truth)
+        return values if jax.process_index() == 0 else {}
+
+    def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
+        """Embeddings of unit length, computed in chunks of one shape."""
+        if not texts:
+            return np.zeros((0, self.detector.config.embedding_dim), np.float32)
+        tokens = self._words.encode_all(texts)
+        rows = [np.asarray(self._encode(params, part)) for part in _chunks(tokens)]
+        return _unit_length(np.concatenate(rows)[: len(tokens)])
+
+
+def retrieval(
+    images: Float32[np.ndarray, "n e"],
+    texts: Float32[np.ndarray, "u e"],
+    truth: Int32[np.ndarray, " n"],
+) -> dict[str, float]:
+    """Recall at 1, 5 and 10 in both directions; `truth` is the row of each image's text.
+
+    Image to text: the share of images whose text is among the best k. Text to image: the share of
+    texts that have one of their images among the best k. Embeddings have unit length.
+    """
+    image_rank = np.empty(len(images), np.int64)
+    best_of_text = np.full(len(texts), -np.inf, np.float32)
+    for start in range(0, len(images), _ROWS):
+        rows = slice(start, start + _ROWS)
+        scores = images[rows] @ texts.T
+        own = scores[np.arange(len(scores)), truth[rows]]
+        image_rank[rows] = (scores > own[:, None]).sum(1)
+        np.maximum.at(best_of_text, truth[rows], own)
+    text_rank = np.zeros(len(texts), np.int64)
+    for start in range(0, len(images), _ROWS):
+        rows = slice(start, start + _ROWS)
+        text_rank += (images[rows] @ texts.T > best_of_text[None]).sum(0)
+    return {
+        f"{name}_r{k}": float((rank < k).mean())
+        for name, rank in (("image_to_text", image_rank), ("text_to_image", text_rank))
+        for k in RETRIEVAL_RANKS
+    }
+
+
+def _add_single_named(
+    zero_shot: NameAccuracy, embeddings: Float[np.ndarray, "b e"], records: list[Record | None]
+) -> None:
+    rows, names = [], []
+    for row, record in enumerate(records):
+        present = {name for group in record.names for name in group} if record else set()
+        if len(present) == 1:
+            rows.append(row)
+            names.append(present.pop())
+    zero_shot.add_named(embeddings[rows], names)
+
+
+def _chunks(tokens: Int32[np.ndarray, "u l"]) -> Iterator[Int32[np.ndarray, "c l"]]:
+    size = min(_ROWS, len(tokens))
+    for start in range(0, len(tokens), size):
+        part = tokens[start : start + size]
+        yield np.pad(part, ((0, size - len(part)), (0, 0)))
+
+
+def _unit_length(x: Float[np.ndarray, "*b e"]) -> Float32[np.ndarray, "*b e"]:
+    x = np.asarray(x, np.float32)
+    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def summary(measure: EvaluateTowers, values: dict[str, float], step: int, seconds: float) -> Any:
+    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
+    return {
+        "step": step,
+        **{key: round(value, 6) for key, value in values.items()},
+        "unreadable_images": measure.loader.num_unreadable,
+        "dataset": measure.source.version,
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,1 @@
+"""Controlled studies in miniature: arms that run one after the other, and reports of them."""

@@ -1,0 +1,315 @@
+"""Arms of a study: commands a user would type, run in order, resumable, one small JSON each.
+
+An arm is finished when `RESULTS/<arm>-seed<k>.json` is there and names the same commands. A killed
+study goes on with the arm it was in: trainings resume from their own checkpoints, annotation from
+its own shards.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import runpy
+import shlex
+import signal
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from owl_det.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # where commands run
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One training, annotation or evaluation.
+
+    In its commands `{out}` is the arm's own folder, `{seed}` the seed, and `{name}` the folder of
+    another arm, which `needs` names and which is run before. `read` takes the folder and gives the
+    metrics to keep. Commands must be such that running one again goes on with it.
+    """
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]  # arguments after "python -m"
+    read: Callable[[Path], Metrics]
+    needs: tuple[str, ...] = ()
+    title: str = ""  # what it is, for the report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """arm − times · control is at least `at_least`; a row of the report.
+
+    `metric` is a key of the arms' metrics, or `curve:KEY`, the mean over the steps of their curve.
+    Without a control the metric itself is at least `at_least`.
+    """
+
+    statement: str
+    arm: str
+    control: str
+    metric: str
+    at_least: float = 0.0  # in the metric's unit; -0.01 of an AP costs at most a point
+    times: float = 1.0  # 2: the arm at least doubles the control
+    note: str = ""  # a thought on the outcome, written once the numbers are there
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    main: tuple[str, ...]  # the arms of the short run: every stage once
+    claims: tuple[Claim, ...]
+    results: Path  # where the JSON of finished arms is kept, with the report
+    curves: tuple[str, ...] = ()  # trainings that are drawn over their steps
+    thresholds: tuple[tuple[float, str], ...] = ()  # scores that images must have, and their arms
+    pictures: tuple[tuple[str, str, str], ...] = ()  # caption, arm, file in the arm's folder
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` if an arm is named that is not there, or not before it is needed."""
+        known: list[str] = []
+        for arm in self.arms:
+            places = {"out", "seed", *arm.needs}
+            if not set(arm.needs) <= set(known) or not set(_places(arm)) <= places:
+                raise ValueError(f"arm {arm.name}: needs an arm that is not there before it")
+            if arm.name in (*known, "out", "seed"):
+                raise ValueError(f"arm {arm.name}: the name is taken")
+            known.append(arm.name)
+        named = [*self.main, *self.curves, *(arm for _, arm in self.thresholds)]
+        named += [arm for _, arm, _ in self.pictures]
+        named += [name for claim in self.claims for name in (claim.arm, claim.control) if name]
+        if unknown := set(named) - set(known):
+            raise ValueError(f"study {self.name}: there is no arm {sorted(unknown)[0]}")
+
+    def arm(self, name: str) -> Arm:
+        """Raises `UserError` if there is none of that name."""
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        raise UserError(f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms)}")
+
+
+def run(study: Study, names: Iterable[str], seeds: Sequence[int], workdir: Path) -> None:
+    """Runs the arms that are not finished, those they need first, seed by seed.
+
+    Raises `UserError` where a command fails; its log says why.
+    """
+    workdir = workdir.resolve()
+    wanted = _with_needs(study, names)
+    todo = [(seed, arm) for seed in seeds for arm in wanted if not is_finished(study, arm, seed)]
+    started = time.time()
+    for done, (seed, arm) in enumerate(todo):
+        passed = time.time() - started
+        eta = f", about {passed / done * (len(todo) - done) / 60:.0f} min left" if done else ""
+        print(f"[{done + 1}/{len(todo)}] seed {seed}: {arm.name}{eta}", flush=True)
+        _run_arm(study, arm, seed, workdir)
+    print(f"{len(todo)} arms in {(time.time() - started) / 60:.1f} min", flush=True)
+
+
+def result_file(study: Study, arm: Arm, seed: int) -> Path:
+    return study.results / f"{arm.name}-seed{seed}.json"
+
+
+def is_finished(study: Study, arm: Arm, seed: int) -> bool:
+    """True if the arm's result is there, and of these commands and configs."""
+    file = result_file(study, arm, seed)
+    return file.exists() and read_result(file)["digest"] == digest(study, arm)
+
+
+def read_result(file: Path) -> dict[str, Any]:
+    """Raises `UserError` if the file is no result of an arm."""
+    try:
+        result = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: no JSON ({error}); remove it") from None
+    keys = {"arm": str, "seed": int, "digest": str, "metrics": dict, "seconds": int | float}
+    keys |= {"commit": str, "is_dirty": bool, "machine": str, "commands": list}
+    for key, kind in keys.items():
+        if not isinstance(result, dict) or not isinstance(result.get(key), kind):
+            raise UserError(f"{file}: {key!r} is missing or of a wrong type; remove the file")
+    return result
+
+
+def digest(study: Study, arm: Arm) -> str:
+    """Twelve hex digits of all that decides an arm's result but seed, code and machine.
+
+    Its commands and configs, and those of the arms that it needs.
+    """
+    needed = [digest(study, study.arm(name)) for name in arm.needs]
+    files = [
+        part.removeprefix("--config=")
+        for command in arm.commands
+        for part in command
+        if part.startswith("--config=")
+    ]
+    parts = [needed, arm.commands, [_config_digest(file) for file in files]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+
+@cache
+def _config_digest(file: str) -> str:
+    tree = runpy.run_path(str(ROOT / file))["get_config"]().to_dict()
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _places(arm: Arm) -> Iterator[str]:
+    """What stands in braces in the arm's commands."""
+    for command in arm.commands:
+        for part in command:
+            yield from (
+                name for _, name, _, _ in string.Formatter().parse(part) if name is not None
+            )
+
+
+def _with_needs(study: Study, names: Iterable[str]) -> list[Arm]:
+    """The arms and all they need, each after what it needs."""
+    ordered: list[Arm] = []
+
+    def add(name: str) -> None:
+        arm = study.arm(name)
+        for needed in arm.needs:
+            add(needed)
+        if arm not in ordered:
+            ordered.append(arm)
+
+    for name in names:
+        add(name)
+    return ordered
+
+
+def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path) -> None:
+    root = workdir / f"seed{seed}"
+    folders = {other.name: str(root / other.name) for other in study.arms}
+    places = {**folders, "out": folders[arm.name], "seed": str(seed)}
+    for needed in map(study.arm, arm.needs):
+        if not _Progress(Path(folders[needed.name]), digest(study, needed)).is_done:
+            # Finished elsewhere: its numbers are kept, its weights are not. Numbers are written
+            # anew, so that they are those of the weights that others start from.
+            _run_arm(study, needed, seed, workdir)
+    folder = Path(folders[arm.name])
+    progress = _Progress(folder, digest(study, arm))
+    progress.start()
+    for command in arm.commands:
+        _call([part.format_map(places) for part in command], folder)
+    metrics = arm.read(folder)
+    result = {
+        "study": study.name,
+        "arm": arm.name,
+        "seed": seed,
+        "commit": _git("rev-parse", "HEAD") or "no repository",
+        "is_dirty": _is_dirty(),
+        "commands": [shlex.join(["python", "-m", *command]) for command in arm.commands],
+        "digest": digest(study, arm),
+        "seconds": round(progress.finish(), 1),
+        "machine": _machine(),
+        "metrics": metrics,
+    }
+    study.results.mkdir(parents=True, exist_ok=True)
+    _write_json(result_file(study, arm, seed), result)
+
+
+class _Progress:
+    """What an arm's folder holds, in arm.json: which version of the arm, for how long, if all."""
+
+    def __init__(self, folder: Path, digest: str):
+        self._folder, self._file, self._digest = folder, folder / "arm.json", digest
+        self._state: dict[str, Any] = {"digest": digest, "is_done": False, "seconds": 0.0}
+        if self._file.exists():
+            self._state = json.loads(self._file.read_text())
+
+    @property
+    def is_done(self) -> bool:
+        return self._state["is_done"] and self._state["digest"] == self._digest
+
+    def start(self) -> None:
+        """Raises `UserError` if the folder is another version's: half of that is no start."""
+        if self._state["digest"] != self._digest or (
+            self._folder.exists() and not self._file.exists()
+        ):
+            raise UserError(
+                f"{self._folder}: holds another version of this arm; remove it or name a new "
+                "--workdir"
+            )
+        log = self._folder / "log.txt"
+        if "started" in self._state and log.exists():
+            # The attempt before was killed; its last line is from when it was still running.
+            self._state["seconds"] += max(0.0, log.stat().st_mtime - self._state["started"])
+        self._write(is_done=False, started=time.time())
+
+    def finish(self) -> float:
+        """Seconds of all attempts together."""
+        seconds = self._state["seconds"] + time.time() - self._state.pop("started")
+        self._write(is_done=True, seconds=seconds)
+        return seconds
+
+    def _write(self, **changes: Any) -> None:
+        self._state.update(changes)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        _write_json(self._file, self._state)
+
+
+def _write_json(file: Path, content: Any) -> None:
+    """The file appears once it is complete."""
+    partial = file.with_suffix(".tmp")
+    partial.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
+    partial.replace(file)
+
+
+def _call(arguments: Sequence[str], folder: Path) -> None:
+    """Runs `python -m …`; output goes to the arm's log, a failure's last lines to the screen."""
+    log = folder / "log.txt"
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ python -m {shlex.join(arguments)}\n")
+        file.flush()
+        command = [sys.executable, "-m", *arguments]
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
+        try:
+            returncode = process.wait()
+        finally:
+            process.terminate()  # a training then saves; nothing happens to one that has ended
+            process.wait()
+    if returncode:
+        lines = log.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()
+        tail = "\n".join(line for line in lines[-15:] if line.strip())
+        raise UserError(f"python -m {shlex.join(arguments)} failed; {log} ends with:\n{tail}")
+
+
+def _git(*arguments: str) -> str:
+    """What git prints; nothing where there is no repository."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _is_dirty() -> bool:
+    """True if code differs from the commit; results of studies are no code."""
+    paths = ("--", ":/", ":(top,exclude)studies/results")
+    return bool(_git("status", "--porcelain", "--untracked-files=no", *paths))
+
+
+def _machine() -> str:
+    num_cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        num_cores = len(os.sched_getaffinity(0))
+    return f"{platform.machine()}, {num_cores} cores, Python {platform.python_version()}"
+
+
+def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | None], Path]) -> int:
+    """What a study's command does with its arguments."""
+    if not arguments.draw:
+        if arguments.workdir is None:
+            raise UserError("--workdir: name a folder for checkpoints, records and logs")
+        names = [arm.name for arm in study.arms] if arguments.report else list(study.main)
+        if arguments.arms:
+            names = arguments.arms.split(",")
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        run(study, names, range(arguments.seeds), arguments.workdir)
+    print(write_report(study, arguments.workdir))
+    return 0

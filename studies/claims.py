@@ -1,0 +1,104 @@
+"""What finished arms say about a study's claims.
+
+A claim is judged by the paired differences arm − times · control over the seeds that both have
+(without a control: the metric itself). It is "held" if their mean is at least `at_least`, else "not
+held". With three or more seeds ", within noise" is added where the mean lies within two standard
+errors of `at_least`; with fewer, noise is unknown and the verdict says so.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from studies import arms
+from studies.arms import Claim, Metrics, Study
+
+
+@dataclass(frozen=True)
+class Results:
+    """Results of the arms as they are now, by arm and seed."""
+
+    by_arm: Mapping[str, Mapping[int, Mapping[str, Any]]]
+    seeds: tuple[int, ...]
+    outdated: tuple[str, ...]  # files of other versions of the arms
+
+    def metrics(self, arm: str) -> dict[int, Metrics]:
+        return {seed: result["metrics"] for seed, result in self.by_arm[arm].items()}
+
+    def values(self, arm: str, metric: str) -> dict[int, float]:
+        """By seed; seeds whose arm lacks the metric are left out."""
+        found = {seed: value_of(metrics, metric) for seed, metrics in self.metrics(arm).items()}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def read_results(study: Study) -> Results:
+    """All `<arm>-seed<k>.json` of the study's arms; other files are no results."""
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = {arm.name: {} for arm in study.arms}
+    outdated: list[str] = []
+    for file in sorted(study.results.glob("*-seed*.json")):
+        result = arms.read_result(file)
+        name = result["arm"]
+        if name not in by_arm or result["digest"] != arms.digest(study, study.arm(name)):
+            outdated.append(file.name)
+            continue
+        by_arm[name][result["seed"]] = result
+    seeds = sorted({seed for results in by_arm.values() for seed in results} or {0})
+    return Results(by_arm, tuple(seeds), tuple(outdated))
+
+
+def value_of(metrics: Metrics, metric: str) -> float | None:
+    """A finite number, or None. `curve:KEY` is the mean over the steps that have the key."""
+    if metric.startswith("curve:"):
+        key = metric.removeprefix("curve:")
+        values = [point[key] for point in metrics.get("curve", ()) if key in point]
+        value = statistics.fmean(values) if values else None
+    else:
+        value = metrics.get(metric)
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Values of the seeds that arm and control share, and what follows from them."""
+
+    arm: tuple[float, ...]
+    control: tuple[float, ...]  # empty without a control
+    differences: tuple[float, ...]
+    num_in_favour: int
+    verdict: str
+
+
+def judge(claim: Claim, results: Results) -> Judgement | None:
+    """None if no seed has both arm and control."""
+    arm = results.values(claim.arm, claim.metric)
+    control = results.values(claim.control, claim.metric) if claim.control else {}
+    seeds = sorted(arm.keys() & control.keys()) if claim.control else sorted(arm)
+    if not seeds:
+        return None
+    differences = tuple(arm[seed] - claim.times * control.get(seed, 0.0) for seed in seeds)
+    return Judgement(
+        arm=tuple(arm[seed] for seed in seeds),
+        control=tuple(control[seed] for seed in seeds if claim.control),
+        differences=differences,
+        num_in_favour=sum(difference >= claim.at_least for difference in differences),
+        verdict=verdict(differences, claim.at_least),
+    )
+
+
+def verdict(differences: Sequence[float], at_least: float) -> str:
+    """The rule at the top of this file, for one difference or more."""
+    middle = statistics.fmean(differences)
+    outcome = "held" if middle >= at_least else "not held"
+    if len(differences) < 3:
+        return f"{outcome}, noise unknown"
+    is_clear = abs(middle - at_least) > 2 * standard_error(differences)
+    return outcome if is_clear else f"{outcome}, within noise"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of two values or more."""
+    return statistics.stdev(values) / math.sqrt(len(values))

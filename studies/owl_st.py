@@ -1,0 +1,426 @@
+"""OWL-ST in miniature: pretrain, detect, annotate, self-train, fine-tune, ensemble, and controls.
+
+    python -m studies.owl_st --workdir=W                       every stage once, then the report
+    python -m studies.owl_st --workdir=W --seeds=3 --report    every claim with its control
+    python -m studies.owl_st --draw                            the report of what is there
+
+All detectors are asked for every base and novel name at once, on the same images of shapes world's
+test split. Arms that are compared take the same number of steps at the same batch size.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from owl_det.errors import UserError
+from studies import arms
+from studies.arms import Arm, Claim, Metrics, Study
+
+INPUT = "shapes_world:crowded:8192"
+TEST_IMAGES = 512
+NOVEL, BASE, FREQUENT = "AP50_novel", "AP50_base", "AP50_frequent"
+KEPT = (  # of every evaluation, for curves
+    *("AP_base", BASE, NOVEL, "AP50_novel_combination", "AP50_novel_word"),
+    *("region_top1_base", "region_top1_novel_combination", "region_top1_novel_word"),
+)
+
+
+# --- what an arm leaves ------------------------------------------------------------------------
+
+
+def read_training(folder: Path) -> Metrics:
+    """The last evaluation, the curve up to it, and the median rate of training."""
+    summary = json.loads((folder / "eval" / "summary.json").read_text())["datasets"]["shapes"]
+    curve: dict[int, Metrics] = {}
+    rates: list[float] = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        if "images_per_second" in entry:
+            rates.append(entry["images_per_second"])
+        kept = {key: entry[f"eval/shapes/{key}"] for key in KEPT if f"eval/shapes/{key}" in entry}
+        if kept:
+            curve.setdefault(entry["step"], {}).update(
+                {key: round(value, 4) for key, value in kept.items()}
+            )
+    return {
+        **_numbers(summary),
+        "images_per_second": round(statistics.median(rates), 2) if rates else 0.0,
+        "curve": [{"step": step, **values} for step, values in sorted(curve.items())],
+    }
+
+
+def _numbers(summary: Metrics) -> Metrics:
+    return {key: value for key, value in summary.items() if isinstance(value, int | float)}
+
+
+def read_annotation(folder: Path) -> Metrics:
+    """Counts of the job, and how many of its boxes and hard negatives are right."""
+    counts = json.loads((folder / "records" / "report.json").read_text())
+    precision = json.loads((folder / "precision.json").read_text())
+    keys = ("images", "recorded_images", "recorded_boxes", "kept_images", "kept_boxes")
+    return {
+        **{key: counts[key] for key in (*keys, "kept_by_space", "encoded_queries")},
+        "groups": precision["groups"],
+        "hard_negatives": precision["hard_negatives"],
+    }
+
+
+def read_sweep(folder: Path) -> Metrics:
+    """The points, and how far the best lies above the straight line between the two ends."""
+    points = json.loads((folder / "sweep.json").read_text())["points"]
+    first, last = points[0], points[-1]
+
+    def above(point: Metrics) -> float:
+        w = point["weight"]
+        return sum(
+            point[f"{side}_AP50"] - (1 - w) * first[f"{side}_AP50"] - w * last[f"{side}_AP50"]
+            for side in ("in_domain", "out_of_domain")
+        )
+
+    best = max(points[1:-1], key=above)
+    return {"points": points, "best_weight": best["weight"], "above_line": round(above(best), 4)}
+
+
+def read_evaluation(folder: Path) -> Metrics:
+    """The numbers of `owl-det evaluate`."""
+    return _numbers(json.loads((folder / "metrics.json").read_text()))
+
+
+# --- arms --------------------------------------------------------------------------------------
+
+
+def train(name: str, config: str, title: str, *overrides: str, needs: tuple[str, ...] = ()) -> Arm:
+    """A training by `configs/<config>.py`; the seed is the study's."""
+    command = (
+        "owl_det.main",
+        f"--config=configs/{config}.py",
+        "--workdir={out}",
+        "--config.seed={seed}",
+        f"--config.data.eval.shapes.num_images={TEST_IMAGES}",
+        *(f"--config.{override}" for override in overrides),
+    )
+    return Arm(name=name, commands=(command,), read=read_training, needs=needs, title=title)
+
+
+def detector(name: str, title: str, *overrides: str) -> Arm:
+    """An annotator: human boxes of base names."""
+    start = "checkpoint.init_from={pretrain}"
+    return train(name, "annotator_shapes", title, start, *overrides, needs=("pretrain",))
+
+
+def student(
+    name: str, title: str, *overrides: str, records: str = "annotate", start: str = "pretrain"
+) -> Arm:
+    """A self-training on the records of an annotation arm."""
+    return train(
+        name,
+        "selftrain_shapes",
+        title,
+        f"data.path={{{records}}}/records",
+        f"checkpoint.init_from={{{start}}}",
+        *(() if start == "pretrain" else ("checkpoint.class_head_from_projection=False",)),
+        *overrides,
+        needs=tuple(dict.fromkeys((records, start))),
+    )
+
+
+def annotate(name: str, title: str, labels: str, *options: str, by: str = "annotator") -> Arm:
+    """Pseudo-boxes of the crowded split, of which only captions are used, and their precision."""
+    asks_curated = labels not in ("ngrams", "noun_phrases")
+    command = (
+        *("owl_det.cli", "annotate", f"--checkpoint={{{by}}}", f"--input={INPUT}"),
+        *("--output={out}/records", f"--labels={labels}", "--shards=8", "--batch_size=32"),
+        *(("--vocabulary=shapes_world",) if asks_curated else ()),
+        *options,
+    )
+    precision = (
+        *("owl_det.cli", "annotate-precision", "{out}/records", f"--source={INPUT}"),
+        "--out={out}/precision.json",
+    )
+    return Arm(
+        name=name, commands=(command, precision), read=read_annotation, needs=(by,), title=title
+    )
+
+
+STUDENT_STEPS = 4000
+
+ARMS = (
+    train("pretrain", "pretrain_shapes", "stage 1: contrastive pretraining of the towers"),
+    detector("annotator", "stage 2: detection on human boxes of base names"),
+    annotate("annotate", "stage 3: pseudo-boxes, union of curated names and N-grams", "union"),
+    student("student", "stage 4: self-training on the union's pseudo-boxes"),
+    train(
+        "finetuned",
+        "finetune_shapes",
+        "stage 5: the student, fine-tuned on human boxes of base names",
+        "checkpoint.init_from={student}",
+        needs=("student",),
+    ),
+    Arm(
+        name="ensemble",
+        title="stage 6: weights between the student and its fine-tuned self",
+        commands=(
+            (
+                *("owl_det.cli", "ensemble", "--out={out}", "--sweep=0,0.2,0.4,0.6,0.8,1"),
+                *("--self_trained={student}", "--fine_tuned={finetuned}"),
+                f"--max_images={TEST_IMAGES}",
+            ),
+        ),
+        read=read_sweep,
+        needs=("student", "finetuned"),
+    ),
+    train(
+        "annotator_longer",
+        "annotator_shapes",
+        "control: the annotator, trained on with human boxes for the student's steps",
+        "checkpoint.init_from={annotator}",
+        "checkpoint.class_head_from_projection=False",
+        f"num_steps={STUDENT_STEPS}",
+        needs=("annotator",),
+    ),
+    # Label spaces.
+    annotate("annotate_curated", "curated names only", "curated"),
+    annotate("annotate_ngrams", "N-grams only", "ngrams"),
+    student("student_curated", "self-training, curated names", records="annotate_curated"),
+    student("student_ngrams", "self-training, N-grams", records="annotate_ngrams"),
+    # Thresholds of images; the main arm has 0.3.
+    student(
+        "student_image_01",
+        "images that have a box of 0.1",
+        "data.train.pseudo_boxes.min_image_score=0.1",
+    ),
+    student(
+        "student_image_07",
+        "images that have a box of 0.7",
+        "data.train.pseudo_boxes.min_image_score=0.7",
+    ),
+    # Training of the student.
+    student(
+        "student_no_mosaics",
+        "single images",
+        "data.augment.mosaic_sizes=(1,)",
+        "data.augment.mosaic_probabilities=(1.0,)",
+    ),
+    student(
+        "student_dense",
+        "all tokens, all boxes",
+        "selection.token_drop_rate=0.0",
+        "selection.instance_top_k=0",
+    ),
+    student("student_no_negatives", "no pseudo-negatives", "data.min_queries=0"),
+    # Training of the annotator.
+    detector("annotator_no_bias", "no location and size bias", "model.box_bias=none"),
+    detector("annotator_text_lr", "text tower at the image tower's rate",
+             "optimizer.text_learning_rate=3e-4"),
+    detector("annotator_per_example", "gradients clipped per example",
+             "optimizer.clip.scope=shared_text", "optimizer.clip.microbatch=32"),
+    Arm(
+        name="annotator_prompts",
+        title="the annotator asked in the seven best prompts",
+        commands=(
+            (
+                *("owl_det.cli", "evaluate", "--checkpoint={annotator}", "--dataset=shapes_world"),
+                *("--prompts=clip_best7", "--batch_size=32", f"--max_images={TEST_IMAGES}"),
+                "--out={out}/metrics.json",
+            ),
+        ),
+        read=read_evaluation,
+        needs=("annotator",),
+    ),
+    # Beyond the paper.
+    student("student_from_annotator", "starts from the annotator", start="annotator"),
+    student("student_batch_negatives", "names of the batch's other images as negatives",
+            "data.batch_negatives=True"),
+    annotate("annotate_hard", "union, with mined hard negatives", "union", "--hard_negatives=10"),
+    student("student_hard_negatives", "mined hard negatives are asked",
+            "data.train.pseudo_boxes.hard_negatives=10", records="annotate_hard"),
+    annotate("annotate_noun_phrases", "noun phrases only", "noun_phrases"),
+    student("student_noun_phrases", "self-training, noun phrases", records="annotate_noun_phrases"),
+    annotate("annotate_again", "second round: the student annotates", "union", by="student"),
+    student("student_again", "second round: a student of the student", records="annotate_again"),
+)  # fmt: skip
+
+MAIN = (
+    *("pretrain", "annotator", "annotate", "student", "finetuned", "ensemble"),
+    "annotator_longer",
+)
+
+CLAIMS = (
+    Claim(
+        statement="Self-training beats its annotator on novel names",
+        arm="student",
+        control="annotator",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="… and the annotator trained on with human boxes for as many steps",
+        arm="student",
+        control="annotator_longer",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Novel words at least double",
+        arm="student",
+        control="annotator",
+        metric="AP50_novel_word",
+        times=2.0,
+    ),
+    Claim(
+        statement="After fine-tuning, base names lose at most a point",
+        arm="finetuned",
+        control="annotator",
+        metric=BASE,
+        at_least=-0.01,
+    ),
+    Claim(
+        statement="Union ≥ curated on novel names",
+        arm="student",
+        control="student_curated",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Union ≥ N-grams on frequent names",
+        arm="student",
+        control="student_ngrams",
+        metric=FREQUENT,
+    ),
+    Claim(
+        statement="An image threshold of 0.7 stays below 0.3 on novel names",
+        arm="student",
+        control="student_image_07",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="… and below 0.1",
+        arm="student_image_01",
+        control="student_image_07",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Mosaics help at equal steps",
+        arm="student",
+        control="student_no_mosaics",
+        metric="AP50",
+    ),
+    Claim(
+        statement="Token dropping and top-k selection cost at most a point",
+        arm="student",
+        control="student_dense",
+        metric="AP50",
+        at_least=-0.01,
+    ),
+    Claim(
+        statement="… and train faster",
+        arm="student",
+        control="student_dense",
+        metric="images_per_second",
+    ),
+    Claim(
+        statement="Random negatives help",
+        arm="student",
+        control="student_no_negatives",
+        metric="AP50",
+    ),
+    Claim(
+        statement="The prompt ensemble helps",
+        arm="annotator_prompts",
+        control="annotator",
+        metric="AP50",
+    ),
+    Claim(
+        statement="The location bias speeds convergence (area under the curve)",
+        arm="annotator",
+        control="annotator_no_bias",
+        metric="curve:AP50_base",
+    ),
+    Claim(
+        statement="Some ensemble weight lies above the line between its ends",
+        arm="ensemble",
+        control="",
+        metric="above_line",
+        at_least=0.005,  # the best of four weights: noise alone lies above 0
+    ),
+    Claim(
+        statement="Per-example clipping beats global clipping",
+        arm="annotator_per_example",
+        control="annotator",
+        metric=BASE,
+    ),
+    Claim(
+        statement="A slow text tower keeps novel names",
+        arm="annotator",
+        control="annotator_text_lr",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Beyond the paper: mined hard negatives",
+        arm="student_hard_negatives",
+        control="student",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Beyond the paper: negatives from the batch",
+        arm="student_batch_negatives",
+        control="student",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Beyond the paper: the student starts from the annotator",
+        arm="student_from_annotator",
+        control="student",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Beyond the paper: a second round",
+        arm="student_again",
+        control="student",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Beyond the paper: noun phrases instead of N-grams",
+        arm="student_noun_phrases",
+        control="student_ngrams",
+        metric=NOVEL,
+    ),
+)
+
+STUDY = Study(
+    name="owl_st",
+    title="Self-training in miniature",
+    arms=ARMS,
+    main=MAIN,
+    claims=CLAIMS,
+    results=Path(__file__).parent / "results" / "owl_st",
+    curves=("annotator", "student", "annotator_longer"),
+    thresholds=((0.1, "student_image_01"), (0.3, "student"), (0.7, "student_image_07")),
+    pictures=(
+        ("The annotator's detections beside the truth", "annotator", "pictures/shapes_*.png"),
+        ("Pseudo-boxes that training takes", "annotate", "records/pictures.png"),
+        ("The student's detections beside the truth", "student", "pictures/shapes_*.png"),
+        ("Weights between student and fine-tuned student", "ensemble", "trade_off.png"),
+    ),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m studies.owl_st", description=__doc__)
+    parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--report", action="store_true", help="every arm, not each stage once")
+    parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
+    arguments: Any = parser.parse_args(argv)
+    from studies import report  # plots take a second to import
+
+    try:
+        return arms.main(STUDY, arguments, report.write)
+    except UserError as error:
+        print(f"studies.owl_st: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

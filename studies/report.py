@@ -1,0 +1,342 @@
+"""The report of a study, in Markdown and HTML, from the JSON files of its finished arms."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from owl_det import viz
+from studies import document, plots
+from studies.arms import Arm, Claim, Metrics, Study
+from studies.claims import Judgement, Results, judge, read_results, standard_error
+from studies.document import Block, Code, Details, Heading, Picture, Table, Text
+
+NOVEL, BASE = "AP50_novel", "AP50_base"
+COLUMNS = {
+    "AP50 base": BASE,
+    "AP50 novel": NOVEL,
+    "AP50 novel combination": "AP50_novel_combination",
+    "AP50 novel word": "AP50_novel_word",
+    "region top-1 base": "region_top1_base",
+    "region top-1 novel combination": "region_top1_novel_combination",
+    "region top-1 novel word": "region_top1_novel_word",
+}
+PLAIN = ("images_per_second",)  # metrics that are no shares, and are not shown in percent
+PLATEAU = 0.7  # of the steps
+MAX_PICTURE_BYTES = 300_000
+MISSING = "–"
+RULE = (
+    "Held: the mean over seeds of arm − control (or arm − factor · control) is at least the bound, "
+    "which is 0 where none is given. Within noise: with three or more seeds, the mean is no more "
+    "than two standard errors from the bound; with fewer seeds noise is unknown. Means are "
+    "followed by the standard deviation over seeds, differences by their standard error. All in "
+    "percent but images_per_second."
+)
+
+
+def write(study: Study, workdir: Path | None) -> Path:
+    """Writes report.md, report.html, plots and pictures; returns the Markdown file.
+
+    Pictures come from seed 0 in `workdir`; without it, those of an earlier report stay. Raises
+    `UserError` if a result file cannot be read.
+    """
+    results = read_results(study)
+    folder = study.results
+    for name in ("plots", "pictures"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    blocks = [
+        Heading(study.title, 1),
+        *_headline(study, results),
+        *_claims(study, results),
+        *_precision(study, results),
+        *_plateau(study, results),
+        *_plots(study, results),
+        *_pictures(study, workdir),
+        *_state(study, results),
+        *_provenance(study, results),
+    ]
+    (folder / "report.html").write_text(document.html_page(study.title, blocks, folder), "utf-8")
+    file = folder / "report.md"
+    file.write_text(document.markdown(blocks), "utf-8")
+    return file
+
+
+# --- claims --------------------------------------------------------------------------------------
+
+
+def _claims(study: Study, results: Results) -> list[Block]:
+    header = ("claim", "metric", "arm", "control", "difference", "in favour", "verdict", "note")
+    rows = [_claim_row(claim, judge(claim, results)) for claim in study.claims]
+    return [Heading("Claims"), Text(RULE), Table(header, rows)]
+
+
+def _claim_row(claim: Claim, judgement: Judgement | None) -> list[str]:
+    arm, control = claim.arm, claim.control or MISSING
+    if claim.times != 1:
+        control = f"{claim.times:g} · {control}"
+    if judgement is None:
+        measured = (arm, control, MISSING, MISSING, "not yet measured")
+        return [claim.statement, claim.metric, *measured, claim.note]
+    scale = _scale(claim.metric)
+    difference = f"{scale * statistics.fmean(judgement.differences):+.1f}"
+    if len(judgement.differences) > 1:
+        difference += f" ± {scale * standard_error(judgement.differences):.1f}"
+    if claim.at_least:
+        difference += f" (bound {scale * claim.at_least:+g})"
+    if claim.control:
+        control = f"{control}: {_mean(judgement.control, scale)}"
+    num = len(judgement.differences)
+    return [
+        *(claim.statement, claim.metric, f"{arm}: {_mean(judgement.arm, scale)}", control),
+        *(difference, f"{judgement.num_in_favour} of {num} seeds", judgement.verdict, claim.note),
+    ]
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def _headline(study: Study, results: Results) -> list[Block]:
+    main = [study.arm(name) for name in study.main]
+    others = [arm for arm in study.arms if arm.name not in study.main]
+    unit = "AP50 and region accuracy in percent, mean ± standard deviation over seeds."
+    blocks: list[Block] = [Heading("Stages"), Text(unit), _arm_table(main, results)]
+    if others:
+        folded = Details("Variants and controls", [_arm_table(others, results)])
+        blocks.append(folded)
+    return blocks
+
+
+def _arm_table(shown: Sequence[Arm], results: Results) -> Table:
+    rows = []
+    for arm in shown:
+        cells = [_mean(results.values(arm.name, metric).values()) for metric in COLUMNS.values()]
+        minutes = [result["seconds"] / 60 for result in results.by_arm[arm.name].values()]
+        num_seeds = str(len(minutes))
+        rows.append([arm.name, arm.title, *cells, num_seeds, _mean(minutes, 1.0)])
+    return Table(("arm", "what it is", *COLUMNS, "seeds", "minutes"), rows)
+
+
+def _precision(study: Study, results: Results) -> list[Block]:
+    """Of the annotation arms: those whose metrics have groups."""
+    measures = (
+        ("boxes", 1.0, 0, lambda row: row["pseudo_boxes"]),
+        ("precision", 100.0, 1, lambda row: row["precision"]),
+        ("names the object", 100.0, 1, _named_share),
+        ("recall", 100.0, 1, lambda row: row["recall"]),
+    )
+    of_arms = {
+        arm.name: [m["groups"] for m in results.metrics(arm.name).values() if "groups" in m]
+        for arm in study.arms
+    }
+    groups = list(
+        dict.fromkeys(g for by_seed in of_arms.values() for seed in by_seed for g in seed)
+    )
+    rows: list[list[str]] = []
+    for arm, by_seed in of_arms.items():
+        for name, scale, digits, measure in measures if by_seed else ():
+            found = {g: [measure(seed[g]) for seed in by_seed if g in seed] for g in groups}
+            shares = [[value for value in found[g] if value is not None] for g in groups]
+            rows.append([arm, name, *(_mean(values, scale, digits) for values in shares)])
+    if not rows:
+        return []
+    text = (
+        "Precision: the share of pseudo-boxes that overlap a true box of their name by an IoU of "
+        "0.5, each true box once; recall: the share of true boxes found. Names the object: the "
+        "share of pseudo-boxes whose phrase is or holds the name of a true box they overlap. In "
+        "percent."
+    )
+    header = ("arm", "", *(group.replace("_", " ") for group in groups))
+    return [Heading("Pseudo-boxes"), Text(text), Table(header, rows), *_mined(study, results)]
+
+
+def _named_share(row: Mapping[str, Any]) -> float | None:
+    return row["holds_name"] / row["pseudo_boxes"] if row["pseudo_boxes"] else None
+
+
+def _mined(study: Study, results: Results) -> list[Block]:
+    """How many hard negatives are truly absent, of the arms that mined some."""
+    rows: list[list[str]] = []
+    for arm in study.arms:
+        shares: dict[int, list[float]] = {}
+        for metrics in results.metrics(arm.name).values():
+            for row in metrics.get("hard_negatives", ()):
+                shares.setdefault(row["first"], []).append(row["share"])
+        rows += [[arm.name, str(first), _mean(values)] for first, values in shares.items()]
+    if not rows:
+        return []
+    text = Text("Mined hard negatives: the share that is absent from the image, in percent.")
+    return [text, Table(("arm", "the first", "absent"), rows)]
+
+
+def _plateau(study: Study, results: Results) -> list[Block]:
+    rows: list[list[str]] = []
+    for name in study.curves:
+        for seed, metrics in sorted(results.metrics(name).items()):
+            curve = [point for point in metrics.get("curve", ()) if "AP_base" in point]
+            since = [p for p in curve if p["step"] <= PLATEAU * curve[-1]["step"]]
+            if not since:
+                continue
+            tail = [p["AP_base"] for p in curve if p["step"] >= since[-1]["step"]]
+            change, span = tail[-1] - tail[0], max(tail) - min(tail)
+            numbers = (f"{100 * x:.1f}" for x in (tail[0], tail[-1]))
+            moved = (f"{100 * change:+.1f}", f"{100 * span:.1f}")
+            rows.append([name, str(seed), str(since[-1]["step"]), *numbers, *moved])
+    if not rows:
+        return []
+    text = "Base AP in percent from the last evaluation within the first 70 % of the steps to the "
+    text += "end; the span is the largest less the smallest of the evaluations in between."
+    header = ("arm", "seed", "from step", "AP base there", "at the end", "change", "span")
+    return [Heading("Has training levelled off?"), Text(text), Table(header, rows)]
+
+
+def _state(study: Study, results: Results) -> list[Block]:
+    missing: list[str] = []
+    for arm in study.arms:
+        seeds = [str(seed) for seed in results.seeds if seed not in results.by_arm[arm.name]]
+        if seeds:
+            missing.append(f"{arm.name} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")
+    blocks: list[Block] = [Heading("What is missing")]
+    blocks.append(Text(f"Not yet run: {'; '.join(missing) or 'nothing'}."))
+    if results.outdated:
+        names = ", ".join(results.outdated)
+        blocks.append(Text(f"Left out, as their commands or configs have changed: {names}."))
+    return blocks
+
+
+def _provenance(study: Study, results: Results) -> list[Block]:
+    rows = [
+        [
+            *(arm.name, str(seed), result["commit"][:12], "yes" if result["is_dirty"] else "no"),
+            *(result["machine"], f"{result['seconds']:.0f}"),
+        ]
+        for arm in study.arms
+        for seed, result in sorted(results.by_arm[arm.name].items())
+    ]
+    commands = [
+        "\n".join([f"# {arm.name}", *next(iter(results.by_arm[arm.name].values()))["commands"]])
+        for arm in study.arms
+        if results.by_arm[arm.name]
+    ]
+    header = ("arm", "seed", "commit", "changed files", "machine", "seconds")
+    places = "{out} is the arm's own folder, {name} the folder of another arm."
+    folded = [Table(header, rows), Text(places), Code("\n\n".join(commands))]
+    return [Heading("Provenance"), Details("Commits, machines, times and commands", folded)]
+
+
+def _mean(values: Any, scale: float = 100.0, digits: int = 1) -> str:
+    """Mean ± standard deviation of any number of values."""
+    scaled = [scale * value for value in values]
+    if not scaled:
+        return MISSING
+    text = f"{statistics.fmean(scaled):,.{digits}f}"
+    return text if len(scaled) == 1 else f"{text} ± {statistics.stdev(scaled):,.{digits}f}"
+
+
+def _scale(metric: str) -> float:
+    return 1.0 if metric in PLAIN else 100.0
+
+
+# --- plots and pictures --------------------------------------------------------------------------
+
+
+def _plots(study: Study, results: Results) -> list[Block]:
+    drawn = [
+        (_draw_bars, "bars", "AP50 of novel names by arm"),
+        (_draw_curves, "curves", "AP50 during training: mean over seeds, least to greatest"),
+        (_draw_ensemble, "ensemble", "Weights between the two ends, mean over seeds"),
+        (_draw_thresholds, "thresholds", "AP50 by the score that an image's best box must have"),
+    ]
+    blocks: list[Block] = [Heading("Plots")]
+    for draw, name, caption in drawn:
+        file = study.results / "plots" / f"{name}.png"
+        file.unlink(missing_ok=True)  # one of results that are gone
+        draw(study, results, file)
+        if file.exists():
+            blocks.append(Picture(f"plots/{file.name}", caption))
+    return blocks if len(blocks) > 1 else []
+
+
+def _draw_bars(study: Study, results: Results, file: Path) -> None:
+    values = {arm.name: _percent(results.values(arm.name, NOVEL)) for arm in study.arms}
+    values = {name: of_arm for name, of_arm in values.items() if of_arm}
+    if values:
+        plots.plot_bars(file, values, study.main, "AP50 of novel names (percent)")
+
+
+def _draw_curves(study: Study, results: Results, file: Path) -> None:
+    styles: dict[str, plots.LineStyle] = {BASE: "-", NOVEL: "--"}
+    curves = {name: {key: _curve(results, name, key) for key in styles} for name in study.curves}
+    curves = {name: by_metric for name, by_metric in curves.items() if any(by_metric.values())}
+    if curves:
+        plots.plot_curves(file, curves, styles, "AP50 (percent)")
+
+
+def _curve(results: Results, arm: str, key: str) -> dict[int, list[float]]:
+    curve: dict[int, list[float]] = {}
+    for metrics in results.metrics(arm).values():
+        for point in metrics.get("curve", ()):
+            if key in point:
+                curve.setdefault(point["step"], []).append(100 * point[key])
+    return curve
+
+
+def _draw_ensemble(study: Study, results: Results, file: Path) -> None:
+    by_weight: dict[float, list[Metrics]] = {}
+    for arm in study.arms:
+        for metrics in results.metrics(arm.name).values():
+            for point in metrics.get("points", ()):
+                by_weight.setdefault(point["weight"], []).append(point)
+    if not by_weight:
+        return
+    points = []
+    for weight, found in sorted(by_weight.items()):
+        x, y = (
+            100 * statistics.fmean(point[f"{side}_AP50"] for point in found)
+            for side in ("out_of_domain", "in_domain")
+        )
+        points.append((f"{weight:g}", x, y))
+    viz.plot_trade_off(
+        file, points, "AP50 of novel names (percent)", "AP50 of base names (percent)"
+    )
+
+
+def _draw_thresholds(study: Study, results: Results, file: Path) -> None:
+    lines: dict[str, dict[float, list[float]]] = {}
+    for name, metric in (("novel names", NOVEL), ("base names", BASE)):
+        line = {score: _percent(results.values(arm, metric)) for score, arm in study.thresholds}
+        lines[name] = {score: values for score, values in line.items() if values}
+    if all(len(line) > 1 for line in lines.values()):
+        xlabel = "score that an image's best pseudo-box must have"
+        plots.plot_thresholds(file, lines, xlabel, "AP50 (percent)")
+
+
+def _percent(values: Mapping[int, float]) -> list[float]:
+    return [100 * value for value in values.values()]
+
+
+def _pictures(study: Study, workdir: Path | None) -> list[Block]:
+    blocks: list[Block] = [Heading("Pictures")]
+    for number, (caption, arm, pattern) in enumerate(study.pictures, start=1):
+        file = study.results / "pictures" / f"{number}-{arm}.png"
+        found = sorted((workdir / "seed0" / arm).glob(pattern)) if workdir else []
+        if found:
+            file.write_bytes(_small_png(found[-1]))
+        if file.exists():
+            blocks.append(Picture(f"pictures/{file.name}", f"{caption} ({arm}, seed 0)"))
+    return blocks if len(blocks) > 1 else []
+
+
+def _small_png(file: Path) -> bytes:
+    """The file itself, or in fewer colours and, if need be, fewer pixels."""
+    content, scale = file.read_bytes(), 1.0
+    with Image.open(file) as opened:
+        whole = opened.convert("RGB")
+    while len(content) > MAX_PICTURE_BYTES:
+        size = max(1, round(scale * whole.width)), max(1, round(scale * whole.height))
+        buffer = BytesIO()
+        whole.resize(size, Image.Resampling.LANCZOS).quantize(256).save(buffer, "PNG")
+        content, scale = buffer.getvalue(), 0.8 * scale
+    return content
