@@ -5,6 +5,7 @@ study goes on with the arm it was in: trainings resume from their own checkpoint
 its own shards.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,12 +17,13 @@ import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from owl_det import config as schema
 from owl_det.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
@@ -156,8 +158,22 @@ def digest(study: Study, arm: Arm) -> str:
 
 @cache
 def _config_digest(file: str) -> str:
+    """Of the keys that a config sets: a new key of the schema, off by default, changes nothing."""
     tree = runpy.run_path(str(ROOT / file))["get_config"]().to_dict()
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    told = _differences(tree, dataclasses.asdict(schema.Config()))
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _differences(tree: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of nested mappings that are not as in the defaults."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            default = defaults.get(key)
+            found[key] = _differences(value, default if isinstance(default, Mapping) else {})
+        elif key not in defaults or value != defaults[key]:
+            found[key] = value
+    return {key: value for key, value in found.items() if value != {}}
 
 
 def _places(arm: Arm) -> Iterator[str]:

@@ -55,9 +55,9 @@ def test_hundred_steps_compile_and_transfer_nothing() -> None:
             state, metrics = step(state, batch)
             kept.append(metrics)
         jax.block_until_ready(state)
+        assert len(compilations) == 1
         # The guard sees what comes from the host: a batch that was not put on the device.
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
             step(state, host_batch)
-    assert len(compilations) == 1
     losses = [float(metrics["loss"]) for metrics in kept]
     assert np.isfinite(losses).all() and losses[-1] < losses[0]

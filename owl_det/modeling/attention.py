@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 Implementation = Literal["xla", "cudnn", "plain", "portable"]
 
 # Queries whose scores exist at once on a CPU: 128 x 3601 in float32 are 1.8 MB, which a core's
-# cache holds. From 64 to 512 the time differs by a fifth (benchmarks/inference.py).
+# cache holds.
 CHUNK = 128
 
 

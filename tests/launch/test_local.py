@@ -26,7 +26,7 @@ def launch(*arguments: str, script: str = "", **environment: str) -> subprocess.
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, list[str], str]:
     """Exit code, sorted lines of standard output (processes write in any order), errors."""
-    stdout, stderr = process.communicate(timeout=30)
+    stdout, stderr = process.communicate(timeout=120)
     return process.returncode, sorted(stdout.splitlines()), stderr
 
 

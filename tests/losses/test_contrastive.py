@@ -36,10 +36,6 @@ def _softmax_by_hand(logits: np.ndarray, rows: list[int]) -> list[float]:
     return values
 
 
-def _logits(images: jax.Array, texts: jax.Array, scale: jax.Array) -> jax.Array:
-    return jnp.exp(scale) * images @ texts.T
-
-
 def test_softmax_equals_clip_over_the_real_rows() -> None:
     images, texts = _case(0)
     logits = _logits(images, texts, 7.0)

@@ -148,11 +148,13 @@ def test_digest_changes_with_what_the_config_says(tmp_path: Path) -> None:
     study = fake_study.study(tmp_path, fake_study.arm("first", f"--config={config}"))
     text = "import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict({})\n"
     digests = []
-    for content in (text, f"# Remark.\n{text}", text.replace("{}", "{'num_steps': 1}")):
+    default, other = "{'name': 'unnamed'}", "{'num_steps': 1}"
+    contents = (text, f"# Remark.\n{text}", text.replace("{}", default), text.replace("{}", other))
+    for content in contents:
         config.write_text(content)
         arms._config_digest.cache_clear()
         digests.append(arms.digest(study, study.arm("first")))
-    assert digests[0] == digests[1] != digests[2]
+    assert digests[0] == digests[1] == digests[2] != digests[3]
 
 
 @pytest.mark.parametrize(
