@@ -9,8 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, pretrain_shapes, quickstart
-from owl_det.config import ShapesWorldSource
+from configs import pretrain_shapes, quickstart
 
 
 def detector(config: ConfigDict) -> None:
@@ -34,20 +33,11 @@ def detector(config: ConfigDict) -> None:
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = quickstart.get_config()
     config.name = "annotator_shapes"
-    config.batch_size = 32
     config.num_steps = 4000
     detector(config)
-    data = config.data
-    base.add_source(data.train, "shapes", ShapesWorldSource(split="train", num_images=4096))
-    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=512))
-    data.augment.flip = True
-    data.max_instances = 6
-    data.max_queries = 48
-    data.max_distinct_queries = 48
-    data.min_queries = 0
-    data.train_prompts = "none"
-    data.eval_prompts = "none"
+    config.data.train.shapes.num_images = 4096
+    config.data.eval.shapes.num_images = 512
     config.evaluation.every_steps = 700
     return config

@@ -64,8 +64,9 @@ class EvaluateTowers:
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
         apply = partial(self.detector.apply, {"params": params}, images)
-        dense = apply(method="embed_patches") if self._has_dense else None
-        return apply(method="embed_image"), dense
+        if self._has_dense:
+            return apply(method="embed_image_and_patches")
+        return apply(method="embed_image"), None
 
     def __call__(self, params: Params) -> dict[str, float]:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).

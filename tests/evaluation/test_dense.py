@@ -3,6 +3,7 @@ commands."""
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +202,12 @@ def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
     functions = dense_features.functions_of(model)
 
     def both(params: Any) -> Any:
-        apply = lambda method: detector.apply({"params": params}, image, method=method)  # noqa: E731
-        return functions.embed(params, image), apply("embed_patches"), apply("embed_image")
+        apply = partial(detector.apply, {"params": params}, image)
+        return (
+            functions.embed(params, image),
+            apply(method="embed_patches"),
+            apply(method="embed_image"),
+        )
 
     found, tokens, whole = jax.jit(both)(model.params)
     np.testing.assert_allclose(found.tokens, tokens, atol=1e-5)

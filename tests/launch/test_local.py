@@ -12,11 +12,19 @@ import pytest
 
 LAUNCHER = Path(__file__).resolve().parents[2] / "launch" / "local.py"
 
+# A shell's background jobs ignore SIGINT, and so would all that the tests start. Done in the new
+# process: code between fork and exec would run in a copy of JAX's threads.
+WITH_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
 
 def launch(*arguments: str, script: str = "", **environment: str) -> subprocess.Popen[str]:
     command = ["--", sys.executable, "-c", textwrap.dedent(script)] if script else []
     return subprocess.Popen(
-        [sys.executable, str(LAUNCHER), *arguments, *command],
+        [sys.executable, "-c", WITH_SIGINT, str(LAUNCHER), *arguments, *command],
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -67,7 +67,7 @@ def test_compared_trainings_take_as_many_steps(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("arm", OTHERS, ids=_name)
 def test_commands_are_understood(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "--labels=noun_phrases" in arm.commands[0]:
+    if any("noun_phrases" in argument for argument in arm.commands[0]):
         pytest.importorskip("textblob", reason="tags the words of noun phrases")
     seen: list[str] = []
 
