@@ -33,13 +33,18 @@ class Regions:
         return {"region_boxes": self.boxes_cxcywh, "is_region": self.is_region}
 
 
+GridKind = Literal["clipself", "densevlm", "whole"]
+
+
 @cache
-def grids(kind: Literal["clipself", "densevlm"]) -> tuple[tuple[int, int], ...]:
+def grids(kind: GridKind) -> tuple[tuple[int, int], ...]:
     """All grids (rows, columns) of a kind, each equally likely.
 
     As the authors' code draws them, with n columns for m rows: CLIPSelf ⌈m/2⌉ ≤ n ≤ min(2m, 6),
-    1 ≤ m; DenseVLM ⌊(m + 1)/2⌋ + 1 ≤ n ≤ min(2m, 6), 2 ≤ m.
+    1 ≤ m; DenseVLM ⌊(m + 1)/2⌋ + 1 ≤ n ≤ min(2m, 6), 2 ≤ m. "whole" is 1 x 1 alone.
     """
+    if kind == "whole":
+        return ((1, 1),)
     first, extra = (1, 0) if kind == "clipself" else (2, 1)
     return tuple(
         (m, n)
@@ -49,7 +54,7 @@ def grids(kind: Literal["clipself", "densevlm"]) -> tuple[tuple[int, int], ...]:
 
 
 @cache
-def cells(kind: Literal["clipself", "densevlm"]) -> Float64[np.ndarray, "c 4"]:
+def cells(kind: GridKind) -> Float64[np.ndarray, "c 4"]:
     """The cells of all grids, grid by grid and row by row: cxcywh relative to the image."""
     boxes = [
         ((column + 0.5) / n, (row + 0.5) / m, 1 / n, 1 / m)
@@ -96,7 +101,7 @@ def in_tile(
     return np.concatenate([centres, boxes_cxcywh[:, 2:] * tile[2:]], axis=1)
 
 
-def _draw_grid(kind: Literal["clipself", "densevlm"], rng: np.random.Generator) -> np.ndarray:
+def _draw_grid(kind: GridKind, rng: np.random.Generator) -> np.ndarray:
     """Indices of one grid's cells."""
     sizes = [m * n for m, n in grids(kind)]
     chosen = int(rng.integers(len(sizes)))

@@ -156,8 +156,8 @@ class RegionsConfig:
     # boxes of the data source.
     kind: Literal["patches", "proposals"] = "patches"
     # Which grids (arXiv 2310.01403 and 2412.06244, as their code draws them): 24 of up to 6 x 6
-    # cells, or 17 of at least 2 rows.
-    grids: Literal["clipself", "densevlm"] = "clipself"
+    # cells, or 17 of at least 2 rows. "whole", a control: the one cell of a 1 x 1 grid.
+    grids: Literal["clipself", "densevlm", "whole"] = "clipself"
     max_regions: int = 20  # of one image; a random choice where there are more
     crop_scale: float = 1.0  # the teacher's crops are so much larger; 1.5 for proposals
 
@@ -244,6 +244,8 @@ class DistillConfig:
     # Branches that set tokens beside the teacher's vectors need a text tower that starts as the
     # teacher's; False = you know better.
     require_same_text: bool = True
+    # Control: every image, or mosaic, gets what the teacher says of another one of the batch.
+    shuffle_targets: bool = False
     regions: RegionsConfig = field(default_factory=RegionsConfig)
     gridclip_grid: GridClipGridConfig = field(default_factory=GridClipGridConfig)
     gridclip_image: GridClipImageConfig = field(default_factory=GridClipImageConfig)
@@ -830,6 +832,15 @@ def _check_distill(config: Config) -> None:
     )
     if "densevlm" in active:
         _check_densevlm(distill.densevlm)
+    _require(
+        not distill.shuffle_targets or config.batch_size > 1,
+        "config.distill.shuffle_targets: a batch of one image has no other; raise batch_size",
+    )
+    _require(
+        not distill.shuffle_targets or distill.hierkd_instance.boxes == "truth",
+        "config.distill.shuffle_targets: the crops of predicted boxes are made in the loss, from "
+        "their own image; set distill.hierkd_instance.boxes to truth",
+    )
     if distill.cache:
         _require(
             augment.crop_probability == 0 and not augment.flip and augment.photometric == 0,

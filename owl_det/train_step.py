@@ -173,7 +173,9 @@ def loss_and_gradients(
     shared = None
     if teaching is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
-        examples = examples._replace(lesson=lesson_of(batch, teaching))
+        lesson = lesson_of(batch, teaching)
+        lesson = of_another_image(lesson) if config.distill.shuffle_targets else lesson
+        examples = examples._replace(lesson=lesson)
         shared = shared_of(params, teaching, config)
     gradients, losses, parts, extra = take(
         params, batch, examples, text_key, config, num_shards, mesh, shared
@@ -206,6 +208,18 @@ def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
         is_caption=batch.is_caption,
         signals=jax.lax.stop_gradient(teaching.signals(teaching.arrays, batch)),
     )
+
+
+def of_another_image(lesson: Lesson) -> Lesson:
+    """Each image with the teacher's outputs, and the captions, of the one before it in the batch.
+
+    The shuffled control of `distill.shuffle_targets`: batches are in random order.
+    """
+    shifted = jax.tree.map(
+        lambda x: jnp.roll(x, 1, axis=0),
+        (lesson.signals, lesson.caption_tokens, lesson.is_caption),
+    )
+    return lesson._replace(signals=shifted[0], caption_tokens=shifted[1], is_caption=shifted[2])
 
 
 def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:

@@ -32,7 +32,7 @@ from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
-from owl_det.types import LoadedModel
+from owl_det.types import LoadedModel, TeacherSignals
 from tests import tiny
 
 KEY = jax.random.key(5)
@@ -179,6 +179,34 @@ def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder:
     assert jax.tree.structure(gradients) == jax.tree.structure(params)
 
 
+def test_shuffled_targets_are_another_images() -> None:
+    """Of teacher and captions; what the student sees stays."""
+    rng = np.random.default_rng(0)
+    own = {
+        "tile_boxes": rng.random((3, 1, 4)),
+        "is_tile": np.ones((3, 1), bool),
+        "region_boxes": rng.random((3, 2, 4)),
+        "is_region": np.array([[True, False], [True, True], [False, False]]),
+    }
+    captions, is_caption = rng.integers(9, size=(3, 1, 5)), np.array([[True], [True], [False]])
+    tiles, regions = rng.random((3, 1, 6)), rng.random((3, 2, 6))
+    lesson = train_step.Lesson(
+        **own,
+        caption_tokens=captions,
+        is_caption=is_caption,
+        signals=TeacherSignals(tiles=tiles, regions=regions),
+    )
+    shuffled = train_step.of_another_image(lesson)
+    before = [2, 0, 1]
+    np.testing.assert_array_equal(shuffled.signals.tiles, tiles[before])
+    np.testing.assert_array_equal(shuffled.signals.regions, regions[before])
+    np.testing.assert_array_equal(shuffled.caption_tokens, captions[before])
+    np.testing.assert_array_equal(shuffled.is_caption, is_caption[before])
+    assert shuffled.signals.captions is None
+    for name, array in own.items():
+        np.testing.assert_array_equal(getattr(shuffled, name), array)
+
+
 # --- what inference and checkpoints hold ---------------------------------------------------------
 
 
@@ -255,6 +283,21 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
         ),
         ([], {"distill": {"custom": {"mine": {"weight": 1.0}}}}, "name a module that defines"),
         ([], {"loss": {"negative_share": 0.0}}, "config.loss.negative_share"),
+        (
+            ["clipself"],
+            {"batch_size": 1, "distill": {"shuffle_targets": True}},
+            "shuffle_targets: a batch of one image has no other",
+        ),
+        (
+            [],
+            {
+                "distill": {
+                    "shuffle_targets": True,
+                    "hierkd_instance": {"weight": 1.0, "boxes": "predicted"},
+                }
+            },
+            "shuffle_targets: the crops of predicted boxes",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str) -> None:

@@ -36,6 +36,14 @@ def test_grids_are_those_of_the_published_code(kind: str, num_grids: int, num_ce
         assert 1 <= m <= 6 and n <= min(2 * m, 6) and n >= m / 2
 
 
+def test_the_whole_image_is_one_region() -> None:
+    config = RegionsConfig(grids="whole", max_regions=3)
+    tile = (0.5, 0.3, 1.0, 0.6)  # the rest of the square is padding
+    drawn = regions.draw(_example([tile]), config, np.random.default_rng(0))
+    assert drawn.is_region.tolist() == [True, False, False]
+    np.testing.assert_allclose(drawn.boxes_cxcywh[0], tile, rtol=1e-6)
+
+
 def test_drawn_cells_tile_the_image_without_its_padding() -> None:
     config = RegionsConfig(max_regions=36)
     example = _example([(0.5, 0.25, 1.0, 0.5)])  # the lower half of the square is padding
