@@ -210,13 +210,15 @@ def test_shuffled_targets_are_another_images() -> None:
 # --- what inference and checkpoints hold ---------------------------------------------------------
 
 
-def test_inference_is_the_plain_detectors(teacher_folder: str) -> None:
-    distilled, teaching = open_teaching(config(*WEIGHTS), teacher_folder)
+@pytest.mark.parametrize("last_block", ["full", "values"])
+def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) -> None:
+    block = {"model__image__last_block": last_block}
+    distilled, teaching = open_teaching(config(*WEIGHTS, **block), teacher_folder)
     state = jax.eval_shape(
         lambda: train_step.init_state(distilled, teacher_dim=teaching.teacher_dim)
     )
     assert train_step.BRANCHES in state.params
-    plain = config()
+    plain = config(**block)
     wanted = jax.eval_shape(lambda: train_step.init_state(plain)).params
     ours = train_step.model_params(state.params)
     assert jax.tree.structure(ours) == jax.tree.structure(wanted)
@@ -486,14 +488,14 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     state = jax.device_put(state, placement)
     step = train_step.jit_train_step(made, mesh, state, teaching)
     batches = TrainInput(made).batches(0, num_shards=4)
-    for _ in range(3):
+    for _ in range(50):
         batch = jax.device_put(tiny.to_batch(next(batches)), sharding.batch_sharding(mesh))
         state, metrics = step(state, batch)
         for name in WEIGHTS:
             assert np.isfinite(metrics[f"distill/{name}"]), name
         assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
     batches.close()
-    assert int(state.step) == 3
+    assert int(state.step) == 50
 
 
 @pytest.mark.slow
