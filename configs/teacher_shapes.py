@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config: Any = pretrain_shapes.get_config()
     config.name = "teacher_shapes"
     config.batch_size = 128
-    config.num_steps = 2500
+    config.num_steps = 1500
     config.model.image_size = SIDE
     source = ShapesWorldSource(split="panoptic_text", num_images=16_384, image_size=SIDE)
     base.add_source(config.data.train, "panoptic_text", source)

@@ -26,8 +26,8 @@ from studies.owl_st import read_training
 SIDE = 64  # of the students' input, pixels
 TEST_IMAGES = 512
 TRAIN_IMAGES = 4096
-TOWER_STEPS = 800
-DETECTOR_STEPS = 1000
+TOWER_STEPS = 500
+DETECTOR_STEPS = 800
 ALPHA = 0.7  # share of the student in the average of the weights, as CLIPSelf's code for B/16
 NOVEL, BASE = "AP50_novel", "AP50_base"
 
@@ -90,6 +90,7 @@ def towers(
         *("checkpoint.init_from={teacher}", "distill.teacher={teacher}"),
         f"checkpoint.image_size={SIDE}",
         f"num_steps={TOWER_STEPS}",
+        "distill.regions.max_regions=12",
         "data.train.shapes.split=panoptic",
         f"data.train.shapes.num_images={TRAIN_IMAGES}",
         *overrides,
@@ -194,8 +195,8 @@ ARMS = (
              "distill.densevlm.contrast=all"),
     densevlm("densevlm_separate", "control: stuff against stuff alone",
              "distill.densevlm.contrast=separate"),
-    densevlm("densevlm_none", "control: a threshold of 1, which no region passes",
-             "distill.densevlm.threshold=1.0"),
+    densevlm("densevlm_none", "control: a threshold of 1, which no region passes; fewer steps",
+             "distill.densevlm.threshold=1.0", "num_steps=50"),
     # Detectors.
     detector("detector", "control: no distillation"),
     detector("gridclip_image", "GridCLIP, image level", GRIDCLIP_IMAGE),
