@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines import tokenizer
+from data_pipelines import image_ops, tokenizer
 from data_pipelines.panoptic_world import PanopticWorld
 from data_pipelines.regions import Regions
 from data_pipelines.shapes_world import MAX_OBJECTS
 from owl_det import checkpoint
-from owl_det.boxes import xyxy_to_cxcywh
 from owl_det.errors import UserError
 from owl_det.evaluation.dense import CategoryRecall
 from owl_det.evaluation.regions import NameAccuracy
@@ -46,7 +46,7 @@ def measure(path: str, num_images: int) -> dict[str, Any]:
     source = PanopticWorld(split="panoptic_test", image_size=IMAGE_SIZE, num_images=num_images)
     words = tokenizer.build(loaded.model.text, loaded.tokenizer)
     names = [category.name for category in source.categories]
-    texts = np.asarray(tower.embed_texts(loaded.params, words.encode_all(names)))
+    texts = np.asarray(tower.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
     accuracy = NameAccuracy(source.categories, texts[None], "boxes")
     recall = {bucket: CategoryRecall(texts, names) for bucket in (*BUCKETS, None)}
     embed = jax.jit(tower.embed_boxes)
@@ -80,8 +80,8 @@ def _boxes(regions: Sequence[Regions]) -> np.ndarray:
     """The whole image, then its things, relative to the image; rows beyond are the whole again."""
     boxes = np.tile(np.array([0.5, 0.5, 1, 1], np.float32), (len(regions), 1 + MAX_OBJECTS, 1))
     for row, found in enumerate(regions):
-        things = found.boxes_xyxy[found.is_thing] / IMAGE_SIZE
-        boxes[row, 1 : 1 + len(things)] = np.asarray(xyxy_to_cxcywh(things))
+        things = image_ops.boxes_to_padded(found.boxes_xyxy[found.is_thing], *found.size, "pad")
+        boxes[row, 1 : 1 + len(things)] = things
     return boxes
 
 

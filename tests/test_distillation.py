@@ -189,12 +189,12 @@ def test_shuffled_targets_are_another_images() -> None:
         "is_region": np.array([[True, False], [True, True], [False, False]]),
     }
     captions, is_caption = rng.integers(9, size=(3, 1, 5)), np.array([[True], [True], [False]])
-    tiles, regions = rng.random((3, 1, 6)), rng.random((3, 2, 6))
+    tiles, regions = (rng.random((3, n, 6)).astype(np.float32) for n in (1, 2))
     lesson = train_step.Lesson(
         **own,
-        caption_tokens=captions,
-        is_caption=is_caption,
-        signals=TeacherSignals(tiles=tiles, regions=regions),
+        caption_tokens=jnp.asarray(captions),
+        is_caption=jnp.asarray(is_caption),
+        signals=TeacherSignals(tiles=jnp.asarray(tiles), regions=jnp.asarray(regions)),
     )
     shuffled = train_step.of_another_image(lesson)
     before = [2, 0, 1]
