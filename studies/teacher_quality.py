@@ -60,6 +60,8 @@ def measure(path: str, num_images: int) -> dict[str, Any]:
             accuracy.add_named(of_image[1 + things], [found.names[i] for i in things])
             recall[None].add(of_image[0], found.present)
             recall[_bucket(len(found.present))].add(of_image[0], found.present)
+    if not all(recall[bucket].scalars() for bucket in BUCKETS):
+        raise UserError(f"--num_images: {num_images} are too few for scenes of every kind")
     by_bucket = {bucket: recall[bucket].scalars() for bucket in BUCKETS}
     key = f"recall_at_{COMPARED_RANK}"
     return {

@@ -30,6 +30,7 @@ from owl_det import (
 )
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
+from owl_det.losses import branches
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel, TeacherSignals
@@ -77,9 +78,11 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         model__text__num_layers=1,
     )
     folder = tmp_path_factory.mktemp("teacher") / "towers"
+    # Compiled as a whole: op by op it takes several times as long.
+    params = jax.jit(lambda: train_step.init_params(made, jax.random.key(9)))()
     loaded = LoadedModel(
         kind="towers",
-        params=train_step.init_params(made, jax.random.key(9)),
+        params=params,
         model=made.model,
         preprocess=made.preprocess,
         eval_prompts="none",
@@ -156,7 +159,9 @@ def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
 
 
-@pytest.mark.parametrize("scope", ["none", "shared_text", "exact"])
+@pytest.mark.parametrize(
+    "scope", ["shared_text", *(pytest.param(x, marks=pytest.mark.slow) for x in ("none", "exact"))]
+)
 def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder: str) -> None:
     """The one branch that runs a teacher there has a step under every clipping scope."""
     entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted", "crop_scale": 1.5}
@@ -210,7 +215,7 @@ def test_shuffled_targets_are_another_images() -> None:
 # --- what inference and checkpoints hold ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("last_block", ["full", "values"])
+@pytest.mark.parametrize("last_block", ["full", pytest.param("values", marks=pytest.mark.slow)])
 def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) -> None:
     block = {"model__image__last_block": last_block}
     distilled, teaching = open_teaching(config(*WEIGHTS, **block), teacher_folder)
@@ -231,6 +236,7 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
     assert program(distilled, ours) == program(plain, wanted)
 
 
+@pytest.mark.slow
 def test_checkpoints_keep_branch_parameters_out_of_the_model(
     teacher_folder: str, tmp_path: Path
 ) -> None:
@@ -390,12 +396,23 @@ def _cached_config(
     return config(*names, data__train={"shapes": source}, distill=distill)
 
 
-@pytest.mark.parametrize("kind", ["patches", pytest.param("proposals", marks=pytest.mark.slow)])
-def test_a_cache_says_what_the_teacher_says(kind: str, teacher_folder: str, tmp_path: Path) -> None:
-    online = _cached_config(teacher_folder, None, kind=kind)
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("patches", ("gridclip_image", "clipself")),
+        *(
+            pytest.param(kind, tuple(WEIGHTS), marks=pytest.mark.slow)
+            for kind in ("patches", "proposals")
+        ),
+    ],
+)
+def test_a_cache_says_what_the_teacher_says(
+    kind: str, names: tuple[str, ...], teacher_folder: str, tmp_path: Path
+) -> None:
+    online = _cached_config(teacher_folder, None, names, kind=kind)
     counts = cache_teacher.run(online, tmp_path / "cache", shard_size=4, batch_size=4)
     assert counts == {"images": 6, "unreadable": 0, "shards": 2, "shards_there": 0}
-    cached = _cached_config(teacher_folder, tmp_path / "cache", kind=kind)
+    cached = _cached_config(teacher_folder, tmp_path / "cache", names, kind=kind)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
     signals = []
     for made in (online, cached):
@@ -403,12 +420,13 @@ def test_a_cache_says_what_the_teacher_says(kind: str, teacher_folder: str, tmp_
         assert teaching is not None
         signals.append(jax.jit(lambda a, b, t=teaching: t.signals(a, b))(teaching.arrays, batch))
         assert ("image" in teaching.arrays) == (made is online)
-    for field in dataclasses.fields(signals[0]):
-        ours, theirs = (np.asarray(getattr(s, field.name)) for s in signals)
+    wanted = branches.needs(online.distill) & {f.name for f in dataclasses.fields(TeacherSignals)}
+    for field in wanted:
+        ours, theirs = (np.asarray(getattr(s, field)) for s in signals)
         is_real = np.abs(theirs).max(-1) > 0
-        assert is_real.any() and ours.shape == theirs.shape, field.name
+        assert is_real.any() and ours.shape == theirs.shape, field
         # float16 holds eleven bits.
-        np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field.name)
+        np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field)
 
 
 def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
