@@ -7,8 +7,8 @@ its own shards.
 
 import dataclasses
 import hashlib
+import itertools
 import json
-import os
 import platform
 import runpy
 import shlex
@@ -25,6 +25,7 @@ from typing import Any
 
 from owl_det import config as schema
 from owl_det.errors import UserError
+from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
 Metrics = dict[str, Any]
@@ -111,20 +112,33 @@ class Study:
         raise UserError(f"no arm {name!r}; there are {', '.join(arm.name for arm in self.arms)}")
 
 
-def run(study: Study, names: Iterable[str], seeds: Sequence[int], workdir: Path) -> None:
-    """Runs the arms that are not finished, those they need first, seed by seed.
+def run(
+    study: Study, names: Iterable[str], seeds: Sequence[int], workdir: Path, jobs: int = 1
+) -> None:
+    """Runs the arms that are not finished and those they need, `jobs` at once, seed by seed.
 
     Raises `UserError` where a command fails; its log says why.
     """
     workdir = workdir.resolve()
+    workers = Workers(jobs)
     wanted = _with_needs(study, names)
-    todo = [(seed, arm) for seed in seeds for arm in wanted if not is_finished(study, arm, seed)]
+    todo = [(seed, arm) for seed in seeds for arm in _to_run(study, wanted, workdir, seed)]
     started = time.time()
-    for done, (seed, arm) in enumerate(todo):
-        passed = time.time() - started
-        eta = f", about {passed / done * (len(todo) - done) / 60:.0f} min left" if done else ""
-        print(f"[{done + 1}/{len(todo)}] seed {seed}: {arm.name}{eta}", flush=True)
-        _run_arm(study, arm, seed, workdir)
+    count = itertools.count(1)
+
+    def work(task: tuple[int, Arm]) -> None:
+        seed, arm = task
+        number, passed = next(count), time.time() - started
+        left = passed / (number - jobs) * (len(todo) - number + 1) if number > jobs else 0
+        eta = f", about {left / 60:.0f} min left" if left else ""
+        print(f"[{number}/{len(todo)}] seed {seed}: {arm.name}{eta}", flush=True)
+        _run_arm(study, arm, seed, workdir, workers)
+
+    needs = {
+        (seed, arm): [other for other in todo if other[0] == seed and other[1].name in arm.needs]
+        for seed, arm in todo
+    }
+    workers.run(todo, needs, work)
     print(f"{len(todo)} arms in {(time.time() - started) / 60:.1f} min", flush=True)
 
 
@@ -213,20 +227,38 @@ def _with_needs(study: Study, names: Iterable[str]) -> list[Arm]:
     return ordered
 
 
-def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path) -> None:
-    root = workdir / f"seed{seed}"
-    folders = {other.name: str(root / other.name) for other in study.arms}
-    places = {**folders, "out": folders[arm.name], "seed": str(seed)}
-    for needed in map(study.arm, arm.needs):
-        if not _Progress(Path(folders[needed.name]), digest(study, needed)).is_done:
-            # Finished elsewhere: its numbers are kept, its weights are not. Numbers are written
-            # anew, so that they are those of the weights that others start from.
-            _run_arm(study, needed, seed, workdir)
-    folder = Path(folders[arm.name])
+def _to_run(study: Study, wanted: Sequence[Arm], workdir: Path, seed: int) -> list[Arm]:
+    """Of the wanted arms those that are not finished, and what must be made again for them.
+
+    Of an arm finished elsewhere the numbers are kept, the weights are not: it runs again, and its
+    numbers are written anew, so that they are those of the weights that others start from.
+    """
+    chosen: set[str] = set()
+
+    def add(arm: Arm) -> None:
+        chosen.add(arm.name)
+        for needed in map(study.arm, arm.needs):
+            if not _Progress(_folder(workdir, seed, needed), digest(study, needed)).is_done:
+                add(needed)
+
+    for arm in wanted:
+        if not is_finished(study, arm, seed):
+            add(arm)
+    return [arm for arm in wanted if arm.name in chosen]
+
+
+def _folder(workdir: Path, seed: int, arm: Arm) -> Path:
+    return workdir / f"seed{seed}" / arm.name
+
+
+def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path, workers: Workers) -> None:
+    folder = _folder(workdir, seed, arm)
+    places = {other.name: str(_folder(workdir, seed, other)) for other in study.arms}
+    places |= {"out": str(folder), "seed": str(seed)}
     progress = _Progress(folder, digest(study, arm))
     progress.start()
     for command in arm.commands:
-        _call([part.format_map(places) for part in command], folder)
+        workers.call([part.format_map(places) for part in command], folder / "log.txt", ROOT)
     metrics = arm.read(folder)
     result = {
         "study": study.name,
@@ -237,7 +269,7 @@ def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path) -> None:
         "commands": [shlex.join(["python", "-m", *command]) for command in arm.commands],
         "digest": digest(study, arm),
         "seconds": round(progress.finish(), 1),
-        "machine": _machine(),
+        "machine": _machine(workers.cores_each),
         "metrics": metrics,
     }
     study.results.mkdir(parents=True, exist_ok=True)
@@ -291,25 +323,6 @@ def _write_json(file: Path, content: Any) -> None:
     partial.replace(file)
 
 
-def _call(arguments: Sequence[str], folder: Path) -> None:
-    """Runs `python -m …`; output goes to the arm's log, a failure's last lines to the screen."""
-    log = folder / "log.txt"
-    with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ python -m {shlex.join(arguments)}\n")
-        file.flush()
-        command = [sys.executable, "-m", *arguments]
-        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=ROOT)
-        try:
-            returncode = process.wait()
-        finally:
-            process.terminate()  # a training then saves; nothing happens to one that has ended
-            process.wait()
-    if returncode:
-        lines = log.read_text("utf-8", errors="replace").replace("\r", "\n").splitlines()
-        tail = "\n".join(line for line in lines[-15:] if line.strip())
-        raise UserError(f"python -m {shlex.join(arguments)} failed; {log} ends with:\n{tail}")
-
-
 def _git(*arguments: str) -> str:
     """What git prints; nothing where there is no repository."""
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
@@ -322,10 +335,8 @@ def _is_dirty() -> bool:
     return bool(_git("status", "--porcelain", "--untracked-files=no", *paths))
 
 
-def _machine() -> str:
-    num_cores = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        num_cores = len(os.sched_getaffinity(0))
+def _machine(num_cores: int) -> str:
+    """`num_cores` are those that the arm could use."""
     return f"{platform.machine()}, {num_cores} cores, Python {platform.python_version()}"
 
 
@@ -338,6 +349,6 @@ def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | Non
         if arguments.arms:
             names = arguments.arms.split(",")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        run(study, names, range(arguments.seeds), arguments.workdir)
+        run(study, names, range(arguments.seeds), arguments.workdir, arguments.jobs)
     print(write_report(study, arguments.workdir))
     return 0

@@ -410,6 +410,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.owl_st", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
     parser.add_argument("--report", action="store_true", help="every arm, not each stage once")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")

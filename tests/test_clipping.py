@@ -24,7 +24,7 @@ def _config(scope: str, microbatch: int = 4, norm: float = 0.5) -> Any:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return train_step.init_params(tiny.config(), jax.random.key(3))
+    return tiny.params(tiny.config(), seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,8 @@ def _rows(batch: Batch, rows: list[int]) -> Batch:
     )
 
 
-@pytest.mark.parametrize("scope", ["shared_text", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", PER_EXAMPLE)
 def test_cutting_into_microbatches_changes_nothing(params: Any, batch: Batch, scope: str) -> None:
     whole, metrics = _take(_config(scope, 4), params, batch)
     halves, again = _take(_config(scope, 2), params, batch)
@@ -113,7 +114,7 @@ def test_a_microbatch_that_does_not_divide_is_refused(
 def test_noise_of_a_text_depends_on_the_text_alone() -> None:
     """Not on its row in the table, which differs with the number of data shards."""
     config = tiny.config(model__text__dropout_rate=0.3, model__text__droplayer_rate=0.5)
-    params = train_step.init_params(config, jax.random.key(0))
+    params = tiny.params(config)
     rows = jnp.array([[49406, i, 49407, 0, 0, 0, 0, 0] for i in (5, 6, 7, 5)])
     encode = jax.jit(lambda t, key: train_step.encode_queries(params, t, key, config))
     first, moved = encode(rows, KEY), encode(rows[::-1], KEY)

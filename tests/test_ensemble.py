@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, cli, ensemble, train_step
+from owl_det import checkpoint, cli, ensemble
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import CheckpointError, ConfigError
 from tests import tiny
@@ -18,7 +18,7 @@ from tests import tiny
 def _model(seed: int, **changes: object) -> LoadedModel:
     config = tiny.config(**changes)
     return LoadedModel(
-        params=train_step.init_params(config, jax.random.key(seed)),
+        params=tiny.params(config, seed),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

@@ -23,7 +23,7 @@ IS_QUERY = jnp.array([True, True, False, True])
 @pytest.fixture(scope="module")
 def model() -> tuple[Detector, Any]:
     config = tiny.config()
-    return train_step.make_detector(config), train_step.init_params(config, jax.random.key(2))
+    return train_step.make_detector(config), tiny.params(config, seed=2)
 
 
 def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from data_pipelines import image_ops, transforms
 from data_pipelines.features import Record
+from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, embeddings, sharding, train_step
 from owl_det import predictor as predictor_lib
@@ -29,7 +31,7 @@ SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]
 def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
@@ -118,30 +120,46 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
         assert difference.max() <= 1
 
 
-def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
-    config = tiny.config()
-    source = ShapesWorld(split="test", image_size=50, num_images=3)
+def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
     evaluate = Evaluate(
-        train_step.make_detector(config),
+        train_step.make_detector(tiny.config()),
         source,
         mesh,
-        "shapes",
+        "images",
         settings=EvaluationConfig(batch_size=2),
         eval_prompts="none",
     )
     expected = evaluate(model.params).evaluator.images
     found = Predictor(model).detect(
-        [np.asarray(source[i].image) for i in range(3)],
+        [image_ops.decode_image(source[i].image) for i in range(len(source))],
         [category.name for category in source.categories],
         threshold=0.0,
     )
     ids = np.array([category.id for category in source.categories])
-    assert len(expected) == 3
+    assert len(expected) == len(source)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-5)
         np.testing.assert_allclose(ours.boxes, theirs.boxes_xyxy, atol=1e-3)
         assert (ids[ours.labels] == theirs.categories).mean() > 0.99  # ties may swap
+
+
+def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
+    source = ShapesWorld(split="test", image_size=50, num_images=3)
+    _assert_detections_are_those_of_evaluation(model, source)
+
+
+def test_detections_in_photographs_are_those_of_evaluation(
+    model: LoadedModel, shared_data: Path, tmp_path: Path
+) -> None:
+    listed = (shared_data / "bccd/ImageSets/Main/test.txt").read_text().split()
+    (tmp_path / "few.txt").write_text("\n".join(listed[:4]))
+    source = VocReader(
+        shared_data / "bccd/Annotations",
+        shared_data / "bccd/JPEGImages",
+        split_list=tmp_path / "few.txt",
+    )
+    _assert_detections_are_those_of_evaluation(model, source)
 
 
 def test_saving_and_loading_changes_nothing(model: LoadedModel, saved: Path) -> None:

@@ -43,7 +43,10 @@ def _init(config: Config, seed: int = 0) -> Any:
     return jax.jit(lambda: train_step.init_params(config, jax.random.key(seed)))()
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if "sig" in name else ()) for name in CONFIGS],
+)
 def test_the_loss_of_a_batch_falls(name: str) -> None:
     config = _small(name)
     batch = tiny.batch(config)

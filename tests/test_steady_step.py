@@ -23,6 +23,7 @@ def _host_batch(config: Any) -> Batch:
     return dataclasses.replace(empty, **real)
 
 
+@pytest.mark.slow
 def test_hundred_steps_compile_and_transfer_nothing() -> None:
     config = tiny.config(
         batch_size=2,

@@ -26,11 +26,14 @@ NOISE = {
 KEY = jax.random.key(7)
 
 
-def _gradients(config: Any, params: Any, batch: Batch, num_shards: int = 1) -> tuple[Any, Any]:
-    take = jax.jit(
-        lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_shards=num_shards)
+def _compiled(config: Any) -> Any:
+    return jax.jit(
+        lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_shards=1)
     )
-    return take(params, batch)
+
+
+def _gradients(config: Any, params: Any, batch: Batch) -> tuple[Any, Any]:
+    return _compiled(config)(params, batch)
 
 
 def _assert_close(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-6) -> None:
@@ -50,9 +53,10 @@ def _one(batch: Batch, i: int) -> Batch:
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return train_step.init_params(tiny.config(), jax.random.key(3))
+    return tiny.params(tiny.config(), seed=3)
 
 
+@pytest.mark.slow
 def test_exact_clipping_equals_a_loop_over_examples(params: Any) -> None:
     config = tiny.config(batch_size=4, optimizer__clip={"scope": "exact", "norm": 0.5})
     unclipped = tiny.config(batch_size=4, optimizer__clip={"scope": "none"})
@@ -60,8 +64,9 @@ def test_exact_clipping_equals_a_loop_over_examples(params: Any) -> None:
     ours, metrics = _gradients(config, params, batch)
     total = jax.tree.map(jnp.zeros_like, params)
     num_clipped = 0
+    take_one = _compiled(unclipped)
     for i in range(4):
-        gradient, _ = _gradients(unclipped, params, _one(batch, i))
+        gradient, _ = take_one(params, _one(batch, i))
         norm = float(
             np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
         )
@@ -129,6 +134,7 @@ def test_microbatches_change_nothing(params: Any, scope: str) -> None:
     _assert_close(*taken)
 
 
+@pytest.mark.slow
 def test_global_clipping_equals_optax(params: Any) -> None:
     clipped = tiny.config(optimizer__clip={"scope": "global", "norm": 0.1})
     plain = tiny.config(optimizer__clip={"scope": "none"})
@@ -209,7 +215,7 @@ def test_contrastive_gradients_of_eight_devices_equal_those_of_one() -> None:
         data__with_captions=True,
         optimizer__clip={"scope": "global", "norm": 0.5},
     )
-    params = train_step.init_params(config, jax.random.key(3))
+    params = tiny.params(config, seed=3)
     wanted, metrics = _gradients(config, params, tiny.batch(config, 1))
     mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     batch = jax.device_put(tiny.batch(config, 4), sharding.batch_sharding(mesh))

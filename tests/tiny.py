@@ -7,6 +7,7 @@ import numpy as np
 
 from data_pipelines.input import TrainInput
 from owl_det import config as config_lib
+from owl_det import train_step
 from owl_det.config import Config
 from owl_det.types import Batch, batch_of
 
@@ -54,6 +55,11 @@ def config(**changes: Any) -> Config:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return config_lib.resolve(tree)
+
+
+def params(config: Config, seed: int = 0) -> Any:
+    """Random parameters, from one compiled program: leaf by leaf takes many times as long."""
+    return jax.jit(lambda: train_step.init_params(config, jax.random.key(seed)))()
 
 
 def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:

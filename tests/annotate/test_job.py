@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ from data_pipelines.readers.image_text import Sample, Unreadable
 from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
 from data_pipelines.tokenizer import ClipTokenizer
-from owl_det import checkpoint, cli, train_step
+from owl_det import checkpoint, cli
 from owl_det.annotate import job, label_spaces
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.checkpoint import LoadedModel
@@ -34,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")
 def model() -> LoadedModel:
     config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
     return LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

@@ -7,10 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import pytest
 
-from owl_det import checkpoint, cli, train_step
+from owl_det import checkpoint, cli
 from owl_det.checkpoint import LoadedModel
 from tests import tiny
 
@@ -19,7 +18,7 @@ from tests import tiny
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
     model = LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

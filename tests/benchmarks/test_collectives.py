@@ -128,7 +128,8 @@ def _measure(scope: str, state: str, root: Path) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("scope", ["shared_text", pytest.param("global", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["shared_text", "global"])
 def test_no_activations_cross_the_data_axes(scope: str, repository_root: Path) -> None:
     found = _measure(scope, "shipped", repository_root)
     assert found["wrong"] == []

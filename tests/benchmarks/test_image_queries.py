@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import image_queries as benchmark
 from data_pipelines.shapes_world import ShapesWorld, object_names
-from owl_det import checkpoint, train_step
+from owl_det import checkpoint
 from owl_det.checkpoint import LoadedModel
 from tests import tiny
 
@@ -36,7 +35,7 @@ def test_query_objects_are_what_they_are_called() -> None:
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config()
     model = LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from benchmarks import search as benchmark
-from owl_det import checkpoint, train_step
+from owl_det import checkpoint
 from owl_det.checkpoint import LoadedModel
 from owl_det.predictor import Detections
 from tests import tiny
@@ -18,7 +17,7 @@ from tests import tiny
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config(model__class_prior=0.5)
     model = LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

@@ -5,10 +5,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
-from owl_det import checkpoint, cli, train_step
+from owl_det import checkpoint, cli
 from owl_det.checkpoint import LoadedModel
 from tests import tiny
 
@@ -28,7 +27,7 @@ def test_examples_run(
 ) -> None:
     config = tiny.config()
     model = LoadedModel(
-        params=train_step.init_params(config, jax.random.key(1)),
+        params=tiny.params(config, seed=1),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

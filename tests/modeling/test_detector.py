@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import train_step
 from owl_det.config import SelectionConfig
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.heads import MASKED_LOGIT, box_bias
@@ -43,7 +42,7 @@ def _features(
 
 @pytest.fixture(scope="module")
 def params() -> Any:
-    return train_step.init_params(tiny.config(), jax.random.key(0))
+    return tiny.params(tiny.config())
 
 
 def test_shapes_and_ranges(params: Any) -> None:

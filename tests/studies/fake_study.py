@@ -74,6 +74,7 @@ def run_study(results: str, workdir: str, wait_for: str) -> int:
     slow = arm("slow", f"--wait_for={wait_for}", needs=("first",))
     whole = study(Path(results), arm("first", "--value=1"), slow)
     settings = {"draw": False, "workdir": Path(workdir), "report": True, "arms": "", "seeds": 1}
+    settings["jobs"] = 1
     namespace = argparse.Namespace(**settings)
     return arms.main(whole, namespace, lambda study, _: study.results)
 

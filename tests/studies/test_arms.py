@@ -34,6 +34,31 @@ def test_runs_what_is_needed_once_for_each_seed(tmp_path: Path) -> None:
     assert _value(study, "third") == 111.0
 
 
+def test_arms_side_by_side_wait_for_what_they_need(tmp_path: Path) -> None:
+    study, work = fake_study.chain(tmp_path / "results"), tmp_path / "work"
+    arms.run(study, ["third"], [0, 1, 2], work, jobs=2)
+    assert [_value(study, "third", seed) for seed in (0, 1, 2)] == [111.0, 114.0, 117.0]
+    for seed in (0, 1, 2):
+        assert _calls(work, seed) == {"first": 1, "second": 1, "third": 1}
+
+
+def test_a_failure_ends_the_arms_beside_it(tmp_path: Path) -> None:
+    study = fake_study.study(
+        tmp_path / "results",
+        fake_study.arm("slow", f"--wait_for={tmp_path / 'never'}"),
+        fake_study.arm("fragile", f"--fail_without={tmp_path / 'never'}"),
+    )
+    with pytest.raises(UserError, match="what went wrong"):
+        arms.run(study, ["slow", "fragile"], [0], tmp_path / "work", jobs=2)
+    assert not list((tmp_path / "results").glob("*.json"))
+
+
+def test_more_jobs_than_cores_are_refused(tmp_path: Path) -> None:
+    study = fake_study.chain(tmp_path / "results")
+    with pytest.raises(UserError, match="--jobs: must be from 1 to"):
+        arms.run(study, ["first"], [0], tmp_path / "work", jobs=10_000)
+
+
 def test_results_name_commands_without_folders(tmp_path: Path) -> None:
     study = fake_study.chain(tmp_path / "results")
     arms.run(study, ["first"], [3], tmp_path / "work")
