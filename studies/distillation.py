@@ -401,6 +401,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.distillation", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="checkpoints and logs")
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
     parser.add_argument("--report", action="store_true", help="every arm; here the same as without")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")

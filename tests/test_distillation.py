@@ -78,11 +78,9 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         model__text__num_layers=1,
     )
     folder = tmp_path_factory.mktemp("teacher") / "towers"
-    # Compiled as a whole: op by op it takes several times as long.
-    params = jax.jit(lambda: train_step.init_params(made, jax.random.key(9)))()
     loaded = LoadedModel(
         kind="towers",
-        params=params,
+        params=tiny.params(made, 9),
         model=made.model,
         preprocess=made.preprocess,
         eval_prompts="none",

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -130,12 +129,9 @@ def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str
         data__with_captions=True,
         optimizer__clip={"scope": "none"},
     )
-    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
-    rng = np.random.default_rng(seed)
-    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
     model = LoadedModel(
         kind="towers",
-        params=params,
+        params=tiny.params(config, seed),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
