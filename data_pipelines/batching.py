@@ -84,7 +84,12 @@ def pack(
     )
     counts["cut_texts"] = sum(not tokenizer.fits(text) for text in texts)
     if shapes.with_captions:
-        captions = [_choose(tile, rng) for tile in example.tile_captions]
+        chosen = [_choose(tile, rng) for tile in example.tile_captions]
+        captions = [
+            tile[i] if tile else "" for tile, i in zip(example.tile_captions, chosen, strict=True)
+        ]
+        # Which of the image's captions it is: a teacher's cache knows them by this number.
+        arrays["caption_index"] = _padded(np.array(chosen, np.int32), (t,))
         arrays["caption_tokens"] = _padded(
             tokenizer.encode_all(captions), (t, shapes.num_positions)
         )
@@ -104,9 +109,9 @@ def _packed_names(example: Example, asked: Names) -> np.ndarray:
     return np.array(json.dumps({"asked": asked, "never": never}).encode(), object)
 
 
-def _choose(captions: Sequence[str], rng: np.random.Generator) -> str:
-    """One of an image's captions, each equally likely; empty without any."""
-    return captions[int(rng.integers(len(captions)))] if captions else ""
+def _choose(captions: Sequence[str], rng: np.random.Generator) -> int:
+    """The number of one of an image's captions, each equally likely; 0 without any."""
+    return int(rng.integers(len(captions))) if captions else 0
 
 
 def _pack_instances(

@@ -18,7 +18,16 @@ from typing import Any, cast
 import numpy as np
 from absl import logging
 
-from data_pipelines import batching, query_sets, sampling, source, tokenizer, transforms
+from data_pipelines import (
+    batching,
+    query_sets,
+    sampling,
+    source,
+    teacher_cache,
+    teacher_regions,
+    tokenizer,
+    transforms,
+)
 from data_pipelines.batching import Arrays
 from data_pipelines.features import Record
 from data_pipelines.image_ops import UnreadableImage
@@ -56,6 +65,11 @@ class TrainInput:
             with_captions=data.with_captions,
             with_names=data.batch_negatives,
         )
+        self.has_regions = bool(config.distill.active())
+        self.cache = None
+        if config.distill.cache and self.has_regions:
+            by_name = dict(zip(data.train, self.sources, strict=True))
+            self.cache = teacher_cache.TeacherCache(config, by_name)
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 
@@ -91,7 +105,7 @@ class TrainInput:
                 self._report_unreadable(places[tile])
                 stand_ins[int(tile)] = stand_ins.get(int(tile), 0) + 1
         example.counts["unreadable_images"] = sum(stand_ins.values())
-        return batching.pack(
+        arrays = batching.pack(
             example,
             self.pool,
             self.tokenizer,
@@ -100,6 +114,14 @@ class TrainInput:
             shuffle_labels=self.config.data.shuffle_labels,
             rng=rng,
         )
+        if self.has_regions:
+            # A generator of its own: examples are the same with and without distillation.
+            rng = sampling.regions_rng(self.config.seed, number)
+            drawn = teacher_regions.draw(example, self.config.distill.regions, rng)
+            arrays |= drawn.arrays()
+            if self.cache is not None:
+                arrays |= self.cache.arrays(places, example, drawn, arrays)
+        return arrays
 
     def batches(
         self, first_step: int, *, num_shards: int, process: int = 0, num_processes: int = 1

@@ -48,3 +48,8 @@ def example_rng(seed: int, example: int) -> np.random.Generator:
 def negatives_rng(seed: int, example: int) -> np.random.Generator:
     """The generator that draws an example's negatives from the rest of its batch."""
     return np.random.default_rng([seed, 3, example])
+
+
+def regions_rng(seed: int, example: int) -> np.random.Generator:
+    """The generator that draws the regions where a teacher looks at an example."""
+    return np.random.default_rng([seed, 4, example])

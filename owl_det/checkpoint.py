@@ -81,8 +81,8 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+                params=ocp.args.StandardSave(train_step.model_params(state.params)),
+                optimizer=ocp.args.StandardSave(_training_item(state)),
                 run=ocp.args.JsonSave(self._run_file(step, input_version)),
             ),
         )
@@ -96,7 +96,8 @@ class Checkpoints:
         assert step is not None
         folder = self._manager.directory / str(step)
         saved = _read_run_file(Path(folder))
-        _check_shapes(Path(folder), template.params)
+        model = train_step.model_params(template.params)
+        _check_shapes(Path(folder), model)
         current = self._run_file(step, input_version)
         _check_same_model(saved, current, Path(folder))
         _check_same_input(saved, current, Path(folder))
@@ -104,21 +105,23 @@ class Checkpoints:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(template.params),
-                    optimizer=ocp.args.StandardRestore(
-                        {"step": template.step, "state": template.opt_state}
-                    ),
+                    params=ocp.args.StandardRestore(model),
+                    optimizer=ocp.args.StandardRestore(_training_item(template)),
                 ),
             )
         except Exception as error:  # Orbax raises many kinds
             raise CheckpointError(
-                f"{folder}: damaged, or its optimiser state does not fit config.optimizer "
+                f"{folder}: damaged, or its optimiser state does not fit config.optimizer and "
+                "config.distill "
                 f"({_first_line(error)}); a new workdir with config.checkpoint.init_from takes its "
                 "weights alone"
             ) from error
         optimizer = restored["optimizer"]
+        branches = {train_step.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
         return TrainState(
-            step=optimizer["step"], params=restored["params"], opt_state=optimizer["state"]
+            step=optimizer["step"],
+            params={**restored["params"], **branches},
+            opt_state=optimizer["state"],
         )
 
     def _run_file(self, step: int, input_version: str) -> dict[str, Any]:
@@ -129,6 +132,13 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _training_item(state: TrainState) -> dict[str, Any]:
+    """What only training needs: step, optimiser, parameters of distillation branches."""
+    item = {"step": state.step, "state": state.opt_state}
+    branches = state.params.get(train_step.BRANCHES)
+    return item | ({"branches": branches} if branches else {})
 
 
 def load_model(path: str | os.PathLike[str]) -> LoadedModel:
@@ -528,7 +538,7 @@ def _run_file(config: Config, step: int, input_version: str) -> dict[str, Any]:
         entry.pop("path", None)
     return {
         "format": FORMAT,
-        "kind": "towers" if config.task == "contrastive" else "detector",
+        "kind": "detector" if config.task == "detection" else "towers",
         "step": step,
         "model": dataclasses.asdict(config.model),
         "preprocess": dataclasses.asdict(config.preprocess),

@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     _add_annotate(commands)
     _add_annotate_precision(commands)
     _add_ensemble(commands)
+    _add_cache_teacher(commands)
     _add_visualize(commands)
     _add_export(commands)
     arguments = parser.parse_args(argv)
@@ -693,6 +694,40 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     for point in points:
         print(json.dumps(point))
     return 0
+
+
+def _add_cache_teacher(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "cache-teacher", help="compute what distillation's teachers say of every training image"
+    )
+    parser.add_argument(
+        "--config", required=True, metavar="FILE", help="of the training; .py, .json"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="repeat"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="the training's distill.cache")
+    parser.add_argument("--shard_size", type=int, default=256, help="images in a file")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--shard_index", type=int, default=0, help="first shard of this process")
+    parser.add_argument("--shard_step", type=int, default=1, help="and every so-many-th after it")
+    parser.set_defaults(run=_cache_teacher)
+
+
+def _cache_teacher(arguments: argparse.Namespace) -> int:
+    """One JSON object of counts on stdout; 1 if images could not be read."""
+    from owl_det import cache_teacher
+
+    counts = cache_teacher.run(
+        cache_teacher.read_config(arguments.config, arguments.changes),
+        arguments.out,
+        shard_size=arguments.shard_size,
+        batch_size=arguments.batch_size,
+        shard_index=arguments.shard_index,
+        shard_step=arguments.shard_step,
+    )
+    print(json.dumps({"wrote": arguments.out, **counts}))
+    return 1 if counts["unreadable"] else 0
 
 
 if __name__ == "__main__":

@@ -139,6 +139,131 @@ class LossConfig:
     l1_weight: float = 1.0
     giou_weight: float = 1.0
     objectness_weight: float = 1.0
+    # Share of unmatched tokens, drawn at random, that the class loss counts; HierKD takes 0.1.
+    negative_share: float = 1.0
+
+
+# --- distillation --------------------------------------------------------------------------------
+
+# A branch is on where its weight is not 0; any of them go together. See docs/distillation.md.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionsConfig:
+    """The regions that CLIPSelf and DenseVLM teach: one set of each image, for both."""
+
+    # patches: the cells of a random grid over the image, and the tiles of a mosaic; proposals: the
+    # boxes of the data source.
+    kind: Literal["patches", "proposals"] = "patches"
+    # Which grids (arXiv 2310.01403 and 2412.06244, as their code draws them): 24 of up to 6 x 6
+    # cells, or 17 of at least 2 rows. "whole", a control: the one cell of a 1 x 1 grid.
+    grids: Literal["clipself", "densevlm", "whole"] = "clipself"
+    max_regions: int = 20  # of one image; a random choice where there are more
+    crop_scale: float = 1.0  # the teacher's crops are so much larger; 1.5 for proposals
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridClipGridConfig:
+    """GridCLIP, grid level: every token against the queries (arXiv 2303.09252)."""
+
+    weight: float = 0.0  # 1 in the paper
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridClipImageConfig:
+    """GridCLIP, image level: pooled tokens, through an adapter, against the image's embedding."""
+
+    weight: float = 0.0  # 10 in the paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSelfConfig:
+    """CLIPSelf: pooled tokens of a region against its crop's embedding (arXiv 2310.01403)."""
+
+    weight: float = 0.0  # 1 in the paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseVlmConfig:
+    """DenseVLM: names that a frozen model retrieves for regions (arXiv 2412.06244)."""
+
+    weight: float = 0.0  # 1 in the paper
+    things: tuple[str, ...] = ()
+    stuff: tuple[str, ...] = ()
+    template: str = "a photo of a {}."  # of every name, for teacher and student
+    threshold: float = 0.3  # regions whose best name is not more probable are left out
+    temperature: float = 0.01
+    # What a region is held against: see losses/densevlm.py.
+    contrast: Literal["decoupled", "all", "separate"] = "decoupled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierKdInstanceConfig:
+    """HierKD, instance level: matched tokens against crops of objects (arXiv 2203.10593)."""
+
+    weight: float = 0.0  # 1 in the paper
+    norm: Literal["l1", "l2"] = "l1"
+    boxes: Literal["truth", "predicted"] = "truth"  # what is cropped; only "truth" can be cached
+    min_iou: float = 0.5  # of a matched token's box with the true one
+    crop_scale: float = 1.0  # 1.5 shows more of the surroundings (table 2 of the paper)
+    max_crops: int = 20  # of one image: the first objects; every slot costs a pass of the teacher
+
+
+@dataclass(frozen=True, kw_only=True)
+class HierKdGlobalConfig:
+    """HierKD, global level: cells of the image against its caption, over the global batch."""
+
+    weight: float = 0.0  # 1 in the paper
+    grid_side: int = 3
+    pooling: Literal["max", "mean"] = "max"
+    objective: Literal["contrastive", "positive"] = "contrastive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomBranchConfig:
+    """A branch of your own: an importable module that defines `BRANCH` (docs/add_a_branch.md)."""
+
+    module: str = ""
+    weight: float = 0.0
+    options: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """Distillation from frozen models."""
+
+    teacher: str = ""  # checkpoint of towers or a ResNet: image and text vectors of the targets
+    dense_teacher: str = ""  # towers whose tokens DenseVLM asks for names; empty = `teacher`
+    dense_image_size: int = 0  # of the dense teacher's input, pixels; 0 = model.image_size
+    # Of the dense teacher; see model.image.last_block. Where tokens are pooled by their mean,
+    # "full" is what they were trained with.
+    dense_last_block: Literal["full", "values"] = "values"
+    cache: str = ""  # folder of `owl-det cache-teacher`: training runs no teacher
+    # Branches that set tokens beside the teacher's vectors need a text tower that starts as the
+    # teacher's; False = you know better.
+    require_same_text: bool = True
+    # Control: every image, or mosaic, gets what the teacher says of another one of the batch.
+    shuffle_targets: bool = False
+    regions: RegionsConfig = field(default_factory=RegionsConfig)
+    gridclip_grid: GridClipGridConfig = field(default_factory=GridClipGridConfig)
+    gridclip_image: GridClipImageConfig = field(default_factory=GridClipImageConfig)
+    clipself: ClipSelfConfig = field(default_factory=ClipSelfConfig)
+    densevlm: DenseVlmConfig = field(default_factory=DenseVlmConfig)
+    hierkd_instance: HierKdInstanceConfig = field(default_factory=HierKdInstanceConfig)
+    hierkd_global: HierKdGlobalConfig = field(default_factory=HierKdGlobalConfig)
+    custom: dict[str, CustomBranchConfig] = field(default_factory=dict)
+
+    def branches(self) -> dict[str, Any]:
+        """The entry of every branch, by name."""
+        named = {key.name: getattr(self, key.name) for key in dataclasses.fields(self)}
+        known = {name: entry for name, entry in named.items() if hasattr(entry, "weight")}
+        return {**known, **self.custom}
+
+    def active(self) -> dict[str, Any]:
+        """The entries whose weight is not 0."""
+        return {name: entry for name, entry in self.branches().items() if entry.weight != 0}
 
 
 # --- data ----------------------------------------------------------------------------------------
@@ -376,8 +501,9 @@ class LogConfig:
 @dataclass(frozen=True, kw_only=True)
 class Config:
     name: str = "unnamed"
-    # contrastive: pretraining of the two towers on images and captions (config.model.contrastive)
-    task: Literal["detection", "contrastive"] = "detection"
+    # contrastive: pretraining of the two towers on images and captions (config.model.contrastive);
+    # distill: fine-tuning of such towers by distillation branches alone
+    task: Literal["detection", "contrastive", "distill"] = "detection"
     seed: int = 0
     batch_size: int = 256  # images (or mosaics) per step, over all devices
     num_steps: int = 1000
@@ -385,6 +511,7 @@ class Config:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -558,6 +685,8 @@ def _check(config: Config) -> None:
     )
     if config.task == "contrastive":
         _check_contrastive(config)
+    _check_distill(config)
+    _require(0 < config.loss.negative_share <= 1, "config.loss.negative_share: must be in (0, 1]")
     for key in ("token_drop_rate", "token_drop_noise"):
         value = getattr(config.selection, key)
         _require(0 <= value < 1, f"config.selection.{key}: must be in [0, 1), got {value}")
@@ -658,4 +787,104 @@ def _check_contrastive(config: Config) -> None:
     _require(
         config.selection.instance_top_k == 0,
         "config.selection.instance_top_k: contrastive training has no boxes; set it to 0",
+    )
+
+
+def _check_distill(config: Config) -> None:
+    """What distillation asks of the other keys."""
+    distill = config.distill
+    for name, entry in distill.branches().items():
+        _require(entry.weight >= 0, f"config.distill.{name}.weight: must not be negative")
+    for name, entry in distill.custom.items():
+        where = f"config.distill.custom.{name}"
+        _require(bool(entry.module), f"{where}.module: name a module that defines BRANCH")
+        _require(not hasattr(distill, name), f"{where}: there is a branch of that name already")
+    active = distill.active()
+    if config.task == "distill":
+        _check_tower_distillation(config)
+    if not active:
+        return
+    _require(
+        config.task != "contrastive",
+        "config.distill: contrastive training has no branches; set config.task to distill",
+    )
+    regions, augment = distill.regions, config.data.augment
+    _require(regions.max_regions > 0, "config.distill.regions.max_regions: must be positive")
+    _require(regions.crop_scale > 0, "config.distill.regions.crop_scale: must be positive")
+    _require(
+        distill.hierkd_global.grid_side > 0, "config.distill.hierkd_global.grid_side: positive"
+    )
+    _require(
+        distill.hierkd_instance.max_crops > 0 and distill.hierkd_instance.crop_scale > 0,
+        "config.distill.hierkd_instance: max_crops and crop_scale must be positive",
+    )
+    _require(distill.dense_image_size >= 0, "config.distill.dense_image_size: not negative")
+    _require(
+        "hierkd_global" not in active or config.data.with_captions,
+        "config.distill.hierkd_global: needs captions; set config.data.with_captions",
+    )
+    _require(
+        "hierkd_global" not in active
+        or config.distill.hierkd_global.objective == "positive"
+        or config.optimizer.clip.scope in ("none", "global"),
+        "config.optimizer.clip.scope: distill.hierkd_global contrasts the examples of a batch: "
+        f"none or global, not {config.optimizer.clip.scope}",
+    )
+    if "densevlm" in active:
+        _check_densevlm(distill.densevlm)
+    _require(
+        not distill.shuffle_targets or config.batch_size > 1,
+        "config.distill.shuffle_targets: a batch of one image has no other; raise batch_size",
+    )
+    _require(
+        not distill.shuffle_targets or distill.hierkd_instance.boxes == "truth",
+        "config.distill.shuffle_targets: the crops of predicted boxes are made in the loss, from "
+        "their own image; set distill.hierkd_instance.boxes to truth",
+    )
+    if distill.cache:
+        _require(
+            augment.crop_probability == 0 and not augment.flip and augment.photometric == 0,
+            "config.data.augment: config.distill.cache knows whole images as they are; set "
+            "crop_probability and photometric to 0 and flip to False",
+        )
+        _require(
+            "hierkd_instance" not in active or distill.hierkd_instance.boxes == "truth",
+            "config.distill.hierkd_instance.boxes: predicted boxes cannot be cached; take truth",
+        )
+
+
+def _check_densevlm(densevlm: DenseVlmConfig) -> None:
+    where = "config.distill.densevlm"
+    names = (*densevlm.things, *densevlm.stuff)
+    _require(len(names) > 1, f"{where}.things, .stuff: give at least two names")
+    _require(len(set(names)) == len(names), f"{where}: a name stands twice in things and stuff")
+    _require(densevlm.template.count("{}") == 1, f"{where}.template: needs one {{}} for the name")
+    _require(0 <= densevlm.threshold <= 1, f"{where}.threshold: must be in [0, 1]")
+    _require(densevlm.temperature > 0, f"{where}.temperature: must be positive")
+    _require(
+        densevlm.contrast == "all" or bool(densevlm.things and densevlm.stuff),
+        f"{where}.contrast: {densevlm.contrast} needs both things and stuff",
+    )
+
+
+def _check_tower_distillation(config: Config) -> None:
+    """Towers have no heads: there is neither matching nor a class head to teach."""
+    _require(
+        config.model.contrastive != "none",
+        "config.model.contrastive: distillation of towers needs softmax or sigmoid",
+    )
+    active = config.distill.active()
+    _require(bool(active), "config.distill: task distill needs a branch whose weight is not 0")
+    for name in ("gridclip_grid", "hierkd_instance"):
+        _require(
+            name not in active, f"config.distill.{name}: needs a detector's heads (task detection)"
+        )
+    _require(
+        config.optimizer.clip.scope in ("none", "global"),
+        "config.optimizer.clip.scope: distillation of towers clips none or global, not "
+        f"{config.optimizer.clip.scope}",
+    )
+    _require(
+        config.selection.instance_top_k == 0,
+        "config.selection.instance_top_k: towers have no objectness; set it to 0",
     )

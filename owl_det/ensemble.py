@@ -18,7 +18,7 @@ from absl import logging
 
 from owl_det import checkpoint, sharding
 from owl_det import config as config_lib
-from owl_det.config import EvaluationConfig, MeshConfig, Source
+from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel
@@ -69,16 +69,33 @@ def save(
     weight: float,
     out: str | os.PathLike[str],
 ) -> None:
-    """Writes the ensemble of two checkpoints as a checkpoint.
+    """Writes the ensemble of two checkpoints, of detectors or of towers, as a checkpoint.
 
-    Raises `CheckpointError` if they do not fit each other or `out` exists.
+    Of towers the first may have another image size, as a distillation's teacher has: its positions
+    are resized. Raises `CheckpointError` if they do not fit each other or `out` exists.
     """
     if Path(out).exists():
         raise CheckpointError(f"{out}: exists already; name a new folder with --out")
-    model = interpolate(
-        checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned), weight
+    first, second = (checkpoint.load_model(path) for path in (self_trained, fine_tuned))
+    if first.kind != second.kind or first.kind == "resnet":
+        raise CheckpointError(
+            f"{self_trained} is of kind {first.kind}, {fine_tuned} of kind {second.kind}: give two "
+            "detectors or two pairs of towers"
+        )
+    if second.kind == "towers":
+        first = _fitted(first, second, str(self_trained))
+    checkpoint.save_model(out, interpolate(first, second, weight))
+
+
+def _fitted(towers: LoadedModel, like: LoadedModel, path: str) -> LoadedModel:
+    """The towers with the positions of `like`, whose description they get."""
+    config = Config(
+        task="contrastive",
+        model=like.model,
+        preprocess=like.preprocess,
+        checkpoint=CheckpointConfig(init_from=path),
     )
-    checkpoint.save_model(out, model)
+    return dataclasses.replace(like, params=checkpoint.adapt(towers, config))
 
 
 def parse_weights(text: str) -> list[float]:

@@ -16,7 +16,15 @@ from owl_det.types import Batch, TrainState
 
 
 def state_shapes(config: Config) -> TrainState:
-    """Shapes and dtypes of the state before the first step."""
+    """Shapes and dtypes of the state before the first step.
+
+    Raises `ConfigError` with distillation branches, whose teachers are files.
+    """
+    if config.distill.active():
+        raise ConfigError(
+            "config.distill: what a step with branches holds depends on its teachers' checkpoints, "
+            "which a look at shapes does not open; set the weights to 0 and task to detection"
+        )
     return jax.eval_shape(lambda: train_step.init_state(config))
 
 

@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, optim, sharding, train_step
+from owl_det import checkpoint, optim, sharding, teachers, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -28,9 +29,7 @@ from owl_det.evaluation import comparison, image_text
 from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
 from owl_det.metric_log import MetricLog
-from owl_det.types import Batch, TrainState
-
-BATCH_KEYS = tuple(field.name for field in dataclasses.fields(Batch))
+from owl_det.types import Batch, Teaching, TrainState, batch_of
 
 
 class DivergedError(UserError):
@@ -65,12 +64,13 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     except OSError as error:
         raise UserError(f"--workdir: {folder}: {error.strerror}") from None
     checkpoints = Checkpoints(folder, config)
-    state = _start(config, mesh, checkpoints, data.version)
+    teaching = teachers.open_teachers(config, mesh)
+    state = _start(config, mesh, checkpoints, data.version, teaching)
     first_step = int(state.step)
     if jax.process_index() == 0:
         (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
     log = MetricLog(folder, first_step, jax.process_index() == 0)
-    step_fn = train_step.jit_train_step(config, mesh, state)
+    step_fn = train_step.jit_train_step(config, mesh, state, teaching)
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
     profile = _Profile(config, folder)
@@ -147,7 +147,7 @@ def evaluate(
 
 def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
     started = time.time()
-    values = measure(state.params)
+    values = measure(train_step.model_params(state.params))
     step = int(state.step)
     log.scalars(step, {f"eval/{measure.name}/{key}": value for key, value in values.items()})
     shown = [f"{key} {value:.3f}" for key, value in values.items() if "top1" in key or "_r1" in key]
@@ -163,7 +163,7 @@ def _measure_detection(
     from owl_det.evaluation.coco import confusion_matrix
 
     started, step, name = time.time(), int(state.step), measure.name
-    result = measure(state.params)
+    result = measure(train_step.model_params(state.params))
     if jax.process_index() != 0:
         return {}
     evaluator = result.evaluator
@@ -193,7 +193,7 @@ def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate | EvaluateTow
     settings = dataclasses.replace(
         config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
     )
-    make = EvaluateTowers if config.task == "contrastive" else Evaluate
+    make = Evaluate if config.task == "detection" else EvaluateTowers
     return [
         make(
             detector,
@@ -208,9 +208,17 @@ def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate | EvaluateTow
     ]
 
 
-def _start(config: Config, mesh: Mesh, checkpoints: Checkpoints, input_version: str) -> TrainState:
+def _start(
+    config: Config,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    input_version: str,
+    teaching: Teaching | None,
+) -> TrainState:
     """The state to train from: the latest checkpoint, other weights, or fresh ones."""
-    shapes = jax.eval_shape(lambda: train_step.init_state(config))
+    teacher_dim = teaching.teacher_dim if teaching else 0
+    init_state = partial(train_step.init_state, config, teacher_dim=teacher_dim)
+    shapes = jax.eval_shape(init_state)
     placement = sharding.state_shardings(shapes, shapes.params, mesh)
     optim.groups(shapes.params, config.optimizer)
     if checkpoints.latest_step is not None:
@@ -220,12 +228,16 @@ def _start(config: Config, mesh: Mesh, checkpoints: Checkpoints, input_version: 
         state = checkpoints.restore(template, input_version)
         logging.info("Resumed at step %d", int(state.step))
         return state
+    params = None
     if config.checkpoint.init_from:
         loaded = checkpoint.load_model(config.checkpoint.init_from)
         params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
         logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
-        return jax.jit(lambda p: train_step.init_state(config, p), out_shardings=placement)(params)
-    return jax.jit(lambda: train_step.init_state(config), out_shardings=placement)()
+    if teaching is not None:
+        teachers.check_same_text(teaching, params, config)
+    if params is not None:
+        return jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
+    return jax.jit(init_state, out_shardings=placement)()
 
 
 def _device_batches(
@@ -242,12 +254,10 @@ def _device_batches(
     try:
         for arrays in host_batches:
             totals = arrays["counts"].sum(0).tolist()
-            device = {
-                key: jax.make_array_from_process_local_data(placement, arrays[key])
-                for key in BATCH_KEYS
-                if key in arrays
-            }
-            yield Batch(**device), dict(zip(batching.COUNTS, totals, strict=True))
+            batch = jax.tree.map(
+                lambda x: jax.make_array_from_process_local_data(placement, x), batch_of(arrays)
+            )
+            yield batch, dict(zip(batching.COUNTS, totals, strict=True))
     finally:
         host_batches.close()
 

@@ -8,7 +8,9 @@ respect to the image side and to its query embeddings, and sends the clipped sum
 text tower in one pass.
 """
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -20,15 +22,33 @@ from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 from owl_det import optim, sharding
 from owl_det.config import Config
 from owl_det.errors import ConfigError
-from owl_det.losses import contrastive
+from owl_det.losses import branches, contrastive
+from owl_det.losses.branch import Dims
+from owl_det.losses.branches import distill_losses
 from owl_det.losses.total import total_loss
+from owl_det.matching import match
 from owl_det.modeling.detector import TOWERS, Detector
-from owl_det.types import Batch, Params, Predictions, Targets, TrainState
+from owl_det.modeling.token_drop import gather_tokens
+from owl_det.scoring import unit_length
+from owl_det.types import (
+    Batch,
+    ImageFeatures,
+    Params,
+    Predictions,
+    Student,
+    Targets,
+    Teacher,
+    TeacherSignals,
+    Teaching,
+    TrainState,
+)
 
 Metrics = dict[str, Array]
 
 # CLIP bounds its learned scale: exp(logit_scale) <= 100 (arXiv 2103.00020, section 2.5).
 MAX_LOGIT_SCALE = 4.6052
+
+BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
 
 
 class Examples(NamedTuple):
@@ -38,6 +58,26 @@ class Examples(NamedTuple):
     targets: Targets
     key: Array
     is_example: Array
+    lesson: "Lesson | None" = None
+
+
+class Lesson(NamedTuple):
+    """What distillation branches know of each image, beside what the student makes of it."""
+
+    tile_boxes: Array
+    is_tile: Array
+    region_boxes: Array | None
+    is_region: Array | None
+    caption_tokens: Array | None
+    is_caption: Array | None
+    signals: TeacherSignals
+
+
+class Shared(NamedTuple):
+    """What they know that is the same for all images."""
+
+    teaching: Teaching
+    names: Array | None  # the student's texts of DenseVLM's names
 
 
 def make_detector(config: Config) -> Detector:
@@ -45,7 +85,7 @@ def make_detector(config: Config) -> Detector:
 
 
 def init_params(config: Config, key: Key[Array, ""]) -> Params:
-    """Freshly initialised parameters; for contrastive training those of the towers alone."""
+    """Freshly initialised parameters; without heads where the task trains towers alone."""
     side, length = config.model.image_size, config.model.text.num_positions
     variables = make_detector(config).init(
         key,
@@ -54,28 +94,55 @@ def init_params(config: Config, key: Key[Array, ""]) -> Params:
         jnp.ones((1, 1), bool),
     )
     params = cast(Params, variables["params"])
-    if config.task == "contrastive":
+    if config.task != "detection":
         return {name: value for name, value in params.items() if name in TOWERS}
     return params
 
 
-def init_state(config: Config, params: Params | None = None) -> TrainState:
-    """The state before the first step; from `params` if they are given."""
+def init_state(config: Config, params: Params | None = None, teacher_dim: int = 0) -> TrainState:
+    """The state before the first step; from `params` if they are given.
+
+    Parameters of distillation branches are beside the model's, under `BRANCHES`; `teacher_dim` is
+    the width of the teacher's vectors.
+    """
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
+    dims = Dims(config.model.embedding_dim, teacher_dim)
+    added = branches.init(config.distill, jax.random.key(config.seed), dims)
+    params = {**params, BRANCHES: added} if added else params
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )
 
 
+def model_params(params: Params) -> Params:
+    """The parameters without those of branches: what inference and checkpoints hold."""
+    return {name: value for name, value in params.items() if name != BRANCHES}
+
+
 def train_step(
-    state: TrainState, batch: Batch, *, config: Config, num_shards: int, mesh: Mesh | None = None
+    state: TrainState,
+    batch: Batch,
+    *,
+    config: Config,
+    num_shards: int,
+    mesh: Mesh | None = None,
+    teaching: Teaching | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step. `num_shards` is the number of data shards that the batch's tables are cut for."""
+    """One step. `num_shards` is the number of data shards that the batch's tables are cut for.
+
+    `teaching` are the frozen models that the distillation branches of the config ask for.
+    """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     gradients, metrics = loss_and_gradients(
-        state.params, batch, key, config=config, num_shards=num_shards, mesh=mesh
+        state.params,
+        batch,
+        key,
+        config=config,
+        num_shards=num_shards,
+        mesh=mesh,
+        teaching=teaching,
     )
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -97,11 +164,22 @@ def loss_and_gradients(
     config: Config,
     num_shards: int,
     mesh: Mesh | None = None,
+    teaching: Teaching | None = None,
 ) -> tuple[Params, Metrics]:
     """Clipped mean gradients and the metrics of a batch; parts are means over real examples."""
     scope = config.optimizer.clip.scope
     take = _mean_gradients if scope in ("none", "global") else _per_example_gradients
-    gradients, losses, parts, extra = take(params, batch, key, config, num_shards, mesh)
+    examples, text_key = split_batch(batch, key)
+    shared = None
+    if teaching is not None:
+        # Teachers look at the whole batch once, before any gradient is taken.
+        lesson = lesson_of(batch, teaching)
+        lesson = of_another_image(lesson) if config.distill.shuffle_targets else lesson
+        examples = examples._replace(lesson=lesson)
+        shared = shared_of(params, teaching, config)
+    gradients, losses, parts, extra = take(
+        params, batch, examples, text_key, config, num_shards, mesh, shared
+    )
     is_counted = _is_counted(batch, config)
     count = jnp.maximum(is_counted.sum(), 1)
     metrics = {
@@ -113,18 +191,65 @@ def loss_and_gradients(
 
 def _is_counted(batch: Batch, config: Config) -> Bool[Array, " n"]:
     """What the loss is a mean of: real examples, or, with captions, tiles that have one."""
-    if config.task == "detection":
+    if config.task != "contrastive":
         return batch.is_example
     assert batch.is_caption is not None
     return (batch.is_example[:, None] & batch.is_caption).reshape(-1)
 
 
+def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
+    """What the branches know of a batch before the student sees it; teachers run here."""
+    return Lesson(
+        tile_boxes=batch.tile_boxes,
+        is_tile=batch.tile_image_id >= 0,
+        region_boxes=batch.region_boxes,
+        is_region=batch.is_region,
+        caption_tokens=batch.caption_tokens,
+        is_caption=batch.is_caption,
+        signals=jax.lax.stop_gradient(teaching.signals(teaching.arrays, batch)),
+    )
+
+
+def of_another_image(lesson: Lesson) -> Lesson:
+    """Each image with the teacher's outputs, and the captions, of the one before it in the batch.
+
+    The shuffled control of `distill.shuffle_targets`: batches are in random order.
+    """
+    shifted = jax.tree.map(
+        lambda x: jnp.roll(x, 1, axis=0),
+        (lesson.signals, lesson.caption_tokens, lesson.is_caption),
+    )
+    return lesson._replace(signals=shifted[0], caption_tokens=shifted[1], is_caption=shifted[2])
+
+
+def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:
+    """What the branches know that no image changes; of the teachers what gradients wait for."""
+    read = {"names", "image"} if teaching.embed_boxes else {"names"}
+    arrays = {name: value for name, value in teaching.arrays.items() if name in read}
+    names = student_names(params, teaching, config)
+    return Shared(dataclasses.replace(teaching, arrays=arrays, name_tokens=None), names)
+
+
+def student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
+    """The student's own texts of DenseVLM's names as they are now; no gradient goes to them."""
+    if teaching.name_tokens is None:
+        return None
+    tokens = jnp.asarray(teaching.name_tokens)
+    variables = {"params": model_params(params)}
+    names = make_detector(config).apply(variables, tokens, method="encode_text")
+    return jax.lax.stop_gradient(unit_length(cast(Array, names)))
+
+
 def example_losses(
-    params: Params, examples: Examples, query_embeddings: Float[Array, "b q e"], config: Config
+    params: Params,
+    examples: Examples,
+    query_embeddings: Float[Array, "b q e"],
+    config: Config,
+    shared: Shared | None = None,
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Forward pass of the image side and the loss of each example."""
     detector = make_detector(config)
-    variables = {"params": optim.hold_frozen(params, config.optimizer)}
+    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
     features = detector.apply(
         variables, examples.image, config.selection, examples.key, method="encode_image"
     )
@@ -136,8 +261,84 @@ def example_losses(
         instance_top_k=config.selection.instance_top_k,
         method="predict",
     )
-    assert isinstance(predictions, Predictions)
-    return total_loss(predictions, examples.targets, config.loss, config.selection)
+    assert isinstance(predictions, Predictions) and isinstance(features, ImageFeatures)
+    assignment = match(predictions, examples.targets, config.loss)
+    losses, parts = total_loss(
+        predictions,
+        examples.targets,
+        config.loss,
+        config.selection,
+        assignment=assignment,
+        keys=_stream(examples.key, 2),
+    )
+    if shared is None:
+        return losses, parts
+    tokens = detector.apply(variables, features, method="class_embeddings")
+    features = ImageFeatures(tokens=cast(Array, tokens), token_index=features.token_index)
+    instances = {
+        "targets": examples.targets,
+        "queries": query_embeddings,
+        "instance_tokens": gather_tokens(predictions.class_embeddings, assignment.prediction),
+        "instance_boxes": jax.lax.stop_gradient(
+            gather_tokens(predictions.boxes, assignment.prediction)
+        ),
+        "is_matched": assignment.is_matched,
+    }
+    added, more = _branch_losses(params, examples, features, instances, config, shared)
+    return losses + added, parts | more
+
+
+def tower_losses(
+    params: Params, examples: Examples, config: Config, shared: Shared | None
+) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+    """Distillation into the tokens of an image tower, each through the visual projection."""
+    assert shared is not None
+    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
+    features = make_detector(config).apply(
+        variables, examples.image, config.selection, examples.key, method="patch_features"
+    )
+    assert isinstance(features, ImageFeatures)
+    return _branch_losses(params, examples, features, {}, config, shared)
+
+
+def _branch_losses(
+    params: Params,
+    examples: Examples,
+    features: ImageFeatures,
+    instances: dict[str, Any],
+    config: Config,
+    shared: Shared,
+) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+    lesson, teaching = examples.lesson, shared.teaching
+    assert lesson is not None
+    side = config.model.image_size // config.model.image.patch_size
+    student = Student(
+        tokens=unit_length(features.tokens),
+        token_index=features.token_index,
+        grid=(side, side),
+        keys=_stream(examples.key, 3),
+        is_example=examples.is_example,
+        tile_boxes=lesson.tile_boxes,
+        is_tile=lesson.is_tile,
+        region_boxes=lesson.region_boxes,
+        is_region=lesson.is_region,
+        caption_tokens=lesson.caption_tokens,
+        is_caption=lesson.is_caption,
+        names=shared.names,
+        **instances,
+    )
+    embed = teaching.embed_boxes
+    teacher = Teacher(
+        signals=lesson.signals,
+        names=teaching.arrays.get("names"),
+        embed_boxes=embed and (lambda boxes: embed(teaching.arrays, examples.image, boxes)),
+    )
+    return distill_losses(config.distill, params.get(BRANCHES, {}), student, teacher)
+
+
+def _stream(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:
+    """Keys of one more use of randomness; the image tower's are 0 and 1."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
 
 
 def contrastive_losses(
@@ -215,37 +416,47 @@ def _hash(tokens: Int32[Array, " l"]) -> Array:
 
 
 def _mean_gradients(
-    params: Params, batch: Batch, key: Any, config: Config, num_shards: int, mesh: Mesh | None
+    params: Params,
+    batch: Batch,
+    examples: Examples,
+    text_key: Any,
+    config: Config,
+    num_shards: int,
+    mesh: Mesh | None,
+    shared: Shared | None,
 ) -> tuple[Params, Array, dict[str, Array], Metrics]:
     """Gradients of the mean loss, clipped as a whole where the scope says so."""
-    examples, text_key = split_batch(batch, key)
     is_counted = _is_counted(batch, config)
     count = jnp.maximum(is_counted.sum(), 1)
 
-    def shard_gradients(params: Params, shared: Any, rows: Any) -> tuple[Params, Any]:
-        text_key, count = shared
+    def shard_gradients(params: Params, given: Any, rows: Any) -> tuple[Params, Any]:
+        text_key, count, shared = given
         batch, examples, is_counted = rows
 
         def loss_fn(params: Params) -> tuple[Array, Any]:
             if config.task == "contrastive":
                 losses, parts = contrastive_losses(params, batch, examples.key, text_key, config)
+            elif config.task == "distill":
+                losses, parts = tower_losses(params, examples, config, shared)
             else:
                 table = encode_queries(params, batch.query_table, text_key, config)
                 queries = gather_queries(table, batch.query_index, num_tables)
-                losses, parts = example_losses(params, examples, queries, config)
+                losses, parts = example_losses(params, examples, queries, config, shared)
             return jnp.where(is_counted, losses, 0.0).sum() / count, (losses, parts)
 
         return jax.grad(loss_fn, has_aux=True)(params)
 
-    num_tables = num_shards if mesh is None else 1
-    shared, rows = (text_key, count), (batch, examples, is_counted)
-    if config.task == "contrastive":
-        # Its loss compares all examples of the batch: the compiler places the work.
+    is_coupled = config.task == "contrastive" or branches.couple_examples(config.distill)
+    num_tables = num_shards if mesh is None or is_coupled else 1
+    given, rows = (text_key, count, shared), (batch, examples, is_counted)
+    if is_coupled:
+        # Contrastive training and HierKD's contrast of captions compare all examples of the global
+        # batch, which no data shard has: the compiler places the work.
         whole = sharding.gather_over_fsdp(params, mesh)
-        gradients, (losses, parts) = shard_gradients(whole, shared, rows)
+        gradients, (losses, parts) = shard_gradients(whole, given, rows)
     else:
         gradients, (losses, parts) = sharding.on_data_shards(
-            shard_gradients, params, shared, rows, mesh
+            shard_gradients, params, given, rows, mesh
         )
     norm = optax.tree.norm(gradients)
     extra = {"gradient_norm": norm}
@@ -261,18 +472,25 @@ def clip_factor(norm: Float[Array, "*b"], limit: float) -> Float[Array, "*b"]:
 
 
 def _per_example_gradients(
-    params: Params, batch: Batch, key: Any, config: Config, num_shards: int, mesh: Mesh | None
+    params: Params,
+    batch: Batch,
+    examples: Examples,
+    text_key: Any,
+    config: Config,
+    num_shards: int,
+    mesh: Mesh | None,
+    shared: Shared | None,
 ) -> tuple[Params, Array, dict[str, Array], Metrics]:
     """Mean over examples of clipped gradients, a microbatch at a time to bound memory."""
-    examples, text_key = split_batch(batch, key)
     num_tables = num_shards if mesh is None else 1
 
-    def shard_gradients(params: Params, text_key: Any, rows: Any) -> tuple[Params, Any]:
+    def shard_gradients(params: Params, given: Any, rows: Any) -> tuple[Params, Any]:
+        text_key, shared = given
         own_batch, own_examples = rows
-        return _clipped_sum(params, own_batch, own_examples, text_key, config, num_tables)
+        return _clipped_sum(params, own_batch, own_examples, text_key, config, num_tables, shared)
 
     total, (losses, parts, norms) = sharding.on_data_shards(
-        shard_gradients, params, text_key, (batch, examples), mesh
+        shard_gradients, params, (text_key, shared), (batch, examples), mesh
     )
     is_example = batch.is_example
     count = jnp.maximum(is_example.sum(), 1)
@@ -285,14 +503,20 @@ def _per_example_gradients(
 
 
 def _clipped_sum(
-    params: Params, batch: Batch, examples: Examples, text_key: Any, config: Config, num_tables: int
+    params: Params,
+    batch: Batch,
+    examples: Examples,
+    text_key: Any,
+    config: Config,
+    num_tables: int,
+    shared: Shared | None,
 ) -> tuple[Params, tuple[Array, dict[str, Array], Array]]:
     """Sum over a shard's examples of clipped gradients; losses, parts and norms of each."""
     clip = config.optimizer.clip
     if clip.scope == "exact":
         tokens = gather_queries(batch.query_table, batch.query_index, num_tables)
         moving, inputs = params, tokens
-        example_gradients = _exact_gradients(text_key, config)
+        example_gradients = _exact_gradients(text_key, config, shared)
         text_vjp = None
     else:
         text = {"text": params["text"]}
@@ -301,7 +525,7 @@ def _clipped_sum(
         )
         moving = {name: value for name, value in params.items() if name != "text"}
         inputs = gather_queries(table, batch.query_index, num_tables)
-        example_gradients = _image_side_gradients(config)
+        example_gradients = _image_side_gradients(config, shared)
 
     def microbatch(total: Params, xs: tuple[Examples, Array]) -> tuple[Params, Any]:
         part, part_inputs = xs
@@ -335,13 +559,13 @@ def _add_batch_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x[None], tree)
 
 
-def _image_side_gradients(config: Config) -> ExampleGradients:
+def _image_side_gradients(config: Config, shared: Shared | None) -> ExampleGradients:
     """Gradients of one example with respect to the image side and its query embeddings."""
 
     def gradients(params: Params, example: Examples, queries: Array) -> Any:
         def loss_fn(params: Params, inputs: dict[str, Array]) -> tuple[Array, Any]:
             losses, parts = example_losses(
-                params, _add_batch_axis(example), inputs["queries"][None], config
+                params, _add_batch_axis(example), inputs["queries"][None], config, shared
             )
             return losses[0], (losses[0], jax.tree.map(lambda x: x[0], parts))
 
@@ -353,13 +577,15 @@ def _image_side_gradients(config: Config) -> ExampleGradients:
     return gradients
 
 
-def _exact_gradients(text_key: Any, config: Config) -> ExampleGradients:
+def _exact_gradients(text_key: Any, config: Config, shared: Shared | None) -> ExampleGradients:
     """Gradients of one example with respect to every parameter, text tower included."""
 
     def gradients(params: Params, example: Examples, tokens: Array) -> Any:
         def loss_fn(params: Params) -> tuple[Array, Any]:
             queries = encode_queries(params, tokens, text_key, config)
-            losses, parts = example_losses(params, _add_batch_axis(example), queries[None], config)
+            losses, parts = example_losses(
+                params, _add_batch_axis(example), queries[None], config, shared
+            )
             return losses[0], (losses[0], jax.tree.map(lambda x: x[0], parts))
 
         taken, (loss, parts) = jax.grad(loss_fn, has_aux=True)(params)
@@ -392,18 +618,28 @@ def _microbatching(
 
 
 def jit_train_step(
-    config: Config, mesh: Mesh, state: PyTree
+    config: Config, mesh: Mesh, state: PyTree, teaching: Teaching | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The compiled step over a mesh; `state` gives shapes. The old state's buffers are reused."""
+    """The compiled step over a mesh; `state` gives shapes. The old state's buffers are reused.
+
+    What frozen models hold is an argument of the program, where `teaching` has placed it.
+    """
     placement = sharding.state_shardings(state, state.params, mesh)
     num_shards = sharding.num_data_shards(mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        return train_step(state, batch, config=config, num_shards=num_shards, mesh=mesh)
+    def step(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[TrainState, Metrics]:
+        held = teaching and dataclasses.replace(teaching, arrays=arrays)
+        return train_step(
+            state, batch, config=config, num_shards=num_shards, mesh=mesh, teaching=held
+        )
 
-    return jax.jit(
-        step,
-        in_shardings=(placement, sharding.batch_sharding(mesh)),
-        out_shardings=(placement, sharding.replicated(mesh)),
-        donate_argnums=0,
+    compile_step = partial(
+        jax.jit, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0
     )
+    inputs = (placement, sharding.batch_sharding(mesh))
+    if teaching is None:
+        return compile_step(partial(step, arrays={}), in_shardings=inputs)
+    arrays = teaching.arrays
+    where = jax.tree.map(lambda x: x.sharding, arrays)
+    compiled = compile_step(step, in_shardings=(*inputs, where))
+    return lambda state, batch: compiled(state, batch, arrays)

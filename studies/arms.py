@@ -29,6 +29,15 @@ from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
 Metrics = dict[str, Any]
+DETECTION_COLUMNS = (
+    ("AP50 base", "AP50_base"),
+    ("AP50 novel", "AP50_novel"),
+    ("AP50 novel combination", "AP50_novel_combination"),
+    ("AP50 novel word", "AP50_novel_word"),
+    ("region top-1 base", "region_top1_base"),
+    ("region top-1 novel combination", "region_top1_novel_combination"),
+    ("region top-1 novel word", "region_top1_novel_word"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +81,9 @@ class Study:
     main: tuple[str, ...]  # the arms of the short run: every stage once
     claims: tuple[Claim, ...]
     results: Path  # where the JSON of finished arms is kept, with the report
+    # Of the tables, header and metric, and the metrics drawn as bars, with their labels.
+    columns: tuple[tuple[str, str], ...] = DETECTION_COLUMNS
+    bars: tuple[tuple[str, str], ...] = (("AP50_novel", "AP50 of novel names (percent)"),)
     curves: tuple[str, ...] = ()  # trainings that are drawn over their steps
     thresholds: tuple[tuple[float, str], ...] = ()  # scores that images must have, and their arms
     pictures: tuple[tuple[str, str, str], ...] = ()  # caption, arm, file in the arm's folder

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,15 +16,6 @@ from studies.claims import Judgement, Results, judge, read_results, standard_err
 from studies.document import Block, Code, Details, Heading, Picture, Table, Text
 
 NOVEL, BASE = "AP50_novel", "AP50_base"
-COLUMNS = {
-    "AP50 base": BASE,
-    "AP50 novel": NOVEL,
-    "AP50 novel combination": "AP50_novel_combination",
-    "AP50 novel word": "AP50_novel_word",
-    "region top-1 base": "region_top1_base",
-    "region top-1 novel combination": "region_top1_novel_combination",
-    "region top-1 novel word": "region_top1_novel_word",
-}
 PLAIN = ("images_per_second",)  # metrics that are no shares, and are not shown in percent
 PLATEAU = 0.7  # of the steps
 MAX_PICTURE_BYTES = 300_000
@@ -102,21 +94,22 @@ def _headline(study: Study, results: Results) -> list[Block]:
     main = [study.arm(name) for name in study.main]
     others = [arm for arm in study.arms if arm.name not in study.main]
     unit = "AP50 and region accuracy in percent, mean ± standard deviation over seeds."
-    blocks: list[Block] = [Heading("Stages"), Text(unit), _arm_table(main, results)]
+    blocks: list[Block] = [Heading("Stages"), Text(unit), _arm_table(study, main, results)]
     if others:
-        folded = Details("Variants and controls", [_arm_table(others, results)])
+        folded = Details("Variants and controls", [_arm_table(study, others, results)])
         blocks.append(folded)
     return blocks
 
 
-def _arm_table(shown: Sequence[Arm], results: Results) -> Table:
+def _arm_table(study: Study, shown: Sequence[Arm], results: Results) -> Table:
     rows = []
     for arm in shown:
-        cells = [_mean(results.values(arm.name, metric).values()) for metric in COLUMNS.values()]
+        cells = [_mean(results.values(arm.name, metric).values()) for _, metric in study.columns]
         minutes = [result["seconds"] / 60 for result in results.by_arm[arm.name].values()]
         num_seeds = str(len(minutes))
         rows.append([arm.name, arm.title, *cells, num_seeds, _mean(minutes, 1.0)])
-    return Table(("arm", "what it is", *COLUMNS, "seeds", "minutes"), rows)
+    header = (column for column, _ in study.columns)
+    return Table(("arm", "what it is", *header, "seeds", "minutes"), rows)
 
 
 def _precision(study: Study, results: Results) -> list[Block]:
@@ -244,11 +237,14 @@ def _scale(metric: str) -> float:
 
 def _plots(study: Study, results: Results) -> list[Block]:
     drawn = [
-        (_draw_bars, "bars", "AP50 of novel names by arm"),
         (_draw_curves, "curves", "AP50 during training: mean over seeds, least to greatest"),
         (_draw_ensemble, "ensemble", "Weights between the two ends, mean over seeds"),
         (_draw_thresholds, "thresholds", "AP50 by the score that an image's best box must have"),
+        (_draw_recall, "recall", "Category recall of the whole image's embedding"),
     ]
+    for number, (metric, label) in enumerate(study.bars):
+        draw = partial(_draw_bars, metric=metric, label=label)
+        drawn.insert(number, (draw, f"bars-{metric}", f"{label}, by arm"))
     blocks: list[Block] = [Heading("Plots")]
     for draw, name, caption in drawn:
         file = study.results / "plots" / f"{name}.png"
@@ -259,11 +255,11 @@ def _plots(study: Study, results: Results) -> list[Block]:
     return blocks if len(blocks) > 1 else []
 
 
-def _draw_bars(study: Study, results: Results, file: Path) -> None:
-    values = {arm.name: _percent(results.values(arm.name, NOVEL)) for arm in study.arms}
+def _draw_bars(study: Study, results: Results, file: Path, *, metric: str, label: str) -> None:
+    values = {arm.name: _percent(results.values(arm.name, metric)) for arm in study.arms}
     values = {name: of_arm for name, of_arm in values.items() if of_arm}
     if values:
-        plots.plot_bars(file, values, study.main, "AP50 of novel names (percent)")
+        plots.plot_bars(file, values, study.main, label)
 
 
 def _draw_curves(study: Study, results: Results, file: Path) -> None:
@@ -311,6 +307,18 @@ def _draw_thresholds(study: Study, results: Results, file: Path) -> None:
     if all(len(line) > 1 for line in lines.values()):
         xlabel = "score that an image's best pseudo-box must have"
         plots.plot_thresholds(file, lines, xlabel, "AP50 (percent)")
+
+
+def _draw_recall(study: Study, results: Results, file: Path) -> None:
+    """Of the arms whose metrics have it: `recall` holds RC@k by k, for each kind of image."""
+    lines: dict[str, dict[float, list[float]]] = {}
+    for arm in study.arms:
+        for metrics in results.metrics(arm.name).values():
+            for kind, by_rank in metrics.get("recall", {}).items():
+                for rank, share in by_rank.items():
+                    lines.setdefault(kind, {}).setdefault(float(rank), []).append(100 * share)
+    if lines:
+        plots.plot_thresholds(file, lines, "names that are taken (k)", "RC@k (percent)")
 
 
 def _percent(values: Mapping[int, float]) -> list[float]:

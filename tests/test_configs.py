@@ -16,8 +16,9 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import densevlm_b16
 from owl_det import config as config_lib
-from owl_det import train_step
+from owl_det import optim, train_step
 from owl_det.config import Config
 
 NAMES = (
@@ -255,3 +256,54 @@ def test_bccd_fits_its_batches(shared_data: Path) -> None:
     assert found == asked
     for entry in (*config.data.train.values(), *config.data.eval.values()):
         assert (folder / getattr(entry, "split_list", "absent")).is_file()
+
+
+DISTILLATION: dict[str, dict[str, Any]] = {
+    # arXiv 2310.01403, sections 3.2 and 4.1, and the published code.
+    "clipself_b16": {
+        "task": "distill",
+        "batch_size": 16,
+        "checkpoint.image_size": 1024,
+        "distill.clipself.weight": 1.0,
+        "distill.regions.max_regions": 20,
+        "optimizer.learning_rate": 1e-5,
+        "optimizer.weight_decay": 0.1,
+        "schedule.warmup_steps": 1000,
+        "model.image.last_block": "values",
+    },
+    # arXiv 2412.06244, section 4.2, and the published code.
+    "densevlm_b16": {
+        "task": "distill",
+        "batch_size": 64,
+        "checkpoint.image_size": 512,
+        "distill.densevlm.weight": 1.0,
+        "distill.densevlm.threshold": 0.3,
+        "distill.densevlm.temperature": 0.01,
+        "distill.regions.grids": "densevlm",
+        "distill.regions.max_regions": 36,
+        "optimizer.learning_rate": 1e-5,
+    },
+    "clipself_shapes": {"task": "distill"},
+    "densevlm_shapes": {"task": "distill"},
+    "distill_shapes": {
+        "task": "detection",
+        "distill.gridclip_image.weight": 10.0,
+        "checkpoint.class_head_from_projection": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_distillation_configs_train_what_they_say(name: str) -> None:
+    config = _resolve(name)
+    own = DISTILLATION[name]
+    assert {key: _at(config, key) for key in own} == own
+    shapes = jax.eval_shape(lambda: train_step.init_state(config, teacher_dim=16)).params
+    groups = jax.tree_util.tree_leaves_with_path(optim.groups(shapes, config.optimizer))
+    moving = {optim.path_name(path) for path, group in groups if group != "frozen"}
+    assert moving
+    if config.task == "distill":
+        assert all(name.startswith("image/") for name in moving)
+    if name.endswith("_b16"):  # the paper trains the blocks alone
+        assert all(name.startswith("image/transformer/blocks/") for name in moving)
+    assert len(set(densevlm_b16.THINGS)) == 80 and len(set(densevlm_b16.STUFF)) == 53

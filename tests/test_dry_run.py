@@ -103,6 +103,12 @@ def test_what_does_not_fit_the_devices_is_an_error() -> None:
         list(dry_run.report(config, with_compile=False))
 
 
+def test_a_step_with_teachers_is_refused() -> None:
+    config = _config(distill={"teacher": "towers", "clipself": {"weight": 1.0}})
+    with pytest.raises(ConfigError, match=r"config\.distill: .* teachers' checkpoints"):
+        list(dry_run.report(config, with_compile=False))
+
+
 @pytest.mark.slow
 def test_a_compiled_step_adds_activations_and_xlas_count() -> None:
     text = "\n".join(dry_run.report(_config(), memory_gib=64.0))

@@ -118,3 +118,54 @@ def test_arguments_are_checked() -> None:
     assert (entry, group) == ({"kind": "coco", "path": "a/b", "weight": 2}, "rare")
     with pytest.raises(ConfigError, match="kind="):
         ensemble.parse_evaluation("shapes_world")
+
+
+def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str:
+    config = tiny.config(
+        task="contrastive",
+        model__contrastive="softmax",
+        model__image_size=image_size,
+        model__text__num_positions=num_positions,
+        data__with_captions=True,
+        optimizer__clip={"scope": "none"},
+    )
+    model = LoadedModel(
+        kind="towers",
+        params=tiny.params(config, seed),
+        model=config.model,
+        preprocess=config.preprocess,
+        eval_prompts="none",
+        step=seed,
+    )
+    checkpoint.save_model(folder, model)
+    return str(folder)
+
+
+@pytest.mark.slow
+def test_towers_of_another_size_are_averaged_with_a_student(tmp_path: Path) -> None:
+    """CLIPSelf: the teacher's position grid grows to the student's, its last text positions go."""
+    teacher = _towers(1, tmp_path / "teacher", 16, 12)
+    student = _towers(2, tmp_path / "student", 32, 8)
+    ensemble.save(teacher, student, 0.7, tmp_path / "mixed")
+    mixed = checkpoint.load_model(tmp_path / "mixed")
+    a, b = (checkpoint.load_model(path) for path in (teacher, student))
+    assert mixed.kind == "towers" and mixed.model == b.model
+    for name in ("patch_kernel", "class_embedding"):
+        wanted = 0.3 * a.params["image"][name] + 0.7 * b.params["image"][name]
+        np.testing.assert_allclose(mixed.params["image"][name], wanted, rtol=1e-5, atol=1e-7)
+    first = a.params["text"]["position_embedding"][:8]
+    wanted = 0.3 * first + 0.7 * b.params["text"]["position_embedding"]
+    np.testing.assert_allclose(mixed.params["text"]["position_embedding"], wanted, rtol=1e-5)
+    grid = jax.image.resize(
+        a.params["image"]["position_embedding"][1:].reshape(2, 2, -1), (4, 4, 32), "linear"
+    )
+    wanted = 0.3 * grid.reshape(16, -1) + 0.7 * b.params["image"]["position_embedding"][1:]
+    np.testing.assert_allclose(
+        mixed.params["image"]["position_embedding"][1:], wanted, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_towers_and_a_detector_do_not_mix(saved: tuple[str, str], tmp_path: Path) -> None:
+    towers = _towers(1, tmp_path / "towers", 32, 8)
+    with pytest.raises(CheckpointError, match="two detectors or two pairs of towers"):
+        ensemble.save(towers, saved[0], 0.5, tmp_path / "mixed")

@@ -1,6 +1,5 @@
 """A model small enough for tests, and batches for it."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ from data_pipelines.input import TrainInput
 from owl_det import config as config_lib
 from owl_det import train_step
 from owl_det.config import Config
-from owl_det.types import Batch
+from owl_det.types import Batch, batch_of
 
 
 def config(**changes: Any) -> Config:
@@ -72,6 +71,8 @@ def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
 
 
 def batch(config: Config, num_shards: int = 1) -> Batch:
-    made = arrays(config, num_shards)
-    names = [f.name for f in dataclasses.fields(Batch) if f.name in made]
-    return Batch(**{name: jax.numpy.asarray(made[name]) for name in names})
+    return to_batch(arrays(config, num_shards))
+
+
+def to_batch(arrays: dict[str, np.ndarray]) -> Batch:
+    return jax.tree.map(jax.numpy.asarray, batch_of(arrays))

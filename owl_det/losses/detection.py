@@ -16,14 +16,18 @@ from owl_det.types import Assignment, Predictions, Targets
 
 
 def detection_losses(
-    predictions: Predictions, targets: Targets, assignment: Assignment, config: LossConfig
+    predictions: Predictions,
+    targets: Targets,
+    assignment: Assignment,
+    config: LossConfig,
+    is_drawn: Bool[Array, "*b k"] | None = None,
 ) -> dict[str, Float[Array, "*b"]]:
-    """The four parts, and counts that say how the matching went."""
+    """The four parts, and counts that say how the matching went; `is_drawn` as in `class_loss`."""
     l1, giou = box_losses(predictions.boxes, targets.boxes, assignment)
     num_instances = targets.is_instance.sum(-1)
     num_matched = assignment.is_matched.sum(-1)
     return {
-        "class": class_loss(predictions, targets, assignment, config),
+        "class": class_loss(predictions, targets, assignment, config, is_drawn),
         "l1": l1,
         "giou": giou,
         "objectness": objectness_loss(
@@ -35,17 +39,24 @@ def detection_losses(
 
 
 def class_loss(
-    predictions: Predictions, targets: Targets, assignment: Assignment, config: LossConfig
+    predictions: Predictions,
+    targets: Targets,
+    assignment: Assignment,
+    config: LossConfig,
+    is_drawn: Bool[Array, "*b k"] | None = None,
 ) -> Float[Array, "*b"]:
     """Focal loss over all predictions and real queries / number of positive labels (at least 1).
 
-    Predictions that lie in a crowd region are not held against that region's names.
+    Predictions that lie in a crowd region are not held against that region's names. With `is_drawn`
+    only those predictions count, and every label.
     """
     labels = matched_labels(targets, assignment, predictions.boxes.shape[-2])
     positive, negative = focal_terms(
         predictions.class_logits, config.focal_alpha, config.focal_gamma
     )
     is_counted = targets.is_query[..., None, :] & ~_in_crowd(predictions.boxes, targets) | labels
+    if is_drawn is not None:
+        is_counted &= is_drawn[..., None] | labels
     loss = jnp.where(labels, positive, negative)
     loss = jnp.where(is_counted, loss, 0.0).sum((-2, -1))
     return loss / jnp.maximum(labels.sum((-2, -1)), 1)

@@ -135,9 +135,23 @@ class Detector(nn.Module):
 
         Raises `ValueError` without contrastive parameters.
         """
+        return self.patch_features(image).tokens
+
+    def patch_features(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        selection: SelectionConfig | None = None,
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> ImageFeatures:
+        """As `embed_patches`, with each token's place; training passes the last two."""
         if self.config.contrastive == "none":
             raise ValueError("model.contrastive is none: there is no visual projection")
-        return self.image.project(self.image(image)[1])
+        _, tokens, index = self.image(image, selection, row_keys)
+        return ImageFeatures(tokens=self.image.project(tokens), token_index=index)
+
+    def class_embeddings(self, features: ImageFeatures) -> Float[Array, "b n e"]:
+        """Unit-length class embeddings of all tokens, as `predict` sets them beside queries."""
+        return self.class_head.embed(features.tokens)[0]
 
     def embed_image_and_patches(
         self, image: UInt8[Array, "b H W 3"]

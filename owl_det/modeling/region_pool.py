@@ -6,8 +6,9 @@ The samples lie on a product grid and bilinear interpolation is a product too, s
 Σ rows[y] columns[x] token[y, x] with weights that depend on the boxes alone.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from owl_det.boxes import cxcywh_to_xyxy
 from owl_det.scoring import unit_length
@@ -40,6 +41,26 @@ def region_embeddings(
     grid = unit_length(embeddings).reshape(b, h, w, e)
     rows, columns = roi_weights(boxes_cxcywh, (h, w))
     return unit_length(jnp.einsum("brh,brw,bhwe->bre", rows, columns, grid))
+
+
+def kept_region_embeddings(
+    embeddings: Float[Array, "b n e"],
+    token_index: Int[Array, "b n"],
+    boxes_cxcywh: Float[Array, "b r 4"],
+    size: tuple[int, int],
+) -> tuple[Float[Array, "b r e"], Bool[Array, "b r"]]:
+    """As `region_embeddings`, of the tokens that are there (`token_index` in a grid of `size`).
+
+    Weights are renormalised over them. Also: the regions of which any token is there; others are 0.
+    """
+    rows, columns = roi_weights(boxes_cxcywh, size)
+    row, column = token_index // size[1], token_index % size[1]
+    weights = jax.vmap(lambda x, i: x[:, i])(rows, row) * jax.vmap(lambda x, i: x[:, i])(
+        columns, column
+    )
+    # The division by the sum of weights is that by the length.
+    pooled = unit_length(jnp.einsum("brn,bne->bre", weights, unit_length(embeddings)))
+    return pooled, (weights > 0).any(-1)
 
 
 def mask_embeddings(

@@ -181,12 +181,19 @@ def test_headline_has_mean_deviation_seeds_and_minutes(
     put("first", 0, AP50_base=0.5, AP50_novel=0.1, region_top1_base=0.25)
     put("first", 1, AP50_base=0.5, AP50_novel=0.2)
     row = _rows(report.write(study, None), "first")[0]
-    values = dict(zip(("arm", "title", *report.COLUMNS, "seeds", "minutes"), row, strict=True))
+    header = (column for column, _ in arms.DETECTION_COLUMNS)
+    values = dict(zip(("arm", "title", *header, "seeds", "minutes"), row, strict=True))
     assert values["AP50 base"] == "50.0 ± 0.0"
     assert values["AP50 novel"] == "15.0 ± 7.1"  # √2 · 0.05
     assert values["AP50 novel word"] == "–"
     assert values["region top-1 base"] == "25.0"
     assert (values["seeds"], values["minutes"]) == ("2", "1.5 ± 0.0")
+
+
+def test_a_study_may_name_its_columns(study: Study, put: Callable[..., None]) -> None:
+    put("first", 0, boxes_top1=0.25, AP50_novel=0.5)
+    study = dataclasses.replace(study, columns=(("boxes", "boxes_top1"),))
+    assert _rows(report.write(study, None), "first")[0][2:] == ["25.0", "1", "1.5"]
 
 
 def test_precision_by_group(study: Study, put: Callable[..., None]) -> None:
@@ -223,10 +230,18 @@ def _full(study: Study, put: Callable[..., None]) -> Study:
         put("first", seed, AP50_base=0.5, AP50_novel=0.2, curve=curve)
         put("second", seed, AP50_base=0.4, AP50_novel=0.3)
         sides = {"in_domain_AP50": 0.5, "out_of_domain_AP50": 0.1}
-        put("third", seed, points=[{"weight": w, **sides} for w in (0, 1)])
+        recall = {"few names": {"1": 0.2, "10": 0.6}, "many names": {"1": 0.1, "10": 0.3}}
+        points = [{"weight": w, **sides} for w in (0, 1)]
+        put("third", seed, points=points, recall=recall)
     thresholds = ((0.1, "first"), (0.3, "second"))
     pictures = (("A caption", "first", "pictures/shapes_*.png"),)
-    return dataclasses.replace(study, curves=("first",), thresholds=thresholds, pictures=pictures)
+    return dataclasses.replace(
+        study,
+        curves=("first",),
+        thresholds=thresholds,
+        pictures=pictures,
+        bars=(("AP50_novel", "novel"), ("AP50_base", "base")),
+    )
 
 
 def test_plots_and_pictures_are_linked_and_within(
@@ -240,7 +255,8 @@ def test_plots_and_pictures_are_linked_and_within(
     Image.fromarray(noise).save(folder / "shapes_2.png")
     Image.new("RGB", (8, 8)).save(folder / "training_curve.png")
     text = report.write(study, tmp_path / "work").read_text()
-    files = [f"plots/{name}.png" for name in ("bars", "curves", "ensemble", "thresholds")]
+    bars = ("bars-AP50_novel", "bars-AP50_base", "recall")
+    files = [f"plots/{name}.png" for name in (*bars, "curves", "ensemble", "thresholds")]
     files.append("pictures/1-first.png")
     for name in files:
         assert f"]({name})" in text
@@ -259,9 +275,9 @@ def test_plots_and_pictures_are_linked_and_within(
 def test_plots_of_results_that_are_gone_go(study: Study, put: Callable[..., None]) -> None:
     put("first", AP50_novel=0.2)
     report.write(study, None)
-    assert [file.name for file in (study.results / "plots").iterdir()] == ["bars.png"]
+    assert [file.name for file in (study.results / "plots").iterdir()] == ["bars-AP50_novel.png"]
     put("first", AP50_novel=0.2, digest="old")
-    assert "bars.png" not in report.write(study, None).read_text()
+    assert "bars-" not in report.write(study, None).read_text()
     assert not list((study.results / "plots").iterdir())
 
 

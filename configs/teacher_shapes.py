@@ -1,0 +1,34 @@
+"""The teacher of the miniature distillation studies: small towers that know whole pictures well.
+
+They see one picture at a time, at a quarter of the students' pixels, and no mosaics: like CLIP,
+they name a crop far better than the tokens of a scene. Half of the pictures are single objects,
+half are objects on ground that has names too.
+
+Command:  python -m owl_det.main --config=configs/teacher_shapes.py --workdir=W
+Hardware: two CPU cores.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, pretrain_shapes
+from owl_det.config import ShapesWorldSource
+
+SIDE = 32  # of a crop, pixels
+
+
+def get_config() -> ConfigDict:
+    config: Any = pretrain_shapes.get_config()
+    config.name = "teacher_shapes"
+    config.batch_size = 128
+    config.num_steps = 1500
+    config.model.image_size = SIDE
+    source = ShapesWorldSource(split="panoptic_text", num_images=16_384, image_size=SIDE)
+    base.add_source(config.data.train, "panoptic_text", source)
+    config.data.augment.mosaic_sizes = (1,)
+    config.data.augment.mosaic_probabilities = (1.0,)
+    config.selection.token_drop_rate = 0.0
+    config.checkpoint.every_steps = 500
+    config.evaluation.every_steps = 0
+    return config

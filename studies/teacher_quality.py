@@ -1,0 +1,110 @@
+"""What a teacher's image vectors know: crops of true boxes, and scenes by how much is in them.
+
+    python -m studies.teacher_quality --checkpoint=TOWERS --out=FILE.json
+
+On scenes of shapes world with stuff. Crops are cut and embedded as in distillation, at the
+teacher's own input size; `boxes_top1` is the share of things whose name is the nearest of all,
+averaged over names. RC@k is GridCLIP's category recall (arXiv 2303.09252, section 4.4): the share
+of a scene's names among the k nearest to its embedding, averaged over scenes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines import image_ops, tokenizer
+from data_pipelines.panoptic_world import PanopticWorld
+from data_pipelines.regions import Regions
+from data_pipelines.shapes_world import MAX_OBJECTS
+from owl_det import checkpoint
+from owl_det.errors import UserError
+from owl_det.evaluation.dense import CategoryRecall
+from owl_det.evaluation.regions import NameAccuracy
+from owl_det.teachers import Tower
+
+BATCH = 64
+IMAGE_SIZE = 64  # of the scenes, pixels
+BUCKETS = ((1, 4), (5, 6), (7, 99))  # numbers of names in a scene, both ends within
+COMPARED_RANK = 10
+
+
+def measure(path: str, num_images: int) -> dict[str, Any]:
+    """All metrics of the teacher at `path`, in [0, 1].
+
+    `boxes_top1`, `boxes_top5`, `recall_at_<k>`; `recall` holds RC@k by number of names; and
+    `recall_fall` is RC@10 of the scenes with fewest names less that of those with most.
+    """
+    loaded = checkpoint.load_model(path)
+    tower = Tower(loaded.kind, loaded.model, loaded.preprocess)
+    source = PanopticWorld(split="panoptic_test", image_size=IMAGE_SIZE, num_images=num_images)
+    words = tokenizer.build(loaded.model.text, loaded.tokenizer)
+    names = [category.name for category in source.categories]
+    texts = np.asarray(tower.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
+    accuracy = NameAccuracy(source.categories, texts[None], "boxes")
+    recall = {bucket: CategoryRecall(texts, names) for bucket in (*BUCKETS, None)}
+    embed = jax.jit(tower.embed_boxes)
+    for start in range(0, num_images, BATCH):
+        rows = range(start, min(start + BATCH, num_images))
+        images = np.stack([source.scene(i).image for i in rows])
+        regions = [source.regions(i) for i in rows]
+        vectors = np.asarray(embed(loaded.params, images, _boxes(regions)))
+        for found, of_image in zip(regions, vectors, strict=True):
+            things = np.flatnonzero(found.is_thing)
+            accuracy.add_named(of_image[1 + things], [found.names[i] for i in things])
+            recall[None].add(of_image[0], found.present)
+            recall[_bucket(len(found.present))].add(of_image[0], found.present)
+    if not all(recall[bucket].scalars() for bucket in BUCKETS):
+        raise UserError(f"--num_images: {num_images} are too few for scenes of every kind")
+    by_bucket = {bucket: recall[bucket].scalars() for bucket in BUCKETS}
+    key = f"recall_at_{COMPARED_RANK}"
+    return {
+        **{k: v for k, v in accuracy.scalars().items() if not k.endswith("_thing")},
+        **recall[None].scalars(),
+        "recall": {
+            f"{low} names or more" if high == BUCKETS[-1][1] else f"{low} to {high} names": {
+                k.removeprefix("recall_at_"): v for k, v in by_bucket[low, high].items()
+            }
+            for low, high in BUCKETS
+        },
+        "recall_fall": by_bucket[BUCKETS[0]][key] - by_bucket[BUCKETS[-1]][key],
+        "num_images": num_images,
+    }
+
+
+def _boxes(regions: Sequence[Regions]) -> np.ndarray:
+    """The whole image, then its things, relative to the image; rows beyond are the whole again."""
+    boxes = np.tile(np.array([0.5, 0.5, 1, 1], np.float32), (len(regions), 1 + MAX_OBJECTS, 1))
+    for row, found in enumerate(regions):
+        things = image_ops.boxes_to_padded(found.boxes_xyxy[found.is_thing], *found.size, "pad")
+        boxes[row, 1 : 1 + len(things)] = things
+    return boxes
+
+
+def _bucket(num_names: int) -> tuple[int, int]:
+    return next((low, high) for low, high in BUCKETS if low <= num_names <= high)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m studies.teacher_quality", description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="towers or a ResNet")
+    parser.add_argument("--num_images", type=int, default=512)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
+    arguments = parser.parse_args(argv)
+    try:
+        content = measure(arguments.checkpoint, arguments.num_images)
+    except UserError as error:
+        print(f"studies.teacher_quality: {error}", file=sys.stderr)
+        return 2
+    arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
