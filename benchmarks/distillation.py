@@ -13,8 +13,6 @@ Variants take turns, a step each, so that whatever else the machine does falls o
 ratios are medians over the rounds.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -26,12 +24,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.train_step import machine
+from benchmarks import command
 from data_pipelines.input import TrainInput
 from owl_det import cache_teacher, checkpoint, sharding, teachers, train_step
 from owl_det.cache_teacher import read_config
 from owl_det.config import Config, MeshConfig
-from owl_det.errors import ConfigError, UserError
+from owl_det.errors import ConfigError
 from owl_det.types import LoadedModel, batch_of
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "distill_shapes.py"
@@ -151,33 +149,26 @@ def alignment_costs(measured: dict[str, Any]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command.parser(__doc__)
     parser.add_argument("--variants", default=",".join(VARIANTS[1:]), help="comma-separated")
     parser.add_argument("--batch_size", type=int, default=16, help="images per step")
     parser.add_argument("--steps", type=int, default=10, help="timed steps of each")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     arguments = parser.parse_args(argv)
-    try:
-        variants = [name for name in arguments.variants.split(",") if name != "plain"]
+    variants = [name for name in arguments.variants.split(",") if name != "plain"]
+
+    def run() -> dict[str, Any]:
         measured = measure(variants, arguments.batch_size, arguments.steps)
-    except UserError as error:
-        print(f"benchmarks.distillation: {error}", file=sys.stderr)
-        return 2
-    content = {
-        "machine": machine(),
-        "config": f"configs/{CONFIG.name}",
-        "batch_size": arguments.batch_size,
-        "steps": arguments.steps,
-        "variants": measured,
-        "gridclip": alignment_costs(measured),
-    }
-    text = json.dumps(content, indent=2)
-    print(text)
-    if arguments.out is not None:
-        arguments.out.write_text(text + "\n")
-    return 0
+        return {
+            "machine": command.machine(),
+            "config": f"configs/{CONFIG.name}",
+            "batch_size": arguments.batch_size,
+            "steps": arguments.steps,
+            "variants": measured,
+            "gridclip": alignment_costs(measured),
+        }
+
+    return command.report("distillation", run, arguments.out)
 
 
 if __name__ == "__main__":
