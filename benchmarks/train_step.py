@@ -41,7 +41,7 @@ from owl_det.config import (
 from owl_det.errors import ConfigError
 from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
-from owl_det.types import Batch, Predictions, Targets
+from owl_det.types import Batch, Predictions, Targets, batch_of
 
 VARIANTS = ("dense", "dropped")
 
@@ -153,7 +153,7 @@ def synthetic_batch(config: Config, seed: int = 0) -> Batch:
         "tile_of_instance": np.zeros((b, m), np.int32),
         "tile_image_id": np.arange(b, dtype=np.int32)[:, None],
     }
-    return Batch(**{name: jnp.asarray(array) for name, array in arrays.items()})
+    return batch_of(jax.tree.map(jnp.asarray, arrays))
 
 
 def clustered_predictions(config: Config, batch: Batch, seed: int = 0) -> Predictions:
