@@ -66,10 +66,13 @@ def collectives(hlo: str, mesh_shape: dict[str, int]) -> list[Collective]:
     computations, entry = _computations(hlo)
     found: list[Collective] = []
     for name, runs, is_in_loop, is_endless in _visits(computations, entry):
+        is_start = any("AsyncCollectiveStart" in line for line in computations[name])
         for line in computations[name]:
             match = _INSTRUCTION.match(line)
             if match is None or match["opcode"].removesuffix("-start") not in KINDS:
                 continue
+            if 'chain_id="' in line and not is_start:
+                continue  # TPU: sent in parts beside other work, and named again at each part
             found.append(_collective(match, name, mesh_shape, runs, is_in_loop, is_endless))
     return found
 

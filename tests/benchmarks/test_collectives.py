@@ -68,6 +68,41 @@ def test_a_program_is_read_as_it_runs() -> None:
     assert sent["tensor"] == {"all-reduce": 12 * 64.0}
 
 
+# One all-gather, as the TPU compiler prints it when it is sent beside the rounds of a loop.
+CHAIN = """
+HloModule jit_step, num_partitions=8
+
+%start (p: bf16[4,4]) -> (bf16[8,4], u32[]) {
+  %a = bf16[8,4] all-gather(%p), replica_groups={{0,2},{1,3},{4,6},{5,7}}, attributes={chain_id="0"}
+  ROOT %b = (bf16[8,4], u32[]) custom-call(%a), custom_call_target="AsyncCollectiveStart"
+}
+
+%part (p: bf16[4,4]) -> bf16[8,4] {
+  ROOT %a = bf16[8,4] all-gather(%p), replica_groups={{0,2},{1,3},{4,6}}, attributes={chain_id="0"}
+}
+
+%round (p: (s32[], bf16[4,4])) -> (s32[], bf16[4,4]) {
+  %c = bf16[8,4] fusion(%x), calls=%part
+}
+
+ENTRY %main (p: bf16[4,4]) -> bf16[8,4] {
+  %s = (bf16[8,4], u32[]) fusion(%p), calls=%start
+  %loop = (s32[], bf16[4,4]) while(%z), condition=%never, body=%round
+  ROOT %d = bf16[8,4] fusion(%loop), calls=%part
+}
+
+%never (p: (s32[], bf16[4,4])) -> pred[] {
+  ROOT %flag = pred[] constant(true)
+}
+"""
+
+
+def test_what_is_sent_in_parts_counts_once() -> None:
+    (found,) = collectives.collectives(CHAIN, MESH)
+    assert (found.kind, found.axes, found.runs) == ("all-gather", "fsdp", 1)
+    assert found.wire_bytes == 8 * 4 * 2 / 2 and not found.is_in_loop
+
+
 def test_groups_of_an_unknown_form_raise() -> None:
     with pytest.raises(ValueError, match="unknown form"):
         collectives.collectives(PROGRAM.replace("[4,2]<=[8]", "everyone"), MESH)
