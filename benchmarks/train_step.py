@@ -109,7 +109,8 @@ def make_config(model: str, variant: str, **changes: Any) -> Config:
     """A config of `MODELS` as `dense` or `dropped`.
 
     `changes` may hold `batch_size`, `image_size`, `dtype`, `attention`, `remat`, `clip_scope`,
-    `clip_microbatch` and `max_distinct_queries`; None keeps the model's own. Raises `ConfigError` for values that cannot be run.
+    `clip_microbatch` and `max_distinct_queries`; None keeps the model's own. Raises `ConfigError`
+    for values that cannot be run.
     """
     given = {key: value for key, value in changes.items() if value is not None}
     base = MODELS[model]

@@ -94,7 +94,8 @@ def countable(config: Config, num_shards: int = 1) -> Config:
     """The same step in a form whose every operation XLA counts, and counts once, on one device.
 
     Layers are unrolled, a step that clips per example gets a single microbatch, nothing is
-    recomputed, and attention is neither a loop nor a library call. An image brings as many texts as before.
+    recomputed, and attention is neither a loop nor a library call. An image brings as many texts as
+    before.
     """
     size = config.batch_size
     if config.optimizer.clip.scope in ("shared_text", "exact"):
