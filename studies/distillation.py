@@ -30,6 +30,8 @@ TOWER_STEPS = 500
 DETECTOR_STEPS = 800
 ALPHA = 0.7  # share of the student in the average of the weights, as CLIPSelf's code for B/16
 NOVEL, BASE = "AP50_novel", "AP50_base"
+# Five of 125 names: a box holds ground too, and its crop is often named by that first.
+BOXES = "boxes_top5"
 
 
 # --- what an arm leaves ------------------------------------------------------------------------
@@ -218,28 +220,28 @@ CLAIMS = (
         statement="Before, tokens name regions far worse than the teacher names crops",
         arm="crops",
         control="before",
-        metric="boxes_top1",
+        metric=BOXES,
         at_least=0.1,
     ),
     Claim(
         statement="CLIPSelf lifts them far above that",
         arm="clipself",
         control="before",
-        metric="boxes_top1",
+        metric=BOXES,
         at_least=0.1,
     ),
     Claim(
         statement="… and above the 1 x 1 grid's",
         arm="clipself",
         control="clipself_whole",
-        metric="boxes_top1",
+        metric=BOXES,
         at_least=0.1,
     ),
     Claim(
         statement="It comes within ten points of the crops",
         arm="clipself",
         control="crops",
-        metric="boxes_top1",
+        metric=BOXES,
         at_least=-0.1,
     ),
     Claim(
@@ -379,6 +381,7 @@ STUDY = Study(
     results=Path(__file__).parent / "results" / "distillation",
     columns=(
         ("boxes top-1", "boxes_top1"),
+        ("boxes top-5", BOXES),
         ("thing masks top-1", "thing_masks_top1"),
         ("stuff masks top-1", "stuff_masks_top1"),
         ("whole pictures top-1", "whole_top1"),
@@ -388,7 +391,7 @@ STUDY = Study(
         ("AP50 novel word", "AP50_novel_word"),
     ),
     bars=(
-        ("boxes_top1", "names of boxes right (percent, mean over names)"),
+        (BOXES, "names of boxes among the nearest five (percent, mean over names)"),
         ("stuff_masks_top1", "names of stuff masks right (percent, mean over names)"),
         (NOVEL, "AP50 of novel names (percent)"),
     ),
