@@ -2,16 +2,20 @@
 
     python -m benchmarks.inference --models b16 b32 --threads 1
     python -m benchmarks.inference --models b32 --task gradient --peers owl_det sdpa
+    python -m benchmarks.inference --models b16 --device cuda --dtype bfloat16 --attention cudnn \
+        --batch_size 16 --peers owl_det sdpa compile
 
-One image and `--queries` texts in float32: both towers and the heads. `gradient` is a training
-step without the optimiser: forward and backward of the mean square of all outputs, with respect to
-all parameters. Each peer runs in a process of its own, on the first `--threads` cores that this one
-may use, and their outputs are compared. Needs the extra [parity], and a C++ compiler for `compile`.
+`--batch_size` images and `--queries` texts of each: both towers and the heads, parameters in
+float32. `gradient` is a training step without the optimiser: forward and backward of the mean
+square of all outputs, with respect to all parameters. Each peer runs in a process of its own, on
+the first `--threads` cores that this one may use, and their outputs are compared. Needs the extra
+[parity], and a C++ compiler for `compile`.
 
 Seconds are of the clock and of the processors (`cpu`); where other work shares the cores only the
-latter compare. `running_bytes` is the most that the process held (resident) while it ran, models
-included; `process_bytes` also while it loaded and compiled. What loading and compiling have freed
-goes back to the system before, for every peer (`owl_det.memory`, as in training).
+latter compare. `running_bytes` is the most that the process held (resident; on a GPU: in arrays)
+while it ran, models included; `process_bytes` also while it loaded and compiled. What loading and
+compiling have freed goes back to the system before, for every peer (`owl_det.memory`, as in
+training).
 """
 
 import argparse
@@ -38,13 +42,14 @@ PEERS = ("owl_det", "eager", "sdpa", "compile")  # all but the first are transfo
 OUTPUTS = ("class_logits", "boxes", "objectness_logits")
 
 Outputs = dict[str, np.ndarray]
+_PLACES = ("device", "dtype", "attention", "batch_size")
 
 
 # --- the two programs ----------------------------------------------------------------------------
 
 
 def prepare_ours(
-    folder: str, task: str, pixels: np.ndarray, tokens: np.ndarray, remat: str
+    arguments: argparse.Namespace, pixels: np.ndarray, tokens: np.ndarray
 ) -> Callable[[], Outputs]:
     """A call of our detector, compiled."""
     import jax
@@ -53,10 +58,17 @@ def prepare_ours(
     from owl_det.convert import huggingface
     from owl_det.modeling.detector import Detector
 
-    model = huggingface.read(folder)
-    settings: Any = dataclasses.replace(model.model, remat=remat)
+    size = arguments.batch_size
+    model = huggingface.read(arguments.folder)
+    settings: Any = dataclasses.replace(
+        model.model,
+        remat=arguments.remat,
+        dtype=arguments.dtype,
+        attention=arguments.attention,
+    )
     detector = Detector(settings, model.preprocess)
-    image, ids, is_query = pixels[None], tokens[None], np.ones((1, len(tokens)), bool)
+    image, ids = (np.repeat(x[None], size, axis=0) for x in (pixels, tokens))
+    is_query = np.ones((size, len(tokens)), bool)
 
     def forward(params: Any, image: jax.Array) -> dict[str, jax.Array]:
         found: Any = detector.apply({"params": params}, image, ids, is_query)
@@ -67,59 +79,68 @@ def prepare_ours(
         return sum((jnp.mean(x**2) for x in outputs.values()), jnp.zeros(())), outputs
 
     gradient: Any = jax.grad(loss, has_aux=True)
-    params = jax.device_put(model.params)
+    params, image = jax.device_put((model.params, image))
     del model
-    function = jax.jit(forward if task == "forward" else gradient)
+    function = jax.jit(forward if arguments.task == "forward" else gradient)
     compiled = function.lower(params, image).compile()
 
     def call() -> Outputs:
         found = jax.block_until_ready(compiled(params, image))
-        outputs = found if task == "forward" else found[1]
-        return {name: np.asarray(x) for name, x in outputs.items()}
+        outputs = found if arguments.task == "forward" else found[1]
+        return {name: np.asarray(x, np.float32) for name, x in outputs.items()}
 
     return call
 
 
 def prepare_theirs(
-    folder: str, task: str, pixels: np.ndarray, tokens: np.ndarray, peer: str, threads: int
+    arguments: argparse.Namespace, pixels: np.ndarray, tokens: np.ndarray
 ) -> Callable[[], Outputs]:
-    """A call of transformers' model: `eager` or `sdpa` attention, or sdpa through torch.compile."""
+    """A call of transformers' model: `eager` or `sdpa` attention, or sdpa through torch.compile.
+
+    bfloat16 is by autocast: parameters stay in float32, as ours do.
+    """
     import torch  # pyright: ignore[reportMissingImports]
     import transformers  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(arguments.threads)
+    folder, peer, size = arguments.folder, arguments.one, arguments.batch_size
     settings = transformers.AutoConfig.from_pretrained(folder)
     model: Any = getattr(transformers, settings.architectures[0]).from_pretrained(
         folder, attn_implementation="eager" if peer == "eager" else "sdpa"
     )
-    model.eval()
+    model.eval().to(arguments.device)
     preprocess = json.loads((Path(folder) / "preprocessor_config.json").read_text())
     normal = (pixels / 255 - preprocess["image_mean"]) / preprocess["image_std"]
+    is_token = np.arange(tokens.shape[1]) <= tokens.argmax(-1)[:, None]
     inputs = {
-        "pixel_values": torch.tensor(normal.astype(np.float32).transpose(2, 0, 1)[None]),
-        "input_ids": torch.tensor(tokens.astype(np.int64)),
-        "attention_mask": torch.tensor(
-            (np.arange(tokens.shape[1]) <= tokens.argmax(-1)[:, None]).astype(np.int64)
-        ),
+        "pixel_values": np.repeat(normal.astype(np.float32).transpose(2, 0, 1)[None], size, axis=0),
+        "input_ids": np.tile(tokens.astype(np.int64), (size, 1)),
+        "attention_mask": np.tile(is_token.astype(np.int64), (size, 1)),
     }
+    inputs = {key: torch.tensor(value, device=arguments.device) for key, value in inputs.items()}
     function = torch.compile(model) if peer == "compile" else model
 
     def run() -> dict[str, Any]:
-        found = function(**inputs)
+        is_half = arguments.dtype == "bfloat16"
+        with torch.autocast(arguments.device, torch.bfloat16, enabled=is_half):
+            found = function(**inputs)
         outputs = {"class_logits": found.logits, "boxes": found.pred_boxes}
         objectness = getattr(found, "objectness_logits", None)
         if objectness is None:  # OWL-ViT has none, and ours is 0 there
-            objectness = torch.zeros(outputs["boxes"].shape[:2])
+            objectness = torch.zeros(outputs["boxes"].shape[:2], device=arguments.device)
         return {**outputs, "objectness_logits": objectness}
 
     def call() -> Outputs:
-        if task == "forward":
+        if arguments.task == "forward":
             with torch.inference_mode():
-                return {name: x.numpy() for name, x in run().items()}
+                return to_host(run())
         model.zero_grad(set_to_none=True)
         outputs = run()
-        torch.stack([(x**2).mean() for x in outputs.values()]).sum().backward()
-        return {name: x.detach().numpy() for name, x in outputs.items()}
+        torch.stack([(x.float() ** 2).mean() for x in outputs.values()]).sum().backward()
+        return to_host(outputs)
+
+    def to_host(outputs: dict[str, Any]) -> Outputs:
+        return {name: x.detach().float().cpu().numpy() for name, x in outputs.items()}
 
     return call
 
@@ -133,10 +154,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
     pixels, tokens = inputs_of(folder, arguments.queries)
     started = time.perf_counter()
-    if peer == "owl_det":
-        call = prepare_ours(folder, arguments.task, pixels, tokens, arguments.remat)
-    else:
-        call = prepare_theirs(folder, arguments.task, pixels, tokens, peer, arguments.threads)
+    prepare = prepare_ours if peer == "owl_det" else prepare_theirs
+    call = prepare(arguments, pixels, tokens)
     outputs = call()  # compiles, and warms caches
     preparing = time.perf_counter() - started
     loading_bytes = peak_resident()
@@ -150,13 +169,27 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         cpu.append(time.process_time() - starts[1])
     np.savez(Path(folder) / f"{peer}.npz", **outputs)  # pyright: ignore[reportArgumentType]
     running_bytes = peak_resident()
+    process_bytes = max(loading_bytes, running_bytes)
+    if arguments.device != "cpu":
+        running_bytes = device_peak(peer)
     return {
         "wall_seconds": command.spread(wall),
         "cpu_seconds": command.spread(cpu),
         "prepare_seconds": preparing,
         "running_bytes": running_bytes,
-        "process_bytes": max(loading_bytes, running_bytes),
+        "process_bytes": process_bytes,
     }
+
+
+def device_peak(peer: str) -> int:
+    """The most bytes of the GPU that this process has held in arrays."""
+    if peer == "owl_det":
+        import jax
+
+        return (jax.devices()[0].memory_stats() or {})["peak_bytes_in_use"]
+    import torch  # pyright: ignore[reportMissingImports]
+
+    return torch.cuda.max_memory_allocated()
 
 
 def inputs_of(folder: str, queries: int) -> tuple[np.ndarray, np.ndarray]:
@@ -188,15 +221,21 @@ def peak_resident() -> int:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """All peers of all models, one process after the other."""
-    if min(arguments.threads, arguments.repeats, arguments.queries) < 1:
-        raise ConfigError("--threads, --repeats and --queries: must be positive")
+    counts = (arguments.threads, arguments.repeats, arguments.queries, arguments.batch_size)
+    if min(counts) < 1:
+        raise ConfigError("--threads, --repeats, --queries and --batch_size: must be positive")
     if arguments.threads > len(os.sched_getaffinity(0)):
         raise ConfigError(
             f"--threads: {arguments.threads} asked for, {len(os.sched_getaffinity(0))} cores here"
         )
+    # This process looks at the device too, and must leave its memory to the peers.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if arguments.device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
     return {
         "machine": _machine(),
         "task": arguments.task,
+        **{key: getattr(arguments, key) for key in _PLACES},
         "threads": arguments.threads,
         "queries": arguments.queries,
         "repeats": arguments.repeats,
@@ -237,7 +276,7 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _in_own_process(peer: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.inference", "--one", peer, "--folder", folder]
-    for key in ("task", "threads", "queries", "repeats", "remat"):
+    for key in ("task", "threads", "queries", "repeats", "remat", *_PLACES):
         command += [f"--{key}", str(getattr(arguments, key))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -271,6 +310,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--remat", choices=("none", "full", "dots"), default="dots", help="of ours, for gradients"
     )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="ours")
+    parser.add_argument("--batch_size", type=int, default=1, help="images, each with its own texts")
     parser.add_argument("--out", type=Path, help="JSON file to write as well")
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
