@@ -103,7 +103,9 @@ class ModelConfig:
     # xla: on a CPU a part of the scores at a time; plain: all of them at once; portable: as xla,
     # but chosen where the program runs (exports); cudnn: fused, on NVIDIA GPUs.
     attention: Literal["xla", "cudnn", "plain", "portable"] = "xla"
-    remat: Literal["none", "full", "dots"] = "none"  # what the backward pass recomputes per layer
+    # What the backward pass computes again per layer: nothing; all of it; all but products with
+    # weights (and, where attention goes by chunks, its result): little time for much memory.
+    remat: Literal["none", "full", "dots"] = "none"
     scan_unroll: int = 1  # layers unrolled per scan step; more compiles longer, runs faster
 
 

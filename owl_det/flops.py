@@ -94,7 +94,8 @@ def countable(config: Config, num_shards: int = 1) -> Config:
     """The same step in a form whose every operation XLA counts, and counts once, on one device.
 
     Layers are unrolled, a step that clips per example gets a single microbatch, nothing is
-    recomputed, and attention is no library call. An image brings as many texts as before.
+    recomputed, and attention is neither a loop nor a library call. An image brings as many texts as
+    before.
     """
     size = config.batch_size
     if config.optimizer.clip.scope in ("shared_text", "exact"):
@@ -105,6 +106,6 @@ def countable(config: Config, num_shards: int = 1) -> Config:
     return dataclasses.replace(
         config,
         batch_size=size,
-        model=dataclasses.replace(model, remat="none", scan_unroll=layers, attention="xla"),
+        model=dataclasses.replace(model, remat="none", scan_unroll=layers, attention="plain"),
         data=dataclasses.replace(config.data, max_distinct_queries=num_texts),
     )

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, optim, sharding, teachers, train_step
+from owl_det import checkpoint, memory, optim, sharding, teachers, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -83,6 +83,8 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
             profile.before(step, state)
             batch, counts = next(batches)
             state, metrics = step_fn(state, batch)
+            if step == first_step + 1:
+                memory.give_back_freed()  # of the compiler
             progress.add(step, metrics, counts)
             is_last = step == config.num_steps
             if _due(step, config.evaluation.every_steps) or is_last:

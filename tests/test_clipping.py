@@ -67,7 +67,7 @@ def test_cutting_into_microbatches_changes_nothing(params: Any, batch: Batch, sc
         np.testing.assert_allclose(again[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("scope", PER_EXAMPLE)
+@pytest.mark.parametrize("scope", ["shared_text", pytest.param("exact", marks=pytest.mark.slow)])
 def test_fillers_and_copies(params: Any, batch: Batch, scope: str) -> None:
     """Fillers count nowhere; an example that stands twice weighs twice, and is clipped as alone."""
     config = _config(scope)

@@ -157,9 +157,8 @@ def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
 
 
-@pytest.mark.parametrize(
-    "scope", ["shared_text", *(pytest.param(x, marks=pytest.mark.slow) for x in ("none", "exact"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("scope", ["shared_text", "none", "exact"])
 def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder: str) -> None:
     """The one branch that runs a teacher there has a step under every clipping scope."""
     entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted", "crop_scale": 1.5}
@@ -339,6 +338,7 @@ def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> N
     teachers.check_same_text(teaching, other, adapted)  # has an adapter: any teacher will do
 
 
+@pytest.mark.slow
 def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> None:
     text = {"num_positions": 8, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16}
     model, preprocess = config_lib.resolve_model(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from owl_det.modeling.attention import Implementation, attend
+from owl_det.modeling.attention import ATTENTION, Implementation, attend
 
 
 def quick_gelu(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -25,7 +25,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 REMAT_POLICIES: dict[str, Any] = {
     "full": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(ATTENTION),
+    ),
 }
 
 

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import queries as benchmark
 
 
+@pytest.mark.slow
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     flags = ["--model", "tiny", "--queries", "3", "700", "--repeats", "1", "--out", str(out)]

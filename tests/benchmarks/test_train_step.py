@@ -77,6 +77,22 @@ def test_models_are_those_of_the_configs(model: str, name: str) -> None:
     assert ours.optimizer.clip == shipped.optimizer.clip
 
 
+def test_clipping_can_be_chosen() -> None:
+    config = benchmark.make_config("tiny", "dense", clip_scope="exact", clip_microbatch=4)
+    assert (config.optimizer.clip.scope, config.optimizer.clip.microbatch) == ("exact", 4)
+    kept = benchmark.make_config("tiny", "dense")
+    assert kept.optimizer.clip == benchmark.TINY.optimizer.clip
+
+
+def test_xla_counts_attention_of_many_tokens() -> None:
+    """Attention in chunks is a loop, whose body XLA counts once: the count leaves it out."""
+    config = benchmark.make_config("tiny", "dense", batch_size=4, image_size=128)
+    tower = dataclasses.replace(config.model.image, num_layers=1)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, image=tower))
+    formula = flops.flops_per_image(config, flops.texts_per_image(config))
+    assert flops.xla_flops_per_image(config) == pytest.approx(formula, rel=0.1)
+
+
 def test_batch_is_one_that_training_could_meet() -> None:
     config = benchmark.make_config("tiny", "dense", batch_size=2)
     batch = benchmark.synthetic_batch(config)
@@ -126,6 +142,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     # XLA also counts the optimiser, which two images share here.
     assert 1 < dropped["xla_over_formula"] < 1.2
     median = dropped["step_seconds"]["median"]
+    assert dropped["cpu_seconds"]["min"] > 0
     assert dropped["step_seconds"]["min"] <= median <= dropped["step_seconds"]["max"]
     assert dropped["images_per_second"] == pytest.approx(2 / median)
     matching = dropped["matching_seconds"]["median"]
@@ -143,6 +160,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (["--batch_size", "0"], "config.batch_size"),
         (["--variants", "dense,thin"], "--variants: thin"),
         (["--steps", "0"], "--steps"),
+        (["--clip_microbatch", "0"], "config.optimizer.clip.microbatch"),
     ],
 )
 def test_bad_arguments_are_one_line(
