@@ -97,7 +97,23 @@ B16 = Config(
     schedule=ScheduleConfig(kind="inverse_sqrt"),
 )
 
-MODELS = {config.name: config for config in (TINY, B16)}
+# What configs/owlv2_l14.py trains.
+L14 = dataclasses.replace(
+    B16,
+    name="l14",
+    model=ModelConfig(
+        image_size=1008,
+        embedding_dim=768,
+        image=ImageTowerConfig(
+            patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_width=4096
+        ),
+        text=TextTowerConfig(width=768, num_heads=12, mlp_width=3072),
+        remat="full",
+    ),
+    selection=SelectionConfig(token_drop_rate=0.5, instance_top_k=512),
+)
+
+MODELS = {config.name: config for config in (TINY, B16, L14)}
 
 
 # --- configs and batches -------------------------------------------------------------------------

@@ -66,11 +66,15 @@ def test_formula_of_one_layer_by_hand() -> None:
     assert found["text_tower"] == 0
 
 
-@pytest.mark.parametrize(("model", "name"), [("tiny", "quickstart"), ("b16", "owlv2_b16")])
+@pytest.mark.parametrize(
+    ("model", "name"), [("tiny", "quickstart"), ("b16", "owlv2_b16"), ("l14", "owlv2_l14")]
+)
 def test_models_are_those_of_the_configs(model: str, name: str) -> None:
     shipped = config_lib.resolve(importlib.import_module(f"configs.{name}").get_config().to_dict())
     ours = benchmark.make_config(model, "dropped", dtype=shipped.model.dtype)
     assert ours.model == shipped.model
+    # The quickstart itself keeps all tokens.
+    assert ours.selection == shipped.selection or model == "tiny"
     assert ours.data.max_instances == shipped.data.max_instances
     assert ours.data.max_queries == shipped.data.max_queries
     assert ours.optimizer.kind == shipped.optimizer.kind
