@@ -71,7 +71,11 @@ def plot_curves(
     axes.set(xlabel="step", ylabel=ylabel, ylim=(0, None))
     _tidy(axes)
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), fontsize=9, frameon=False
+        handles=handles,
+        loc="outside upper center",
+        ncols=min(len(handles), 4),
+        fontsize=9,
+        frameon=False,
     )
     figure.savefig(path, format="png", dpi=120)
 
