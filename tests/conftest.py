@@ -25,6 +25,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# A file is one worker's: the longest start first, so that no worker ends alone with one of them.
+_LONGEST = ("test_train.py", "test_distillation.py", "test_export.py", "test_clipping.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _LONGEST)
+
 
 @pytest.fixture(scope="session")
 def repository_root() -> Path:

@@ -76,7 +76,12 @@ def _gradient(detector: Detector, params: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "switches", [{"scan_unroll": 2}, {"remat": "full"}, {"remat": "dots", "scan_unroll": 5}]
+    "switches",
+    [
+        pytest.param({"scan_unroll": 2}, marks=pytest.mark.slow),
+        {"remat": "full"},
+        {"remat": "dots", "scan_unroll": 5},
+    ],
 )
 def test_compilation_switches_change_nothing(params: Any, switches: dict[str, Any]) -> None:
     value, gradient = _gradient(_detector(), params)
