@@ -5,6 +5,7 @@ study goes on with the arm it was in: trainings resume from their own checkpoint
 its own shards.
 """
 
+import argparse
 import dataclasses
 import hashlib
 import itertools
@@ -338,6 +339,27 @@ def _is_dirty() -> bool:
 def _machine(num_cores: int) -> str:
     """`num_cores` are those that the arm could use."""
     return f"{platform.machine()}, {num_cores} cores, Python {platform.python_version()}"
+
+
+def command(study: Study, description: str | None, argv: Sequence[str] | None) -> int:
+    """`python -m studies.<name>`: runs arms and draws the report. Returns 2 for a user's error."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m studies.{study.name}", description=description
+    )
+    parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
+    parser.add_argument("--report", action="store_true", help="every arm, not the short run alone")
+    parser.add_argument("--arms", default="", help="only these, separated by commas")
+    parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
+    arguments: Any = parser.parse_args(argv)
+    from studies import report  # it imports this module, and plots, which take a second
+
+    try:
+        return main(study, arguments, report.write)
+    except UserError as error:
+        print(f"studies.{study.name}: {error}", file=sys.stderr)
+        return 2
 
 
 def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | None], Path]) -> int:

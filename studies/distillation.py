@@ -12,13 +12,10 @@ students' size; detectors are asked for every base and novel name at once, on sh
 split.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from owl_det.errors import UserError
 from studies import arms
 from studies.arms import Arm, Claim, Metrics, Study
 from studies.owl_st import read_training
@@ -401,21 +398,7 @@ STUDY = Study(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m studies.distillation", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="checkpoints and logs")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
-    parser.add_argument("--report", action="store_true", help="every arm; here the same as without")
-    parser.add_argument("--arms", default="", help="only these, separated by commas")
-    parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
-    arguments: Any = parser.parse_args(argv)
-    from studies import report  # plots take a second to import
-
-    try:
-        return arms.main(STUDY, arguments, report.write)
-    except UserError as error:
-        print(f"studies.distillation: {error}", file=sys.stderr)
-        return 2
+    return arms.command(STUDY, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,11 @@ four in five would be labelled so. Students here learn from noun phrases; one ta
 control.
 """
 
-import argparse
 import json
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-from owl_det.errors import UserError
 from studies import arms
 from studies.arms import Arm, Claim, Metrics, Study
 
@@ -427,21 +424,7 @@ STUDY = Study(
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m studies.owl_st", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
-    parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
-    parser.add_argument("--report", action="store_true", help="every arm, not each stage once")
-    parser.add_argument("--arms", default="", help="only these, separated by commas")
-    parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
-    arguments: Any = parser.parse_args(argv)
-    from studies import report  # plots take a second to import
-
-    try:
-        return arms.main(STUDY, arguments, report.write)
-    except UserError as error:
-        print(f"studies.owl_st: {error}", file=sys.stderr)
-        return 2
+    return arms.command(STUDY, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -444,7 +444,7 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
     with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
         TrainInput(other)
-    source = dataclasses.replace(cached.data.train["shapes"], num_images=11)  # type: ignore[type-var]
+    source = dataclasses.replace(cached.data.train["shapes"], num_images=11)
     more = dataclasses.replace(cached.data, train={"shapes": source})
     with pytest.raises(DataError, match="another data set shapes"):
         TrainInput(dataclasses.replace(cached, data=more))

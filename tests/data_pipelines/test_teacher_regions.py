@@ -1,5 +1,7 @@
 """Regions of distillation: which grids there are, and where their cells lie."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from data_pipelines.features import Example
 from owl_det.config import RegionsConfig
 
 
-def _example(tiles: list[tuple[float, ...]], boxes: list[tuple[float, ...]] = ()) -> Example:  # type: ignore[assignment]
+def _example(tiles: list[tuple[float, ...]], boxes: Sequence[tuple[float, ...]] = ()) -> Example:
     count = len(boxes)
     return Example(
         image=np.zeros((8, 8, 3), np.uint8),

@@ -2,24 +2,21 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from data_pipelines import panoptic_world, shapes_world
 from owl_det import checkpoint, cli
 from owl_det import config as config_lib
 from owl_det.config import Config
 from owl_det.types import LoadedModel
-from studies import arms, distillation, teacher_quality
-from studies.arms import Arm
+from studies import distillation, teacher_quality
 from studies.distillation import STUDY
 from tests import tiny
+from tests.studies.resolved import resolved
 
 TRAININGS = [arm for arm in STUDY.arms if arm.commands[0][0] == "owl_det.main"]
 DETECTORS = [arm.name for arm in TRAININGS if "annotator_shapes" in arm.commands[0][1]]
@@ -39,20 +36,7 @@ MEASURED = [arm for arm in STUDY.arms if arm.read is distillation.read_towers]
 def configs() -> dict[str, Config]:
     """The configs as the commands of the trainings leave them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        return {arm.name: _resolved(arm, monkeypatch) for arm in TRAININGS}
-
-
-def _resolved(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> Config:
-    places = {needed: f"/{needed}" for needed in arm.needs} | {"out": "/out", "seed": "7"}
-    _, file, workdir, *overrides = (part.format_map(places) for part in arm.commands[0])
-    assert workdir == "--workdir=/out"
-    argv = ["main", *overrides]
-    monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
-    tree = runpy.run_path(str(arms.ROOT / file.removeprefix("--config=")))["get_config"]()
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True)
-    values(argv)
-    return config_lib.resolve(holder.value.to_dict())
+        return {arm.name: resolved(arm, monkeypatch) for arm in TRAININGS}
 
 
 def test_trainings_start_from_the_teacher(configs: dict[str, Config]) -> None:

@@ -2,23 +2,20 @@
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from data_pipelines import shapes_world
 from owl_det import cli
-from owl_det import config as config_lib
 from owl_det.annotate import job, label_spaces
-from owl_det.config import Config, ShapesWorldSource
-from studies import arms, claims, owl_st
+from owl_det.config import ShapesWorldSource
+from studies import claims, owl_st
 from studies.arms import Arm
 from studies.owl_st import STUDY
+from tests.studies.resolved import resolved
 
 TRAININGS = [arm for arm in STUDY.arms if arm.commands[0][0] == "owl_det.main"]
 OTHERS = [arm for arm in STUDY.arms if arm not in TRAININGS]
@@ -28,23 +25,9 @@ def _name(arm: Arm) -> str:
     return arm.name
 
 
-def _resolved(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """The config as the arm's command leaves it."""
-    places = {needed: f"/{needed}" for needed in arm.needs} | {"out": "/out", "seed": "7"}
-    _, file, workdir, *overrides = (part.format_map(places) for part in arm.commands[0])
-    assert workdir == "--workdir=/out"
-    argv = ["main", *overrides]
-    monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
-    tree = runpy.run_path(str(arms.ROOT / file.removeprefix("--config=")))["get_config"]()
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True)
-    values(argv)
-    return config_lib.resolve(holder.value.to_dict())
-
-
 @pytest.mark.parametrize("arm", TRAININGS, ids=_name)
 def test_trainings_resolve(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = _resolved(arm, monkeypatch)
+    config = resolved(arm, monkeypatch)
     assert config.seed == 7
     starts = [needed for needed in arm.needs if config.checkpoint.init_from == f"/{needed}"]
     assert starts or config.checkpoint.init_from == ""
@@ -58,7 +41,7 @@ def test_trainings_resolve(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_compared_trainings_take_as_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = {arm.name: _resolved(arm, monkeypatch) for arm in TRAININGS}
+    configs = {arm.name: resolved(arm, monkeypatch) for arm in TRAININGS}
     size = {name: (config.num_steps, config.batch_size) for name, config in configs.items()}
     for claim in STUDY.claims:
         if claim.arm in size and claim.control in size and claim.arm != "finetuned":
