@@ -27,6 +27,7 @@ TOWER_STEPS = 500
 DETECTOR_STEPS = 800
 ALPHA = 0.7  # share of the student in the average of the weights, as CLIPSelf's code for B/16
 NOVEL, BASE = "AP50_novel", "AP50_base"
+POINTING, ABOVE_CHANCE = "pointing_novel", "pointing_above_chance_novel"
 # Five of 125 names: a box holds ground too, and its crop is often named by that first.
 BOXES = "boxes_top5"
 
@@ -51,6 +52,13 @@ def read_teacher(folder: Path) -> Metrics:
     """Of both evaluation sets of the pretraining."""
     sets = json.loads((folder / "eval" / "summary.json").read_text())["datasets"]
     return {"zero_shot_top1": sets["image_text"]["zero_shot_top1"]}
+
+
+def read_detector(folder: Path) -> Metrics:
+    """As of every training, and how much better than chance the tokens point at novel objects."""
+    metrics = read_training(folder)
+    above = metrics["pointing_novel"] - metrics["pointing_chance_novel"]
+    return {**metrics, ABOVE_CHANCE: round(above, 4)}
 
 
 # --- arms --------------------------------------------------------------------------------------
@@ -111,7 +119,7 @@ def detector(name: str, title: str, *overrides: str) -> Arm:
         f"evaluation.every_steps={DETECTOR_STEPS // 2}",
         *overrides,
     )
-    return Arm(name=name, commands=(command,), read=read_training, needs=("teacher",), title=title)
+    return Arm(name=name, commands=(command,), read=read_detector, needs=("teacher",), title=title)
 
 
 def densevlm(name: str, title: str, *overrides: str) -> Arm:
@@ -356,6 +364,24 @@ CLAIMS = (
         at_least=-0.01,
     ),
     Claim(
+        statement="The token nearest to a novel name then lies in its box more often than chance",
+        arm="gkd",
+        control="",
+        metric=ABOVE_CHANCE,
+    ),
+    Claim(
+        statement="… and more often than without",
+        arm="gkd",
+        control="detector",
+        metric=POINTING,
+    ),
+    Claim(
+        statement="… and than with shuffled captions",
+        arm="gkd",
+        control="gkd_shuffled",
+        metric=POINTING,
+    ),
+    Claim(
         statement="Cells pooled by their maximum beat those by their mean",
         arm="gkd",
         control="gkd_mean",
@@ -386,6 +412,7 @@ STUDY = Study(
         ("AP50 novel", NOVEL),
         ("AP50 novel combination", "AP50_novel_combination"),
         ("AP50 novel word", "AP50_novel_word"),
+        ("pointing at novel", POINTING),
     ),
     bars=(
         (BOXES, "names of boxes among the nearest five (percent, mean over names)"),

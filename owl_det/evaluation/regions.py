@@ -2,7 +2,9 @@
 
 Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text
 embeddings is the answer. Boxes are given, so this measures recognition alone, before and during
-detection training. `evaluation.dense` measures masks and whole images too.
+detection training. The pointing game (Zhang et al. 2016, arXiv 1608.00507) asks the reverse: is the
+token that is most similar to a name inside an object of that name? `evaluation.dense` measures
+masks and whole images too.
 """
 
 import math
@@ -54,16 +56,8 @@ class NameAccuracy:
 
         Mean over categories (mAcc), not over what was added. Groups without any are left out.
         """
-        groups = dict.fromkeys(group for category in self.categories for group in category.groups)
-        members: dict[str, Bool[np.ndarray, " c"]] = {
-            "": np.ones(len(self.categories), bool),
-            **{
-                f"_{group}": np.array([group in category.groups for category in self.categories])
-                for group in groups
-            },
-        }
         values: dict[str, float] = {}
-        for suffix, is_member in members.items():
+        for suffix, is_member in self._groups().items():
             seen = is_member & (self._count > 0)
             if not seen.any():
                 continue
@@ -72,12 +66,29 @@ class NameAccuracy:
                 values[f"{self.prefix}_top{top}{suffix}"] = float(share.mean())
         return values
 
+    def _groups(self) -> dict[str, Bool[np.ndarray, " c"]]:
+        """Which categories are in each group, by the suffix of its metrics; "" has all."""
+        groups = dict.fromkeys(group for category in self.categories for group in category.groups)
+        return {
+            "": np.ones(len(self.categories), bool),
+            **{
+                f"_{group}": np.array([group in category.groups for category in self.categories])
+                for group in groups
+            },
+        }
+
 
 class RegionAccuracy(NameAccuracy):
-    """Of true boxes. Crowd regions and instances of several names are left out."""
+    """Of true boxes, crowd regions and instances of several names excepted, and the pointing game.
+
+    `scalars` has `pointing` too: the share of names of an image that hit, mean over categories, and
+    `pointing_chance`, the share that a token drawn at random would hit.
+    """
 
     def __init__(self, categories: Sequence[Category], texts: Float[np.ndarray, "t c e"]) -> None:
         super().__init__(categories, texts, "region")
+        # By category: names asked of images, those hit, and those that chance would hit.
+        self._asked, self._hit, self._chance = np.zeros((3, len(self.categories)))
 
     def add(
         self,
@@ -98,6 +109,38 @@ class RegionAccuracy(NameAccuracy):
         for row, entry in enumerate(chosen):
             if entry:
                 self.add_named(pooled[row, : len(entry[1])], entry[1])
+                self._point(embeddings[row], *entry, side)
+
+    def _point(
+        self,
+        embeddings: Float[np.ndarray, "n e"],
+        boxes_cxcywh: Float32[np.ndarray, "m 4"],
+        names: Sequence[str],
+        side: int,
+    ) -> None:
+        """Asks one image for each of its names."""
+        if not names:
+            return
+        unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=-1, keepdims=True), 1e-12)
+        middle = (np.arange(side) + 0.5) / side
+        centres = np.stack([np.tile(middle, side), np.repeat(middle, side)], axis=-1)
+        distance = np.abs(centres[None] - boxes_cxcywh[:, None, :2])
+        is_inside = (distance <= boxes_cxcywh[:, None, 2:] / 2).all(-1)
+        for name in dict.fromkeys(names):
+            is_target = is_inside[[other == name for other in names]].any(0)
+            category = self._index[name]
+            self._asked[category] += 1
+            self._hit[category] += is_target[np.argmax(unit @ self._texts[category])]
+            self._chance[category] += is_target.mean()
+
+    def scalars(self) -> dict[str, float]:
+        values = super().scalars()
+        for suffix, is_member in self._groups().items():
+            seen = is_member & (self._asked > 0)
+            if seen.any():
+                for key, count in (("pointing", self._hit), ("pointing_chance", self._chance)):
+                    values[f"{key}{suffix}"] = float((count[seen] / self._asked[seen]).mean())
+        return values
 
 
 _region_embeddings = jax.jit(region_embeddings, static_argnums=(2, 3))

@@ -101,7 +101,12 @@ def test_region_accuracy_leaves_crowds_and_several_names_out() -> None:
     assert regions.scalars()["region_top1"] == 1.0
     wrong = _record([left], [("right",)], [False])
     regions.add(np.stack([grid.reshape(16, 2)] * 2), [wrong, None], "pad")
-    assert regions.scalars()["region_top1"] == pytest.approx((1 + 1 / 2) / 2)
+    values = regions.scalars()
+    assert values["region_top1"] == pytest.approx((1 + 1 / 2) / 2)
+    # Of tokens that say the same, the first answers: the right half's lies above its box, the left
+    # half's in its own. The second image has no "right" where its label says.
+    assert values["pointing"] == pytest.approx((1 / 1 + 0 / 2) / 2)
+    assert values["pointing_chance"] == pytest.approx((8 / 16 + (4 / 16 + 8 / 16) / 2) / 2)
 
 
 def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
