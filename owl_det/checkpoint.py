@@ -31,7 +31,7 @@ from jaxtyping import PyTree
 
 from data_pipelines import tokenizer
 from owl_det import config as config_lib
-from owl_det import optim, train_step
+from owl_det import lesson, optim, train_step
 from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
@@ -81,7 +81,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(train_step.model_params(state.params)),
+                params=ocp.args.StandardSave(lesson.model_params(state.params)),
                 optimizer=ocp.args.StandardSave(_training_item(state)),
                 run=ocp.args.JsonSave(self._run_file(step, input_version)),
             ),
@@ -96,7 +96,7 @@ class Checkpoints:
         assert step is not None
         folder = self._manager.directory / str(step)
         saved = _read_run_file(Path(folder))
-        model = train_step.model_params(template.params)
+        model = lesson.model_params(template.params)
         _check_shapes(Path(folder), model)
         current = self._run_file(step, input_version)
         _check_same_model(saved, current, Path(folder))
@@ -117,7 +117,7 @@ class Checkpoints:
                 "weights alone"
             ) from error
         optimizer = restored["optimizer"]
-        branches = {train_step.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
+        branches = {lesson.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
         return TrainState(
             step=optimizer["step"],
             params={**restored["params"], **branches},
@@ -137,7 +137,7 @@ class Checkpoints:
 def _training_item(state: TrainState) -> dict[str, Any]:
     """What only training needs: step, optimiser, parameters of distillation branches."""
     item = {"step": state.step, "state": state.opt_state}
-    branches = state.params.get(train_step.BRANCHES)
+    branches = state.params.get(lesson.BRANCHES)
     return item | ({"branches": branches} if branches else {})
 
 

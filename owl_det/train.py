@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, memory, optim, sharding, teachers, train_step
+from owl_det import checkpoint, lesson, memory, optim, sharding, teachers, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -149,7 +149,7 @@ def evaluate(
 
 def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
     started = time.time()
-    values = measure(train_step.model_params(state.params))
+    values = measure(lesson.model_params(state.params))
     step = int(state.step)
     log.scalars(step, {f"eval/{measure.name}/{key}": value for key, value in values.items()})
     shown = [f"{key} {value:.3f}" for key, value in values.items() if "top1" in key or "_r1" in key]
@@ -165,7 +165,7 @@ def _measure_detection(
     from owl_det.evaluation.coco import confusion_matrix
 
     started, step, name = time.time(), int(state.step), measure.name
-    result = measure(train_step.model_params(state.params))
+    result = measure(lesson.model_params(state.params))
     if jax.process_index() != 0:
         return {}
     evaluator = result.evaluator

@@ -19,26 +19,23 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 
+from owl_det import lesson as lesson_lib
 from owl_det import optim, sharding
 from owl_det.config import Config
 from owl_det.errors import ConfigError
+from owl_det.lesson import Lesson, Shared
 from owl_det.losses import branches, contrastive
 from owl_det.losses.branch import Dims
-from owl_det.losses.branches import distill_losses
 from owl_det.losses.total import total_loss
 from owl_det.matching import match
 from owl_det.modeling.detector import TOWERS, Detector
 from owl_det.modeling.token_drop import gather_tokens
-from owl_det.scoring import unit_length
 from owl_det.types import (
     Batch,
     ImageFeatures,
     Params,
     Predictions,
-    Student,
     Targets,
-    Teacher,
-    TeacherSignals,
     Teaching,
     TrainState,
 )
@@ -48,8 +45,6 @@ Metrics = dict[str, Array]
 # CLIP bounds its learned scale: exp(logit_scale) <= 100 (arXiv 2103.00020, section 2.5).
 MAX_LOGIT_SCALE = 4.6052
 
-BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
-
 
 class Examples(NamedTuple):
     """The per-image part of a step; every array has a leading axis b."""
@@ -58,26 +53,7 @@ class Examples(NamedTuple):
     targets: Targets
     key: Array
     is_example: Array
-    lesson: "Lesson | None" = None
-
-
-class Lesson(NamedTuple):
-    """What distillation branches know of each image, beside what the student makes of it."""
-
-    tile_boxes: Array
-    is_tile: Array
-    region_boxes: Array | None
-    is_region: Array | None
-    caption_tokens: Array | None
-    is_caption: Array | None
-    signals: TeacherSignals
-
-
-class Shared(NamedTuple):
-    """What they know that is the same for all images."""
-
-    teaching: Teaching
-    names: Array | None  # the student's texts of DenseVLM's names
+    lesson: Lesson | None = None
 
 
 def make_detector(config: Config) -> Detector:
@@ -102,23 +78,18 @@ def init_params(config: Config, key: Key[Array, ""]) -> Params:
 def init_state(config: Config, params: Params | None = None, teacher_dim: int = 0) -> TrainState:
     """The state before the first step; from `params` if they are given.
 
-    Parameters of distillation branches are beside the model's, under `BRANCHES`; `teacher_dim` is
-    the width of the teacher's vectors.
+    Parameters of distillation branches are beside the model's, under `lesson.BRANCHES`;
+    `teacher_dim` is the width of the teacher's vectors.
     """
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
     dims = Dims(config.model.embedding_dim, teacher_dim)
     added = branches.init(config.distill, jax.random.key(config.seed), dims)
-    params = {**params, BRANCHES: added} if added else params
+    params = {**params, lesson_lib.BRANCHES: added} if added else params
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
     )
-
-
-def model_params(params: Params) -> Params:
-    """The parameters without those of branches: what inference and checkpoints hold."""
-    return {name: value for name, value in params.items() if name != BRANCHES}
 
 
 def train_step(
@@ -173,10 +144,10 @@ def loss_and_gradients(
     shared = None
     if teaching is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
-        lesson = lesson_of(batch, teaching)
-        lesson = of_another_image(lesson) if config.distill.shuffle_targets else lesson
+        lesson = lesson_lib.lesson_of(batch, teaching)
+        lesson = lesson_lib.of_another_image(lesson) if config.distill.shuffle_targets else lesson
         examples = examples._replace(lesson=lesson)
-        shared = shared_of(params, teaching, config)
+        shared = lesson_lib.shared_of(params, teaching, config)
     gradients, losses, parts, extra = take(
         params, batch, examples, text_key, config, num_shards, mesh, shared
     )
@@ -197,49 +168,6 @@ def _is_counted(batch: Batch, config: Config) -> Bool[Array, " n"]:
     return (batch.is_example[:, None] & batch.is_caption).reshape(-1)
 
 
-def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
-    """What the branches know of a batch before the student sees it; teachers run here."""
-    return Lesson(
-        tile_boxes=batch.tile_boxes,
-        is_tile=batch.tile_image_id >= 0,
-        region_boxes=batch.region_boxes,
-        is_region=batch.is_region,
-        caption_tokens=batch.caption_tokens,
-        is_caption=batch.is_caption,
-        signals=jax.lax.stop_gradient(teaching.signals(teaching.arrays, batch)),
-    )
-
-
-def of_another_image(lesson: Lesson) -> Lesson:
-    """Each image with the teacher's outputs, and the captions, of the one before it in the batch.
-
-    The shuffled control of `distill.shuffle_targets`: batches are in random order.
-    """
-    shifted = jax.tree.map(
-        lambda x: jnp.roll(x, 1, axis=0),
-        (lesson.signals, lesson.caption_tokens, lesson.is_caption),
-    )
-    return lesson._replace(signals=shifted[0], caption_tokens=shifted[1], is_caption=shifted[2])
-
-
-def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:
-    """What the branches know that no image changes; of the teachers what gradients wait for."""
-    read = {"names", "image"} if teaching.embed_boxes else {"names"}
-    arrays = {name: value for name, value in teaching.arrays.items() if name in read}
-    names = student_names(params, teaching, config)
-    return Shared(dataclasses.replace(teaching, arrays=arrays, name_tokens=None), names)
-
-
-def student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
-    """The student's own texts of DenseVLM's names as they are now; no gradient goes to them."""
-    if teaching.name_tokens is None:
-        return None
-    tokens = jnp.asarray(teaching.name_tokens)
-    variables = {"params": model_params(params)}
-    names = make_detector(config).apply(variables, tokens, method="encode_text")
-    return jax.lax.stop_gradient(unit_length(cast(Array, names)))
-
-
 def example_losses(
     params: Params,
     examples: Examples,
@@ -249,7 +177,7 @@ def example_losses(
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Forward pass of the image side and the loss of each example."""
     detector = make_detector(config)
-    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
+    variables = {"params": optim.hold_frozen(lesson_lib.model_params(params), config.optimizer)}
     features = detector.apply(
         variables, examples.image, config.selection, examples.key, method="encode_image"
     )
@@ -293,7 +221,7 @@ def tower_losses(
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Distillation into the tokens of an image tower, each through the visual projection."""
     assert shared is not None
-    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
+    variables = {"params": optim.hold_frozen(lesson_lib.model_params(params), config.optimizer)}
     features = make_detector(config).apply(
         variables, examples.image, config.selection, examples.key, method="patch_features"
     )
@@ -309,31 +237,18 @@ def _branch_losses(
     config: Config,
     shared: Shared,
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
-    lesson, teaching = examples.lesson, shared.teaching
-    assert lesson is not None
-    side = config.model.image_size // config.model.image.patch_size
-    student = Student(
-        tokens=unit_length(features.tokens),
-        token_index=features.token_index,
-        grid=(side, side),
-        keys=_stream(examples.key, 3),
+    assert examples.lesson is not None
+    return lesson_lib.branch_losses(
+        params,
+        examples.lesson,
+        shared,
+        features,
+        instances,
+        images=examples.image,
         is_example=examples.is_example,
-        tile_boxes=lesson.tile_boxes,
-        is_tile=lesson.is_tile,
-        region_boxes=lesson.region_boxes,
-        is_region=lesson.is_region,
-        caption_tokens=lesson.caption_tokens,
-        is_caption=lesson.is_caption,
-        names=shared.names,
-        **instances,
+        keys=_stream(examples.key, 3),
+        config=config,
     )
-    embed = teaching.embed_boxes
-    teacher = Teacher(
-        signals=lesson.signals,
-        names=teaching.arrays.get("names"),
-        embed_boxes=embed and (lambda boxes: embed(teaching.arrays, examples.image, boxes)),
-    )
-    return distill_losses(config.distill, params.get(BRANCHES, {}), student, teacher)
 
 
 def _stream(keys: Key[Array, " b"], number: int) -> Key[Array, " b"]:

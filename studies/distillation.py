@@ -212,6 +212,8 @@ ARMS = (
     detector("few_negatives", "a tenth of the negatives", FEW_NEGATIVES),
     detector("ikd", "HierKD, instance level", IKD, IKD_CROPS),
     detector("ikd_few_negatives", "both", IKD, IKD_CROPS, FEW_NEGATIVES),
+    detector("ikd_regions", "instance level and CLIPSelf; its cells show novel objects too",
+             IKD, IKD_CROPS, "distill.clipself.weight=1.0", "distill.regions.max_regions=12"),
     detector("gkd", "HierKD, global level", GKD),
     detector("gkd_shuffled", "control: captions of other images", GKD, SHUFFLED),
     detector("gkd_mean", "control: cells pooled by their mean", GKD,
@@ -335,6 +337,12 @@ CLAIMS = (
         statement="… and with it instance-level distillation still does",
         arm="ikd_few_negatives",
         control="few_negatives",
+        metric=NOVEL,
+    ),
+    Claim(
+        statement="Crops that show novel objects too lift novel names more",
+        arm="ikd_regions",
+        control="ikd",
         metric=NOVEL,
     ),
     Claim(

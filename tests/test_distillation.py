@@ -25,9 +25,8 @@ from owl_det import (
     train,
     train_step,
 )
-from owl_det import (
-    config as config_lib,
-)
+from owl_det import config as config_lib
+from owl_det import lesson as lesson_lib
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branches
@@ -149,7 +148,7 @@ def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
 @pytest.mark.slow
 def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
     _, teaching, gradients, _ = all_at_once
-    added = gradients[train_step.BRANCHES]
+    added = gradients[lesson_lib.BRANCHES]
     assert set(added) == {"gridclip_grid", "gridclip_image", "hierkd_global", "my_branch"}
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(added))
     names = {optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)}
@@ -192,13 +191,13 @@ def test_shuffled_targets_are_another_images() -> None:
     }
     captions, is_caption = rng.integers(9, size=(3, 1, 5)), np.array([[True], [True], [False]])
     tiles, regions = (rng.random((3, n, 6)).astype(np.float32) for n in (1, 2))
-    lesson = train_step.Lesson(
+    lesson = lesson_lib.Lesson(
         **own,
         caption_tokens=jnp.asarray(captions),
         is_caption=jnp.asarray(is_caption),
         signals=TeacherSignals(tiles=jnp.asarray(tiles), regions=jnp.asarray(regions)),
     )
-    shuffled = train_step.of_another_image(lesson)
+    shuffled = lesson_lib.of_another_image(lesson)
     before = [2, 0, 1]
     np.testing.assert_array_equal(shuffled.signals.tiles, tiles[before])
     np.testing.assert_array_equal(shuffled.signals.regions, regions[before])
@@ -219,10 +218,10 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
     state = jax.eval_shape(
         lambda: train_step.init_state(distilled, teacher_dim=teaching.teacher_dim)
     )
-    assert train_step.BRANCHES in state.params
+    assert lesson_lib.BRANCHES in state.params
     plain = config(**block)
     wanted = jax.eval_shape(lambda: train_step.init_state(plain)).params
-    ours = train_step.model_params(state.params)
+    ours = lesson_lib.model_params(state.params)
     assert jax.tree.structure(ours) == jax.tree.structure(wanted)
     image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
 
@@ -243,7 +242,7 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
     checkpoints.save(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), "v")
     checkpoints.wait()
     loaded = checkpoint.load_detector(tmp_path)
-    assert set(loaded.params) == set(train_step.model_params(state.params))
+    assert set(loaded.params) == set(lesson_lib.model_params(state.params))
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -639,10 +638,10 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
         return train_step.tower_losses(
             params,
             train_step.split_batch(batch, KEY)[0]._replace(
-                lesson=train_step.lesson_of(batch, held)
+                lesson=lesson_lib.lesson_of(batch, held)
             ),
             made,
-            train_step.Shared(held, train_step.student_names(params, held, made)),
+            lesson_lib.Shared(held, lesson_lib.student_names(params, held, made)),
         )[0].mean()
 
     of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(state.params, teaching.arrays)

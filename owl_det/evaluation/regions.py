@@ -125,9 +125,9 @@ class RegionAccuracy(NameAccuracy):
         middle = (np.arange(side) + 0.5) / side
         centres = np.stack([np.tile(middle, side), np.repeat(middle, side)], axis=-1)
         distance = np.abs(centres[None] - boxes_cxcywh[:, None, :2])
-        is_inside = (distance <= boxes_cxcywh[:, None, 2:] / 2).all(-1)
+        is_inside = np.all(distance <= boxes_cxcywh[:, None, 2:] / 2, axis=-1)
         for name in dict.fromkeys(names):
-            is_target = is_inside[[other == name for other in names]].any(0)
+            is_target = np.any(is_inside[[other == name for other in names]], axis=0)
             category = self._index[name]
             self._asked[category] += 1
             self._hit[category] += is_target[np.argmax(unit @ self._texts[category])]

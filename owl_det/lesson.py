@@ -1,0 +1,138 @@
+"""What distillation branches know of a batch, and their losses within a training step.
+
+Before any gradient is taken, frozen teachers look at the whole batch once: a `Lesson`, one row an
+image, and what is the same for all images, `Shared`. `train_step` cuts the lesson with the batch
+and calls `branch_losses` with what the student has made of its images.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key, UInt8
+
+from owl_det.config import Config
+from owl_det.losses.branches import distill_losses
+from owl_det.modeling.detector import Detector
+from owl_det.scoring import unit_length
+from owl_det.types import (
+    Batch,
+    ImageFeatures,
+    Params,
+    Student,
+    Teacher,
+    TeacherSignals,
+    Teaching,
+)
+
+BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
+
+
+class Lesson(NamedTuple):
+    """What distillation branches know of each image, beside what the student makes of it."""
+
+    tile_boxes: Array
+    is_tile: Array
+    region_boxes: Array | None
+    is_region: Array | None
+    caption_tokens: Array | None
+    is_caption: Array | None
+    signals: TeacherSignals
+
+
+class Shared(NamedTuple):
+    """What they know that is the same for all images."""
+
+    teaching: Teaching
+    names: Array | None  # the student's texts of DenseVLM's names
+
+
+def model_params(params: Params) -> Params:
+    """The parameters without those of branches: what inference and checkpoints hold."""
+    return {name: value for name, value in params.items() if name != BRANCHES}
+
+
+def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
+    """What the branches know of a batch before the student sees it; teachers run here."""
+    return Lesson(
+        tile_boxes=batch.tile_boxes,
+        is_tile=batch.tile_image_id >= 0,
+        region_boxes=batch.region_boxes,
+        is_region=batch.is_region,
+        caption_tokens=batch.caption_tokens,
+        is_caption=batch.is_caption,
+        signals=jax.lax.stop_gradient(teaching.signals(teaching.arrays, batch)),
+    )
+
+
+def of_another_image(lesson: Lesson) -> Lesson:
+    """Each image with the teacher's outputs, and the captions, of the one before it in the batch.
+
+    The shuffled control of `distill.shuffle_targets`: batches are in random order.
+    """
+    shifted = jax.tree.map(
+        lambda x: jnp.roll(x, 1, axis=0),
+        (lesson.signals, lesson.caption_tokens, lesson.is_caption),
+    )
+    return lesson._replace(signals=shifted[0], caption_tokens=shifted[1], is_caption=shifted[2])
+
+
+def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:
+    """What the branches know that no image changes; of the teachers what gradients wait for."""
+    read = {"names", "image"} if teaching.embed_boxes else {"names"}
+    arrays = {name: value for name, value in teaching.arrays.items() if name in read}
+    names = student_names(params, teaching, config)
+    return Shared(dataclasses.replace(teaching, arrays=arrays, name_tokens=None), names)
+
+
+def student_names(params: Params, teaching: Teaching, config: Config) -> Array | None:
+    """The student's own texts of DenseVLM's names as they are now; no gradient goes to them."""
+    if teaching.name_tokens is None:
+        return None
+    tokens = jnp.asarray(teaching.name_tokens)
+    variables = {"params": model_params(params)}
+    detector = Detector(config.model, config.preprocess)
+    names = detector.apply(variables, tokens, method="encode_text")
+    return jax.lax.stop_gradient(unit_length(cast(Array, names)))
+
+
+def branch_losses(
+    params: Params,
+    lesson: Lesson,
+    shared: Shared,
+    features: ImageFeatures,
+    instances: dict[str, Any],
+    images: UInt8[Array, "b h w 3"],
+    is_example: Bool[Array, " b"],
+    keys: Key[Array, " b"],
+    config: Config,
+) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
+    """Weighted sum of the active branches, and each of them, from what the student made of a batch.
+
+    `instances` are the fields of `Student` that only a detector has.
+    """
+    teaching = shared.teaching
+    side = config.model.image_size // config.model.image.patch_size
+    student = Student(
+        tokens=unit_length(features.tokens),
+        token_index=features.token_index,
+        grid=(side, side),
+        keys=keys,
+        is_example=is_example,
+        tile_boxes=lesson.tile_boxes,
+        is_tile=lesson.is_tile,
+        region_boxes=lesson.region_boxes,
+        is_region=lesson.is_region,
+        caption_tokens=lesson.caption_tokens,
+        is_caption=lesson.is_caption,
+        names=shared.names,
+        **instances,
+    )
+    embed = teaching.embed_boxes
+    teacher = Teacher(
+        signals=lesson.signals,
+        names=teaching.arrays.get("names"),
+        embed_boxes=embed and (lambda boxes: embed(teaching.arrays, images, boxes)),
+    )
+    return distill_losses(config.distill, params.get(BRANCHES, {}), student, teacher)
