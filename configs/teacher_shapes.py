@@ -22,13 +22,13 @@ def get_config() -> ConfigDict:
     config: Any = pretrain_shapes.get_config()
     config.name = "teacher_shapes"
     config.batch_size = 128
-    config.num_steps = 1500
+    config.num_steps = 3000
     config.model.image_size = SIDE
     source = ShapesWorldSource(split="panoptic_text", num_images=16_384, image_size=SIDE)
     base.add_source(config.data.train, "panoptic_text", source)
     config.data.augment.mosaic_sizes = (1,)
     config.data.augment.mosaic_probabilities = (1.0,)
     config.selection.token_drop_rate = 0.0
-    config.checkpoint.every_steps = 500
+    config.checkpoint.every_steps = 1000
     config.evaluation.every_steps = 0
     return config
