@@ -285,6 +285,22 @@ MAIN = (
 
 CLAIMS = (
     Claim(
+        statement="The towers name novel words in true boxes (80 percent)",
+        arm="pretrain",
+        control="",
+        metric="region_top1_novel_word",
+        at_least=0.8,
+        note="Flat since step 3,000. With human boxes of base names these reach 79 percent: at "
+        "64 pixels the shapes of the smallest objects are not told apart.",
+    ),
+    Claim(
+        statement="… and most of that outlives training on boxes of base names",
+        arm="annotator",
+        control="pretrain",
+        metric="region_top1_novel_word",
+        times=0.5,
+    ),
+    Claim(
         statement="Self-training beats its annotator on novel names",
         arm="student_noun_phrases",
         control="annotator",
