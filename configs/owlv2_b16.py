@@ -50,7 +50,7 @@ def use_self_training(config: Any) -> None:
     data.augment.mosaic_sizes = (1, 2, 3, 4, 6)
     data.augment.mosaic_probabilities = (0.2, 0.2, 0.2, 0.2, 0.2)
     data.augment.tile_scale_min = 0.5
-    # 36 tiles of about ten boxes; more than the selected tokens could not be matched anyway.
+    # 36 tiles of about ten boxes each. Of more boxes or names than fit, a random choice is taken.
     data.max_instances = 400
     data.max_queries = 300
     config.evaluation.every_steps = 50_000

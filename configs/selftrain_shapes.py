@@ -26,7 +26,9 @@ def get_config() -> ConfigDict:
     config.num_steps = 4000
     annotator_shapes.detector(config)
     data = config.data
-    base.add_source(data.train, "pseudo_boxes", PseudoBoxesSource())
+    base.add_source(
+        data.train, "pseudo_boxes", PseudoBoxesSource(min_box_score=0.1, min_image_score=0.3)
+    )
     base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
     # The paper takes 1, 2, 3, 4 and 6 equally. In 64 pixels no object is left of a 3 x 3 mosaic.
     data.augment.mosaic_sizes = (1, 2)

@@ -1,10 +1,12 @@
 """Packs examples into the fixed shapes of a batch (`owl_det.types.Batch`)."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int32, Int64
 
 from data_pipelines import prompts, query_sets
 from data_pipelines.features import Example, Names
@@ -62,18 +64,21 @@ def pack(
         min_queries=shapes.min_queries,
         rng=rng,
     )
-    labels = queries.labels
-    if shuffle_labels:
-        labels = labels[:, rng.permutation(labels.shape[1])]
+    order = rng.permutation(len(queries.names)) if shuffle_labels else None
     texts = [prompts.train_prompt(name, prompt_mode, rng) for name in queries.names]
+    tokens = tokenizer.encode_all(texts)
+    queries, first = _merge_same_texts(queries, tokens)
+    labels = queries.labels
+    if order is not None:
+        labels = labels[:, order[order < len(first)]]
     arrays = _pack_instances(example, labels, shapes, rng)
     q = shapes.max_queries
     arrays["image"] = example.image
     arrays["is_example"] = np.array(True)
     arrays["image_id"] = np.array(example.image_id, np.int32)
     arrays["original_size"] = np.array(example.original_size, np.int32)
-    arrays["query_tokens"] = _padded(tokenizer.encode_all(texts), (q, shapes.num_positions))
-    arrays["is_query"] = _padded(np.ones(len(texts), bool), (q,))
+    arrays["query_tokens"] = _padded(tokens[first], (q, shapes.num_positions))
+    arrays["is_query"] = _padded(np.ones(len(first), bool), (q,))
     t = shapes.max_tiles
     arrays["tile_boxes"] = _padded(example.tile_boxes_cxcywh, (t, 4))
     arrays["tile_image_id"] = _padded(example.tile_image_id, (t,), fill=-1)
@@ -100,6 +105,26 @@ def pack(
     if shapes.with_names:
         arrays["query_names"] = _packed_names(example, queries.names)
     return arrays
+
+
+def _merge_same_texts(
+    queries: query_sets.QuerySet, tokens: Int32[np.ndarray, "q l"]
+) -> tuple[query_sets.QuerySet, Int64[np.ndarray, " u"]]:
+    """The queries whose tokens differ, with the labels of those they stand for, and their rows.
+
+    Names may differ where tokens do not ("dog," and "dog" to SigLIP; two long ones that are cut):
+    the model sees one query, which cannot be right and wrong about the same box.
+    """
+    first_of: dict[bytes, int] = {}
+    firsts = [first_of.setdefault(row.tobytes(), i) for i, row in enumerate(tokens)]
+    first = np.array(list(first_of.values()), np.int64)
+    if len(first) == len(firsts):
+        return queries, first
+    labels = queries.labels.copy()
+    for column, target in enumerate(firsts):
+        labels[:, target] |= queries.labels[:, column]
+    names = tuple(queries.names[i] for i in first)
+    return dataclasses.replace(queries, names=names, labels=labels[:, first]), first
 
 
 def _packed_names(example: Example, asked: Names) -> np.ndarray:
@@ -212,7 +237,9 @@ def with_batch_negatives(
                 row_of.setdefault(names[image]["asked"][query], row)
         for image in images:
             own = {*names[image]["asked"], *names[image]["never"]}
-            others = [row for name, row in row_of.items() if name not in own]
+            # Names of the same tokens share a row.
+            own_rows = {row for name, row in row_of.items() if name in own}
+            others = [row for row in dict.fromkeys(row_of.values()) if row not in own_rows]
             slots = np.flatnonzero(is_free[image])
             chosen = rngs[image].permutation(len(others))[: len(slots)]
             slots = slots[: len(chosen)]

@@ -61,8 +61,10 @@ _SAME_IN_TOWERS = ("pooling", "pre_norm", "is_causal", "tokenizer")
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, workdir: Path, config: Config):
+    def __init__(self, workdir: Path, config: Config, teacher_ids: Sequence[str] = ()):
+        """`teacher_ids` are of the frozen models that the run learns from: it keeps to them."""
         self.config = config
+        self._teacher_ids = list(teacher_ids)
         self._tokenizer = _keep_tokenizer(config.data.tokenizer, workdir)
         options = ocp.CheckpointManagerOptions(
             max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True
@@ -125,7 +127,8 @@ class Checkpoints:
         )
 
     def _run_file(self, step: int, input_version: str) -> dict[str, Any]:
-        return _run_file(self.config, step, input_version) | {"tokenizer": self._tokenizer}
+        of_run = {"tokenizer": self._tokenizer, "teachers": self._teacher_ids}
+        return _run_file(self.config, step, input_version) | of_run
 
     def wait(self) -> None:
         self._manager.wait_until_finished()
@@ -598,6 +601,12 @@ def _check_same_input(saved: dict[str, Any], current: dict[str, Any], folder: Pa
         raise CheckpointError(
             f"{folder}: was trained with another tokeniser (config.data.tokenizer); use a new "
             "workdir, with config.checkpoint.init_from for its weights"
+        )
+    # Files from before the ids were written have none.
+    if saved.get("teachers", current["teachers"]) != current["teachers"]:
+        raise CheckpointError(
+            f"{folder}: was trained with other teachers (config.distill.teacher, dense_teacher or "
+            "cache); use a new workdir, with config.checkpoint.init_from for its weights"
         )
     before = saved.get("input", {})
     for key, value in current["input"].items():

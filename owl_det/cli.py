@@ -660,8 +660,17 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--fine_tuned", "--fine-tuned", required=True, metavar="DIR", help="has weight w"
     )
     parser.add_argument("--weight", type=float, help="w; writes the checkpoint")
-    parser.add_argument("--sweep", help="evaluates weights instead, such as 0,0.2,0.4,0.6,0.8,1")
-    parser.add_argument("--out", required=True, metavar="DIR")
+    weights = "0,0.2,0.4,0.6,0.8,1"
+    parser.add_argument(
+        "--sweep",
+        nargs="?",
+        const=weights,
+        metavar="WEIGHTS",
+        help=f"evaluates weights instead, by default {weights}",
+    )
+    parser.add_argument(
+        "--out", default="runs/ensemble", metavar="DIR", help="default: %(default)s"
+    )
     source = "kind=shapes_world,split=test"
     parser.add_argument(
         "--in_domain",

@@ -365,8 +365,8 @@ class PseudoBoxesSource:
     weight: float = 1.0
     path: str = ""
     records: str = ""  # the job's output folder, relative to the root; empty = the root itself
-    min_box_score: float = 0.1  # boxes below are left out
-    min_image_score: float = 0.3  # images whose best box is below are left out
+    min_box_score: float = 0.0  # boxes below are left out; 0 = as the job was told
+    min_image_score: float = 0.0  # images whose best box is below are left out; 0 = likewise
     # Names that the annotator wrongly detects in an image, hardest first, are asked as negatives;
     # at most as many as owl-det annotate mined (--hard_negatives).
     hard_negatives: int = 0
@@ -708,7 +708,7 @@ def _check(config: Config) -> None:
             )
         if isinstance(source, PseudoBoxesSource):
             _require(
-                0 <= source.min_box_score <= source.min_image_score <= 1,
+                0 <= source.min_box_score <= (source.min_image_score or 1) <= 1,
                 f"config.data source {name}: min_box_score <= min_image_score, both in [0, 1]",
             )
             _require(

@@ -31,7 +31,7 @@ from owl_det import boxes as box_lib
 from owl_det import checkpoint, embeddings, inference, stablehlo
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import Functions
-from owl_det.optional import is_installed
+from owl_det.optional import is_installed, leave_accelerators_to_jax
 from owl_det.types import LoadedModel, Params
 
 # Of embeddings, boxes (relative), scores and logits. Float32 runtimes differ by 1e-6 to 1e-5.
@@ -125,7 +125,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     import tensorflow as tf
     from jax.experimental import jax2tf
 
-    tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+    leave_accelerators_to_jax()
     module, variables = tf.Module(), jax.tree.map(tf.Variable, jax.device_get(model.params))
     module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}

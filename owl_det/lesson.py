@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from owl_det.config import Config
 from owl_det.losses.branches import distill_losses
@@ -66,16 +66,40 @@ def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
     )
 
 
-def of_another_image(lesson: Lesson) -> Lesson:
+def of_another_image(lesson: Lesson, batch: Batch) -> Lesson:
     """Each image with the teacher's outputs, and the captions, of the one before it in the batch.
 
-    The shuffled control of `distill.shuffle_targets`: batches are in random order.
+    The shuffled control of `distill.shuffle_targets`: batches are in random order. Where the other
+    image has fewer regions, objects or tiles, its own come again; where it has none, fillers.
     """
     shifted = jax.tree.map(
         lambda x: jnp.roll(x, 1, axis=0),
         (lesson.signals, lesson.caption_tokens, lesson.is_caption),
     )
-    return lesson._replace(signals=shifted[0], caption_tokens=shifted[1], is_caption=shifted[2])
+    counts = {
+        "tiles": lesson.is_tile.sum(1),
+        "instances": batch.is_instance.sum(1),
+        **{
+            name: lesson.is_region.sum(1)
+            for name in ("regions", "dense_regions")
+            if lesson.is_region is not None
+        },
+    }
+    signals = shifted[0]
+    again = {
+        name: _repeated(value, jnp.roll(counts[name], 1))
+        for name in counts
+        if (value := getattr(signals, name)) is not None
+    }
+    signals = dataclasses.replace(signals, **again)
+    return lesson._replace(signals=signals, caption_tokens=shifted[1], is_caption=shifted[2])
+
+
+def _repeated(rows: Float[Array, "b n e"], count: Int[Array, " b"]) -> Float[Array, "b n e"]:
+    """The first `count` rows of each, again and again."""
+    number = rows.shape[1]
+    index = jnp.arange(number)[None] % jnp.clip(count, 1, number)[:, None]
+    return jnp.take_along_axis(rows, index[..., None], axis=1)
 
 
 def shared_of(params: Params, teaching: Teaching, config: Config) -> Shared:

@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from owl_det import checkpoint, train
 from owl_det import config as config_lib
 from owl_det.errors import UserError
-from owl_det.optional import is_installed
+from owl_det.optional import is_installed, leave_accelerators_to_jax
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
@@ -44,9 +44,7 @@ def main(argv: list[str]) -> None:
         return
     _join_processes()
     if is_installed("tensorflow"):
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+        leave_accelerators_to_jax()
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
     _quiet_libraries()
     config = checkpoint.take_model(config, str(_WORKDIR.value))

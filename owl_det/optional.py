@@ -1,4 +1,4 @@
-"""Which optional packages can be used."""
+"""Which optional packages can be used, and how."""
 
 import importlib
 
@@ -15,3 +15,10 @@ def is_installed(package: str) -> bool:
         logging.warning("%s cannot be imported and is not used: %s", package, error)
         return False
     return True
+
+
+def leave_accelerators_to_jax() -> None:
+    """To be called before TensorFlow does any work: it would take the memory of every GPU."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")

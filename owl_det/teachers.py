@@ -162,14 +162,29 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
     dense = open_dense_teacher(config, image) if wanted & OF_DENSE_TEACHER else None
     if image is not None and "captions" in wanted:
         _check_captions(config, image.loaded)
+    arrays = place(image, dense, config, mesh, with_text="captions" in wanted)
+    ids = {
+        "teacher_ids": (_id_of(image), _id_of(dense)),
+        "text_id": text_id(image.loaded.params) if image else "",
+    }
+    # The step reads what was placed; a second copy would stay on the first device.
+    image, dense = (teacher and _without_params(teacher) for teacher in (image, dense))
     return Teaching(
-        arrays=place(image, dense, config, mesh, with_text="captions" in wanted),
+        arrays=arrays,
         signals=partial(signals_of, config=config, wanted=wanted, image=image, dense=dense),
         embed_boxes=partial(_embed_boxes, image) if image and "embed_boxes" in wanted else None,
         name_tokens=student_name_tokens(config) if "names" in wanted else None,
         teacher_dim=image.tower.model.embedding_dim if image else 0,
-        text_id=text_id(image.loaded.params) if image else "",
+        **ids,
     )
+
+
+def _id_of(teacher: "Opened | None") -> str:
+    return model_id(teacher.loaded.params) if teacher else ""
+
+
+def _without_params(teacher: "Opened") -> "Opened":
+    return teacher._replace(loaded=dataclasses.replace(teacher.loaded, params={}))
 
 
 def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
@@ -204,6 +219,7 @@ def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
         embed_boxes=None,
         name_tokens=student_name_tokens(config) if "names" in wanted else None,
         teacher_dim=int(manifest["teacher_dim"]),
+        teacher_ids=(str(manifest["teacher_id"]), str(manifest["dense_teacher_id"])),
         text_id=str(manifest["text_id"]),
     )
 
@@ -215,7 +231,9 @@ def _cached_signals(
     assert batch.teacher is not None
     found = {name: unit_length(batch.teacher[name], 0.0) for name in wanted - {"names"}}
     if "instances" in found:
-        chosen = hierkd.first_instances(batch.is_instance, config.distill.hierkd_instance.max_crops)
+        chosen = hierkd.some_instances(
+            batch.boxes, batch.is_instance, config.distill.hierkd_instance.max_crops
+        )
         found["instances"] = hierkd.at(found["instances"], chosen)
     return TeacherSignals(**found)
 
@@ -229,7 +247,7 @@ def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
     """`distill.dense_teacher`, or `image` where that is unnamed, as it embeds every token.
 
     A ViT's position grid is resized linearly to `distill.dense_image_size`. Raises `UserError` if
-    its patches do not divide that side.
+    its patches do not divide that side, or if its tokens cannot be compared with texts.
     """
     distill, side = config.distill, dense_side(config)
     if distill.dense_teacher and distill.dense_teacher != distill.teacher:
@@ -244,6 +262,17 @@ def open_dense_teacher(config: Config, image: Opened | None) -> Opened:
                 "a ResNet's tokens"
             )
         return opened  # takes any size; its tokens are its values already
+    if tower.model.image.pooling == "map":
+        raise ConfigError(
+            f"config.distill.dense_teacher: {distill.dense_teacher or distill.teacher} pools by "
+            "attention, so its tokens lie in no space of texts; take a CLIP, or towers that "
+            "CLIPSelf has taught"
+        )
+    if side % tower.model.image.patch_size:
+        raise ConfigError(
+            f"config.distill.dense_image_size: {side} is no multiple of the dense teacher's "
+            f"patches of {tower.model.image.patch_size} pixels"
+        )
     image_tower = dataclasses.replace(tower.model.image, last_block=distill.dense_last_block)
     model = dataclasses.replace(tower.model, image_size=side, image=image_tower)
     resized = checkpoint.resized(loaded, side)
@@ -298,7 +327,7 @@ def signals_of(
         found["regions"] = embed(batch.region_boxes, config.distill.regions.crop_scale)
     if "instances" in wanted:
         entry = config.distill.hierkd_instance
-        chosen = hierkd.first_instances(batch.is_instance, entry.max_crops)
+        chosen = hierkd.some_instances(batch.boxes, batch.is_instance, entry.max_crops)
         found["instances"] = embed(hierkd.at(batch.boxes, chosen), entry.crop_scale)
     if "captions" in wanted:
         assert image is not None and batch.caption_tokens is not None

@@ -63,8 +63,8 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: {folder}: {error.strerror}") from None
-    checkpoints = Checkpoints(folder, config)
     teaching = teachers.open_teachers(config, mesh)
+    checkpoints = Checkpoints(folder, config, teaching.teacher_ids if teaching else ())
     state = _start(config, mesh, checkpoints, data.version, teaching)
     first_step = int(state.step)
     if jax.process_index() == 0:

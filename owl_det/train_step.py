@@ -42,7 +42,8 @@ from owl_det.types import (
 
 Metrics = dict[str, Array]
 
-# CLIP bounds its learned scale: exp(logit_scale) <= 100 (arXiv 2103.00020, section 2.5).
+# CLIP bounds its learned scale: exp(logit_scale) <= 100 (arXiv 2103.00020, section 2.5). SigLIP
+# does not, and published weights lie above.
 MAX_LOGIT_SCALE = 4.6052
 
 
@@ -119,12 +120,18 @@ def train_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = cast(Params, optax.apply_updates(state.params, updates))
     if config.task == "contrastive":
-        scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
-        params = {**params, "logit_scale": scale}
+        params = bound_scale(params, config)
     factor = optim.schedule(config.schedule, config.num_steps)(state.step)
     metrics["learning_rate"] = config.optimizer.learning_rate * factor
     new_state = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
     return new_state, metrics
+
+
+def bound_scale(params: Params, config: Config) -> Params:
+    """Keeps the scale of a softmax within CLIP's bound."""
+    if config.model.contrastive != "softmax":
+        return params
+    return {**params, "logit_scale": jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)}
 
 
 def loss_and_gradients(
@@ -145,7 +152,9 @@ def loss_and_gradients(
     if teaching is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
         lesson = lesson_lib.lesson_of(batch, teaching)
-        lesson = lesson_lib.of_another_image(lesson) if config.distill.shuffle_targets else lesson
+        lesson = (
+            lesson_lib.of_another_image(lesson, batch) if config.distill.shuffle_targets else lesson
+        )
         examples = examples._replace(lesson=lesson)
         shared = lesson_lib.shared_of(params, teaching, config)
     gradients, losses, parts, extra = take(

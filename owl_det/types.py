@@ -125,7 +125,7 @@ class TeacherSignals:
 
     tiles: Float[Array, "*b t e"] | None = None  # image embedding of each tile (the whole image)
     regions: Float[Array, "*b r e"] | None = None  # image embeddings of the regions' crops
-    # Image embeddings of the objects' crops, those that `hierkd.first_instances` names.
+    # Image embeddings of the objects' crops, those that `hierkd.some_instances` names.
     instances: Float[Array, "*b k e"] | None = None
     captions: Float[Array, "*b t e"] | None = None  # text embedding of each tile's caption
     dense_regions: Float[Array, "*b r f"] | None = None  # dense teacher's tokens, pooled
@@ -155,6 +155,8 @@ class Teaching:
     teacher_dim: int = dataclasses.field(metadata=_STATIC)
     # Of the text tower that the vectors belong to; "" if nothing needs them.
     text_id: str = dataclasses.field(metadata=_STATIC)
+    # Ids of `distill.teacher` and `distill.dense_teacher`; "" of one that nothing needs.
+    teacher_ids: tuple[str, str] = dataclasses.field(metadata=_STATIC)
     # From `arrays` and a batch.
     signals: Callable[[PyTree, Batch], TeacherSignals] = dataclasses.field(metadata=_STATIC)
     # From `arrays`, images and boxes (cxcywh).

@@ -29,6 +29,7 @@ from owl_det.errors import UserError
 from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
+REPORT_SEEDS = 3  # of every arm, so that a claim can be told from noise
 Metrics = dict[str, Any]
 DETECTION_COLUMNS = (
     ("AP50 base", "AP50_base"),
@@ -347,7 +348,7 @@ def command(study: Study, description: str | None, argv: Sequence[str] | None) -
         prog=f"python -m studies.{study.name}", description=description
     )
     parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
-    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--seeds", type=int, help="how many, from 0; default: 1, of --report 3")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
     parser.add_argument("--report", action="store_true", help="every arm, not the short run alone")
     parser.add_argument("--arms", default="", help="only these, separated by commas")
@@ -371,6 +372,11 @@ def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | Non
         if arguments.arms:
             names = arguments.arms.split(",")
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        run(study, names, range(arguments.seeds), arguments.workdir, arguments.jobs)
+        seeds = arguments.seeds or (REPORT_SEEDS if arguments.report else 1)
+        try:
+            run(study, names, range(seeds), arguments.workdir, arguments.jobs)
+        finally:
+            print(write_report(study, arguments.workdir))
+        return 0
     print(write_report(study, arguments.workdir))
     return 0

@@ -122,21 +122,22 @@ def detector(name: str, title: str, *overrides: str) -> Arm:
     return Arm(name=name, commands=(command,), read=read_detector, needs=("teacher",), title=title)
 
 
-def densevlm(name: str, title: str, *overrides: str, dense_teacher: str = "clipself") -> Arm:
-    """The names of regions come from the tokens of another arm; CLIPSelf has taught its own."""
+def densevlm(name: str, title: str, *overrides: str) -> Arm:
+    """The names of regions come from the tokens that CLIPSelf has taught."""
     return towers(
         name,
         "densevlm_shapes",
         title,
-        f"distill.dense_teacher={{{dense_teacher}}}",
+        "distill.dense_teacher={clipself}",
         *overrides,
-        needs=tuple(dict.fromkeys(("teacher", dense_teacher))),
+        needs=("teacher", "clipself"),
     )
 
 
 GRIDCLIP_IMAGE = "distill.gridclip_image.weight=10.0"
 IKD = "distill.hierkd_instance.weight=1.0"
 IKD_CROPS = "distill.hierkd_instance.max_crops=6"
+CLIPSELF = "distill.clipself.weight=1.0"
 GKD = "distill.hierkd_global.weight=1.0"
 FEW_NEGATIVES = "loss.negative_share=0.1"
 SHUFFLED = "distill.shuffle_targets=True"
@@ -204,13 +205,6 @@ ARMS = (
              "distill.densevlm.contrast=separate"),
     densevlm("densevlm_none", "control: a threshold of 1, which no region passes; fewer steps",
              "distill.densevlm.threshold=1.0", "num_steps=50"),
-    # The teacher's own tokens misname most stuff: what then is pushed away from what matters more.
-    densevlm("densevlm_untaught", "DenseVLM, decoupled, from the teacher's own tokens",
-             dense_teacher="teacher"),
-    densevlm("densevlm_untaught_all", "control: every region against all names",
-             "distill.densevlm.contrast=all", dense_teacher="teacher"),
-    densevlm("densevlm_untaught_separate", "control: stuff against stuff alone",
-             "distill.densevlm.contrast=separate", dense_teacher="teacher"),
     # Detectors.
     detector("detector", "control: no distillation"),
     detector("gridclip_image", "GridCLIP, image level", GRIDCLIP_IMAGE),
@@ -220,7 +214,10 @@ ARMS = (
     detector("ikd", "HierKD, instance level", IKD, IKD_CROPS),
     detector("ikd_few_negatives", "both", IKD, IKD_CROPS, FEW_NEGATIVES),
     detector("ikd_regions", "instance level and CLIPSelf; its cells show novel objects too",
-             IKD, IKD_CROPS, "distill.clipself.weight=1.0", "distill.regions.max_regions=12"),
+             IKD, IKD_CROPS, CLIPSELF, "distill.regions.max_regions=12"),
+    detector("ikd_boxes", "control: CLIPSelf on the labelled boxes, which show base objects",
+             IKD, IKD_CROPS, CLIPSELF, "distill.regions.kind=proposals",
+             "distill.regions.max_regions=6"),
     detector("gkd", "HierKD, global level", GKD),
     detector("gkd_shuffled", "control: captions of other images", GKD, SHUFFLED),
     detector("gkd_mean", "control: cells pooled by their mean", GKD,
@@ -275,7 +272,7 @@ CLAIMS = (
         arm="crops",
         control="",
         metric="recall_fall",
-        at_least=0.0,
+        at_least=0.05,
     ),
     Claim(
         statement="GridCLIP's image alignment lifts novel names",
@@ -316,27 +313,22 @@ CLAIMS = (
         metric="stuff_masks_top1",
     ),
     Claim(
-        statement="Where the teacher misnames most stuff, decoupled beats all names on stuff",
-        arm="densevlm_untaught",
-        control="densevlm_untaught_all",
-        metric="stuff_masks_top1",
-    ),
-    Claim(
-        statement="… and fully separated",
-        arm="densevlm_untaught",
-        control="densevlm_untaught_separate",
-        metric="stuff_masks_top1",
-    ),
-    Claim(
         statement="It lifts stuff above the start",
         arm="densevlm",
         control="before",
         metric="stuff_masks_top1",
     ),
     Claim(
-        statement="Where no region passes, nothing is learned, and nothing breaks",
+        statement="Where no region passes, nothing breaks, nothing is learned",
         arm="densevlm_none",
         control="before",
+        metric="stuff_masks_top1",
+        at_least=-1e-6,
+    ),
+    Claim(
+        statement="… in either direction",
+        arm="before",
+        control="densevlm_none",
         metric="stuff_masks_top1",
         at_least=-1e-6,
     ),
@@ -359,9 +351,9 @@ CLAIMS = (
         metric=NOVEL,
     ),
     Claim(
-        statement="Crops that show novel objects too lift novel names more",
+        statement="Crops that show novel objects too lift novel names more than base crops",
         arm="ikd_regions",
-        control="ikd",
+        control="ikd_boxes",
         metric=NOVEL,
     ),
     Claim(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from owl_det import viz
 from studies import document, plots
-from studies.arms import Arm, Claim, Metrics, Study
+from studies.arms import REPORT_SEEDS, Arm, Claim, Metrics, Study
 from studies.claims import Judgement, Results, judge, read_results, standard_error
 from studies.document import Block, Code, Details, Heading, Picture, Table, Text
 
@@ -188,7 +188,8 @@ def _plateau(study: Study, results: Results) -> list[Block]:
 def _state(study: Study, results: Results) -> list[Block]:
     missing: list[str] = []
     for arm in study.arms:
-        seeds = [str(seed) for seed in results.seeds if seed not in results.by_arm[arm.name]]
+        wanted = sorted({*results.seeds, *range(REPORT_SEEDS)})
+        seeds = [str(seed) for seed in wanted if seed not in results.by_arm[arm.name]]
         if seeds:
             missing.append(f"{arm.name} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")
     blocks: list[Block] = [Heading("What is missing")]

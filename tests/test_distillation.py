@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from owl_det import config as config_lib
 from owl_det import lesson as lesson_lib
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
-from owl_det.losses import branches
+from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel, TeacherSignals
@@ -67,6 +68,10 @@ def config(*names: str, **changes: Any) -> Config:
 @pytest.fixture(scope="module")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tiny towers of their own size, as a checkpoint."""
+    return _save_towers(tmp_path_factory.mktemp("teacher") / "towers")
+
+
+def _save_towers(folder: Path, **changes: Any) -> str:
     made = tiny.config(
         task="contrastive",
         model__contrastive="softmax",
@@ -75,8 +80,8 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         model__image_size=16,
         model__image__num_layers=1,
         model__text__num_layers=1,
+        **changes,
     )
-    folder = tmp_path_factory.mktemp("teacher") / "towers"
     loaded = LoadedModel(
         kind="towers",
         params=tiny.params(made, 9),
@@ -190,17 +195,32 @@ def test_shuffled_targets_are_another_images() -> None:
         "is_region": np.array([[True, False], [True, True], [False, False]]),
     }
     captions, is_caption = rng.integers(9, size=(3, 1, 5)), np.array([[True], [True], [False]])
+    rows = np.arange(3)[:, None]
     tiles, regions = (rng.random((3, n, 6)).astype(np.float32) for n in (1, 2))
+    is_instance = np.array([[True, True, True], [False, True, False], [False, False, True]])
+    batch = SimpleNamespace(is_instance=jnp.asarray(is_instance))
+    instances = rng.random((3, 2, 6)).astype(np.float32)
     lesson = lesson_lib.Lesson(
         **own,
         caption_tokens=jnp.asarray(captions),
         is_caption=jnp.asarray(is_caption),
-        signals=TeacherSignals(tiles=jnp.asarray(tiles), regions=jnp.asarray(regions)),
+        signals=TeacherSignals(
+            tiles=jnp.asarray(tiles),
+            regions=jnp.asarray(regions),
+            instances=jnp.asarray(instances),
+        ),
     )
-    shuffled = lesson_lib.of_another_image(lesson)
+    shuffled = lesson_lib.of_another_image(lesson, batch)  # pyright: ignore[reportArgumentType]
     before = [2, 0, 1]
     np.testing.assert_array_equal(shuffled.signals.tiles, tiles[before])
-    np.testing.assert_array_equal(shuffled.signals.regions, regions[before])
+    # Image 0 has one region, so image 1 sees it twice; image 2 has none: its first row is a filler.
+    np.testing.assert_array_equal(
+        shuffled.signals.regions, regions[before][rows, [[0] * 2, [0] * 2, [0, 1]]]
+    )
+    # One object in images 1 and 2, three in image 0 of which two were chosen.
+    np.testing.assert_array_equal(
+        shuffled.signals.instances, instances[before][rows, [[0] * 2, [0, 1], [0] * 2]]
+    )
     np.testing.assert_array_equal(shuffled.caption_tokens, captions[before])
     np.testing.assert_array_equal(shuffled.is_caption, is_caption[before])
     assert shuffled.signals.captions is None
@@ -374,6 +394,25 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
         )
 
 
+def test_dense_teachers_that_cannot_name_tokens_are_refused(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="25 is no multiple of the dense teacher's patches of 8"):
+        open_teaching(config("densevlm", distill={"dense_image_size": 25}), teacher_folder)
+    pooled = {"model__image__pooling": "map", "model__image__projection": "none"}
+    folder = _save_towers(tmp_path / "siglip", **pooled, model__image__width=16)
+    with pytest.raises(ConfigError, match="dense_teacher: .*siglip pools by attention"):
+        open_teaching(config("densevlm"), folder)
+
+
+def test_teachers_are_held_once(teacher_folder: str) -> None:
+    """On the mesh, not on the first device too."""
+    _, teaching = open_teaching(config("clipself", "densevlm"), teacher_folder)
+    for name in ("image", "dense"):
+        assert teaching.signals.keywords[name].loaded.params == {}
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in teaching.teacher_ids)
+
+
 def test_vectors_of_another_width_are_refused(teacher_folder: str) -> None:
     made, teaching = open_teaching(config("clipself"), teacher_folder)
     wider = dataclasses.replace(teaching, teacher_dim=24)
@@ -420,10 +459,26 @@ def test_a_cache_says_what_the_teacher_says(
     wanted = branches.needs(online.distill) & {f.name for f in dataclasses.fields(TeacherSignals)}
     for field in wanted:
         ours, theirs = (np.asarray(getattr(s, field)) for s in signals)
-        is_real = np.abs(theirs).max(-1) > 0
+        is_real = _is_real(field, online)
         assert is_real.any() and ours.shape == theirs.shape, field
         # float16 holds eleven bits.
         np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field)
+
+
+def _is_real(field: str, made: Config) -> np.ndarray:
+    """Which rows of a signal stand for something, by the batch alone."""
+    batch = tiny.batch(made)
+    chosen = hierkd.some_instances(
+        batch.boxes, batch.is_instance, made.distill.hierkd_instance.max_crops
+    )
+    masks: dict[str, Any] = {
+        "tiles": batch.tile_image_id >= 0,
+        "instances": hierkd.at(batch.is_instance, chosen),
+        "captions": batch.is_caption,
+        "regions": batch.is_region,
+        "dense_regions": batch.is_region,
+    }
+    return np.asarray(masks[field])
 
 
 def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
@@ -576,6 +631,12 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     train.run(dataclasses.replace(made, num_steps=2), str(tmp_path))
     second = checkpoint.load_model(tmp_path)
     assert second.step == 2 and set(second.params) == {"image", "text", "logit_scale"}
+    other = tmp_path / "other"
+    changed = jax.tree.map(lambda x: x * 1.5, second.params)
+    checkpoint.save_model(other, dataclasses.replace(second, params=changed))
+    of_other = dataclasses.replace(made.distill, teacher=str(other))
+    with pytest.raises(CheckpointError, match="with other teachers"):
+        train.run(dataclasses.replace(made, num_steps=3, distill=of_other), str(tmp_path))
     teacher = checkpoint.load_model(teacher_folder)
     for name, is_moved in (("image", True), ("text", False)):
         pairs = zip(*(jax.tree.leaves(m.params[name]) for m in (teacher, second)), strict=True)
@@ -649,3 +710,40 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
         assert not np.asarray(leaf).any(), optim.path_name(path)
     assert np.abs(of_student["image"]["patch_kernel"]).max() > 0
     assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()
+
+
+def test_every_object_is_chosen_alike() -> None:
+    """Of twelve in random places; fillers only where there are no more."""
+    rng = np.random.default_rng(0)
+    counts = np.zeros(12)
+    for _ in range(100):
+        boxes = jnp.asarray(rng.random((1, 16, 4)), jnp.float32)
+        chosen = np.asarray(hierkd.some_instances(boxes, jnp.arange(16)[None] < 12, 3))[0]
+        assert len(set(chosen)) == 3
+        counts[chosen] += 1
+    assert counts.min() > 10 and counts.max() < 45
+    all_of_two = hierkd.some_instances(boxes, jnp.arange(16)[None] < 2, 5)
+    assert set(np.asarray(all_of_two)[0, :2]) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("needs", "changes", "message"),
+    [
+        (("tile",), {}, "mine: needs 'tile'; known are captions,"),
+        (("captions",), {"data__with_captions": False}, "config.data.with_captions: distill"),
+        (("names",), {}, "config.distill.densevlm: distill.mine needs its things"),
+    ],
+)
+def test_what_a_custom_branch_cannot_have_is_named(
+    needs: tuple[str, ...],
+    changes: dict[str, Any],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = ModuleType("custom_branch_of_a_test")
+    module.BRANCH = branch.Branch(loss=lambda *_: jnp.zeros(1), needs=needs)  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    entry = {"custom": {"mine": {"module": module.__name__, "weight": 1.0}}}
+    made = config(distill=entry, **changes)
+    with pytest.raises(ConfigError, match=message):
+        branches.check(made)

@@ -72,6 +72,15 @@ def test_siglip_starts_from_its_scale_and_bias() -> None:
     assert params["logit_bias"] == -10.0
 
 
+def test_only_a_softmax_has_a_bounded_scale() -> None:
+    """SigLIP So400m at 384 px is published with a scale of 112.3."""
+    params = {"logit_scale": np.log(np.float32(112.3))}
+    clip, siglip = _small("pretrain_clip_b16"), _small("pretrain_siglip_b16")
+    bounded = np.exp(train_step.bound_scale(params, clip)["logit_scale"])
+    np.testing.assert_allclose(bounded, 100.0, rtol=1e-3)
+    assert train_step.bound_scale(params, siglip) is params
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_contrast_the_whole_batch(name: str) -> None:

@@ -30,7 +30,7 @@ from data_pipelines.readers import json_fields
 from data_pipelines.readers.folder import IMAGE_SUFFIXES, require_folder
 from data_pipelines.shapes_world import SPLITS, ShapesWorld
 from owl_det.errors import DataError
-from owl_det.optional import is_installed
+from owl_det.optional import is_installed, leave_accelerators_to_jax
 
 IMAGES_PER_SHARD = 1000  # where the data has no shards of its own
 MAX_MEMBER_BYTES = 256 * 2**20  # of one image or text
@@ -130,7 +130,10 @@ def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
         )
     names = ("captions.jsonl", "metadata.jsonl")
     captions = next((path / name for name in names if (path / name).is_file()), None)
-    texts = _read_captions(captions) if captions else {}
+    if captions is None:
+        return _FolderShards(path, num_shards, {}, None)
+    # An image that the file does not list has no caption, but is there.
+    texts = dict.fromkeys(_find_images(path), ()) | _read_captions(captions)
     return _FolderShards(path, num_shards, texts, captions)
 
 
@@ -302,8 +305,9 @@ def _tar_place(key: str, members: Mapping[str, _Member]) -> Place | Unreadable:
     image = next((members[name] for name in members if f".{name}" in IMAGE_SUFFIXES), None)
     if image is None:
         return Unreadable(key=key, reason=f"no image among the members {', '.join(members)}")
-    is_json = "txt" not in members and "json" in members
-    text = members.get("json" if is_json else "txt", _Member(name=""))
+    text = members.get("txt", _Member(name=""))
+    is_json = not text.size and "json" in members  # an empty .txt says nothing
+    text = members["json"] if is_json else text
     numbers = (image.offset, image.size, text.offset, text.size, int(is_json))
     return Place(key=key, numbers=numbers)
 
@@ -345,6 +349,7 @@ class _TfRecordShards:
                 f"{where}: reading TFRecord needs TensorFlow: pip install tensorflow, or store the "
                 "pairs in .tar files (WebDataset), which need nothing"
             )
+        leave_accelerators_to_jax()
         self._files = files
         self.name, self.version = where, _version("tfrecord", files)
 
@@ -472,6 +477,8 @@ def _read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     captions: dict[str, tuple[str, ...]] = {}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             where = f"{path}, line {number}"
             try:
                 entry = json.loads(line)

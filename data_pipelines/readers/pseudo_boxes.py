@@ -41,7 +41,7 @@ class PseudoBoxesReader:
     least `min_box_score` are instances. The first `hard_negatives` of the names that the annotator
     wrongly detects are its negatives. No other name is known to be absent, so more negatives come
     from the pool of the phrases of all images. Never drawn for an image are phrases that its weaker
-    boxes or its texts hold: nobody knows whether those are there.
+    boxes or its texts hold, whatever the label space: nobody knows whether those are there.
     """
 
     def __init__(
@@ -52,14 +52,25 @@ class PseudoBoxesReader:
         min_image_score: float,
         hard_negatives: int = 0,
     ):
-        """Raises `DataError` if the records are missing, incomplete, malformed or all filtered."""
+        """A threshold of 0 is the one that the job was told.
+
+        Raises `DataError` if the records are missing, incomplete, malformed or all filtered.
+        """
         job = read_job(folder)
+        min_box_score = min_box_score or float(job["min_box_score"])
+        min_image_score = min_image_score or float(job["min_image_score"])
         floor = job["floor"]
         self._max_ngrams = int(job["max_ngrams"])
         if min_box_score < floor:
             raise DataError(
                 f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
                 f"{folder}; raise it, or annotate again with a lower --keep_below"
+            )
+        if min_image_score < job["image_floor"]:
+            raise DataError(
+                f"min_image_score: {min_image_score}, but of images whose best box is below "
+                f"{job['image_floor']} {folder} holds nothing; raise it, or annotate again with a "
+                "lower --keep_below"
             )
         num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
         if hard_negatives > num_mined:
@@ -72,7 +83,6 @@ class PseudoBoxesReader:
         self._num_shards = int(job["num_shards"])
         self._min_box_score = min_box_score
         self._uses_ngrams = job.get("uses_ngrams") is True
-        self._uses_noun_phrases = job.get("uses_noun_phrases") is True
         summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
         self._images, self._boxes = self._read_boxes(min_image_score, hard_negatives)
@@ -116,13 +126,12 @@ class PseudoBoxesReader:
         )
 
     def _phrases_of(self, texts: tuple[str, ...]) -> Names:
-        """What the image's texts hold of the kind of phrases that are in the pool."""
-        if self._uses_noun_phrases:  # known without the tagger
-            return tuple(n for text in texts for n in label_spaces.phrases_in(text))
-        if not self._uses_ngrams:
-            return ()
-        limit = self._max_ngrams
-        return tuple(n for text in texts for n in label_spaces.ngrams(text, max_ngrams=limit))
+        """What the image's texts say, with and, of N-grams, without punctuation between words."""
+        said = [n for text in texts for n in label_spaces.phrases_in(text)]
+        if self._uses_ngrams:  # the published ones keep punctuation
+            limit = self._max_ngrams
+            said += [n for text in texts for n in label_spaces.ngrams(text, max_ngrams=limit)]
+        return tuple(said)
 
     def _read_image(self, index: int) -> bytes:
         file = self._file("images", int(self._images.shard[index]))
@@ -186,7 +195,7 @@ class PseudoBoxesReader:
 def read_job(folder: Path) -> dict[str, Any]:
     """The job.json of some records. Raises `DataError` if it is missing or malformed."""
     job = pseudo_records.read_json(_existing(folder / "job.json"))
-    keys = ("floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score")
+    keys = ("floor", "image_floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score")
     for key in (*keys, *(("hard_negatives",) if "hard_negatives" in job else ())):
         value = job.get(key)
         if not isinstance(value, int | float) or isinstance(value, bool):

@@ -219,6 +219,10 @@ def run(
 
 
 def _mine(num_shards: int, index: int | None, step: int) -> range:
+    if step < 0 or (step and index is None):
+        raise DataError(
+            f"--shard_step: {step}; give a positive one, with the --shard_index of this process"
+        )
     if index is None:
         return range(num_shards)
     if not 0 <= index < num_shards:
@@ -235,8 +239,12 @@ def _check(settings: Settings) -> None:
     for key in ("batch_size", "max_ngrams"):
         if getattr(settings, key) < 1:
             raise DataError(f"--{key}: {getattr(settings, key)}, but must be at least 1")
-    if settings.hard_negatives < 0:
-        raise DataError(f"--hard_negatives: {settings.hard_negatives}, but must not be negative")
+    for flag, value in (
+        ("hard_negatives", settings.hard_negatives),
+        ("shards", settings.num_shards),
+    ):
+        if value < 0:
+            raise DataError(f"--{flag}: {value}, but must not be negative")
 
 
 def _remove_partial(folder: Path) -> None:

@@ -326,6 +326,10 @@ def make(labels: str, vocabularies: Sequence[str], max_ngrams: int = MAX_NGRAMS)
     if labels != "curated" and phrases == "none":
         if vocabularies:
             raise DataError(f"--vocabulary: --labels {labels} is a list itself; use curated")
+        is_name = labels == "shapes_world" or labels.startswith("tfds:")
+        if not is_name and not Path(labels).exists():
+            known = ", ".join(("curated", *_PHRASES))
+            raise DataError(f"--labels: {labels!r} is neither a file nor one of {known}")
         vocabularies = (labels,)
     if not vocabularies:
         raise DataError(f"--vocabulary: --labels {labels} needs at least one list of names")

@@ -273,8 +273,9 @@ def run(
 def _given(value: float | None, job: Mapping[str, Any], key: str) -> float:
     """A threshold, the job's by default. Raises `DataError` below the job's floor."""
     value = float(job[key]) if value is None else value
-    if not job["floor"] <= value <= 1:
-        raise DataError(f"--{key}: {value}, but the records hold scores from {job['floor']} to 1")
+    floor = job["image_floor" if key == "min_image_score" else "floor"]
+    if not floor <= value <= 1:
+        raise DataError(f"--{key}: {value}, but the records hold scores from {floor} to 1")
     return value
 
 

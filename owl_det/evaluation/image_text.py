@@ -71,6 +71,8 @@ class EvaluateTowers:
     def __call__(self, params: Params) -> dict[str, float]:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).
 
+        `cut_captions` counts the distinct captions that are longer than the text tower's positions.
+
         Raises `DataError` if more than 1 % of the images cannot be read.
         """
         categories = self.source.categories
@@ -100,6 +102,7 @@ class EvaluateTowers:
             distinct = {text: i for i, text in enumerate(dict.fromkeys(captions))}
             truth = np.array([distinct[text] for text in captions])
             values |= retrieval(np.stack(embeddings), self._texts(params, list(distinct)), truth)
+            values["cut_captions"] = float(sum(not self._words.fits(text) for text in distinct))
         return values if jax.process_index() == 0 else {}
 
     def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
@@ -119,7 +122,8 @@ def retrieval(
     """Recall at 1, 5 and 10 in both directions; `truth` is the row of each image's text.
 
     Image to text: the share of images whose text is among the best k. Text to image: the share of
-    texts that have one of their images among the best k. Embeddings have unit length.
+    texts that have one of their images among the best k. Embeddings have unit length. A tie, or a
+    score that is no number, counts against the truth: towers that have collapsed know nothing.
     """
     image_rank = np.empty(len(images), np.int64)
     best_of_text = np.full(len(texts), -np.inf, np.float32)
@@ -127,12 +131,13 @@ def retrieval(
         rows = slice(start, start + _ROWS)
         scores = images[rows] @ texts.T
         own = scores[np.arange(len(scores)), truth[rows]]
-        image_rank[rows] = (scores > own[:, None]).sum(1)
-        np.maximum.at(best_of_text, truth[rows], own)
+        image_rank[rows] = (~(scores < own[:, None])).sum(1) - 1
+        np.maximum.at(best_of_text, truth[rows], np.where(np.isnan(own), -np.inf, own))
     text_rank = np.zeros(len(texts), np.int64)
     for start in range(0, len(images), _ROWS):
         rows = slice(start, start + _ROWS)
-        text_rank += (images[rows] @ texts.T > best_of_text[None]).sum(0)
+        is_other = truth[rows][:, None] != np.arange(len(texts))
+        text_rank += (~(images[rows] @ texts.T < best_of_text[None]) & is_other).sum(0)
     return {
         f"{name}_r{k}": float((rank < k).mean())
         for name, rank in (("image_to_text", image_rank), ("text_to_image", text_rank))

@@ -14,6 +14,10 @@ from owl_det.losses import clipself, densevlm, gridclip, hierkd
 from owl_det.losses.branch import Branch, Dims
 from owl_det.types import Params, Student, Teacher
 
+# What a branch may need: fields of `TeacherSignals`, and what teachers are asked for in the loss.
+NEEDS = frozenset(
+    {"tiles", "regions", "instances", "captions", "dense_regions", "names", "embed_boxes"}
+)
 PER_EXAMPLE = ("shared_text", "exact")  # scopes of config.optimizer.clip
 
 # By the name of their entry in `config.distill`. Others come in by `config.distill.custom`.
@@ -53,7 +57,18 @@ def check(config: Config) -> None:
 
     The schema checks what it knows by itself; this also looks at `custom` branches.
     """
+    densevlm = config.distill.densevlm
     for name, (branch, entry) in active(config.distill).items():
+        wanted = set(branch.needed(entry))
+        if unknown := wanted - NEEDS:
+            raise ConfigError(
+                f"config.distill.{name}: needs {sorted(unknown)[0]!r}; known are "
+                f"{', '.join(sorted(NEEDS))}"
+            )
+        if "captions" in wanted and not config.data.with_captions:
+            raise ConfigError(f"config.data.with_captions: distill.{name} needs captions")
+        if wanted & {"names", "dense_regions"} and not (densevlm.things and densevlm.stuff):
+            raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things and stuff")
         if branch.needs_heads and config.task != "detection":
             raise ConfigError(f"config.distill.{name}: needs a detector's heads (task detection)")
         if branch.couples(entry) and config.optimizer.clip.scope in PER_EXAMPLE:

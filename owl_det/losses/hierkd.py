@@ -122,9 +122,20 @@ def sample_negatives(
     return is_positive | jax.random.bernoulli(key, share, is_positive.shape)
 
 
-def first_instances(is_instance: Bool[Array, "b m"], count: int) -> Int[Array, "b k"]:
-    """Indices of the first `count` real instances of each image (all where there are fewer)."""
-    return jnp.argsort(~is_instance, axis=-1, stable=True)[:, :count]
+def some_instances(
+    boxes: Float[Array, "b m 4"], is_instance: Bool[Array, "b m"], count: int
+) -> Int[Array, "b k"]:
+    """Indices of `count` real instances of each image (all, and fillers, where there are fewer).
+
+    In the order of a hash of their boxes: no object of a file, and no tile of a mosaic, is left out
+    for coming last, and whoever has the same batch makes the same choice.
+    """
+    bits = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
+    multipliers = jnp.array([2654435761, 2246822519, 3266489917, 668265263], jnp.uint32)
+    mixed = (bits * multipliers[None, None]).sum(-1, dtype=jnp.uint32)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
+    order = jnp.where(is_instance, mixed >> 1, jnp.uint32(0xFFFFFFFF))
+    return jnp.argsort(order, axis=-1, stable=True)[:, :count]
 
 
 def at(x: Shaped[Array, "b m *d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *d"]:
@@ -139,7 +150,7 @@ def _instance(
     truth, is_instance = student.targets.boxes, student.targets.is_instance
     predicted = given(student.instance_boxes)
     iou, _ = box_lib.iou_paired(box_lib.cxcywh_to_xyxy(predicted), box_lib.cxcywh_to_xyxy(truth))
-    chosen = first_instances(is_instance, entry.max_crops)
+    chosen = some_instances(truth, is_instance, entry.max_crops)
     is_counted = at(given(student.is_matched) & (iou >= entry.min_iou), chosen)
     if entry.boxes == "truth":
         wanted = given(teacher.signals.instances)

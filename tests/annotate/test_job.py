@@ -198,6 +198,15 @@ def test_thresholds_are_chosen_when_records_are_read(saved: Path, tmp_path: Path
         PseudoBoxesReader(tmp_path, min_box_score=0.005, min_image_score=0.2)
     with pytest.raises(DataError, match="min_image_score"):
         PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=1.0)
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.0, min_image_score=0.0)
+    told = _settings(saved, tmp_path)
+    scores = [reader[i].scores for i in range(len(reader))]
+    assert min(map(min, scores)) >= told.min_box_score
+    assert min(map(max, scores)) >= told.min_image_score
+    job_file = tmp_path / "job.json"
+    job_file.write_text(json.dumps(json.loads(job_file.read_text()) | {"image_floor": 0.3}))
+    with pytest.raises(DataError, match="min_image_score: 0.2, but of images whose best box"):
+        PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2)
 
 
 def test_what_nobody_knows_is_never_a_negative(saved: Path, tmp_path: Path) -> None:
@@ -211,6 +220,20 @@ def test_what_nobody_knows_is_never_a_negative(saved: Path, tmp_path: Path) -> N
         asked = set(label_spaces.ngrams(record.captions[0], max_ngrams=20)) & names
         assert asked <= positive | set(record.not_exhaustive)
         assert not positive & set(record.not_exhaustive)
+
+
+def test_curated_names_of_the_caption_are_never_negatives(saved: Path, tmp_path: Path) -> None:
+    job.run(_settings(saved, tmp_path, labels="curated", min_box_score=0.01))
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
+    names = {category.name for category in reader.categories}
+    held = 0
+    for index in range(len(reader)):
+        record = reader[index]
+        positive = {name for group in record.names for name in group}
+        mentioned = set(label_spaces.phrases_in(record.captions[0])) & names
+        assert mentioned <= positive | set(record.not_exhaustive)
+        held += len(mentioned)
+    assert held
 
 
 # TextBlob leaves its lexicon open after reading it.
@@ -294,6 +317,9 @@ def test_one_folder_holds_one_job(saved: Path, tmp_path: Path) -> None:
             job.run(_settings(saved, tmp_path, **change))
     with pytest.raises(DataError, match="--shard_index"):
         job.run(_settings(saved, tmp_path), shard_index=3)
+    for given in ({"shard_step": 2}, {"shard_index": 0, "shard_step": -1}):
+        with pytest.raises(DataError, match="--shard_step"):
+            job.run(_settings(saved, tmp_path), **given)
 
 
 def test_corrupt_images_are_quarantined_and_counted(saved: Path, tmp_path: Path) -> None:
@@ -323,6 +349,8 @@ def test_user_errors_are_one_line(
     for extra, part in (
         (["absent"], "--input"),
         (["shapes_world:train:4", "--labels", "union"], "--vocabulary"),
+        (["shapes_world:train:4", "--labels", "n-grams"], "--labels: 'n-grams' is neither a file"),
+        (["shapes_world:train:4", "--labels", "ngrams", "--shards", "-1"], "--shards"),
         (["shapes_world:train:4", "--labels", "ngrams", "--keep_below", "2"], "--keep_below"),
         (["shapes_world:train:4", "--labels", "ngrams", "--hard_negatives", "5"], "--hard_neg"),
     ):

@@ -65,6 +65,17 @@ def test_fixed_shapes_and_padding() -> None:
     assert _count(packed, "tiny_boxes") == 2 and _count(packed, "dropped_instances") == 0
 
 
+def test_names_of_the_same_tokens_are_one_query() -> None:
+    """Eight positions hold six words: what follows does not count. Case never does."""
+    long = "a b c d e f"
+    example = _example([("cat",), (f"{long} g",), ("dog",)], negatives=("CAT", f"{long} h", "hen"))
+    packed = _pack(example)
+    texts = ["cat", f"{long} g", "dog", "hen"]
+    np.testing.assert_array_equal(packed["query_tokens"][:4], TOKENIZER.encode_all(texts))
+    assert packed["is_query"].tolist() == [True] * 4 + [False]
+    np.testing.assert_array_equal(packed["instance_labels"][:, :4], np.eye(3, 4, dtype=bool))
+
+
 def test_an_empty_image_packs() -> None:
     packed = _pack(_example([]))
     assert not packed["is_instance"].any() and not packed["is_query"].any()

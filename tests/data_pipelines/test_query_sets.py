@@ -41,7 +41,8 @@ def test_every_set_of_queries(
     asked = list(made.names)
     assert len(set(asked)) == len(asked) <= max_queries
     num_positive = min(len(positives), max_queries)
-    assert asked[:num_positive] == positives[:num_positive], "positives come first"
+    kept = [name for name in positives if name in asked]
+    assert asked[:num_positive] == kept, "positives come first, in order"
     assert made.num_dropped == len(positives) - num_positive
     num_known = min(len(known), max_queries - num_positive)
     assert set(asked[num_positive : num_positive + num_known]) <= known
@@ -52,6 +53,18 @@ def test_every_set_of_queries(
         assert len(asked) == num_positive + num_known, "no pseudo-negative beyond min_queries"
     for row, group in zip(made.labels, instances, strict=True):
         assert {asked[i] for i in np.flatnonzero(row)} == set(group) & set(asked)
+
+
+def test_positives_that_do_not_fit_are_left_out_at_random() -> None:
+    """The last tiles of a mosaic are asked for as often as the first."""
+    instances = [(f"name {i}",) for i in range(40)]
+    counts = np.zeros(40, int)
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        made = make(instances, (), Pool.of([]), max_queries=10, min_queries=0, rng=rng)
+        assert made.num_dropped == 30
+        counts += made.labels.any(1)
+    assert counts.sum() == 2000 and counts.min() > 25 and counts.max() < 80
 
 
 def test_pseudo_negatives_follow_the_frequencies() -> None:
@@ -69,6 +82,22 @@ def test_pseudo_negatives_follow_the_frequencies() -> None:
     drawn = [pool.draw(1, set(), rng)[0] for _ in range(3000)]
     share = [drawn.count(name) / 3000 for name in pool.names]
     np.testing.assert_allclose(share, [0.6, 0.1, 0.3], atol=0.04)
+
+
+def test_large_pools_follow_the_frequencies_too() -> None:
+    often = [Category(id=i, name=f"often {i}", frequency=3.0) for i in range(10_000)]
+    rare = [Category(id=i, name=f"rare {i}", frequency=1.0) for i in range(10_000)]
+    pool = Pool.of(often + rare)
+    exclude = {f"often {i}" for i in range(5_000)}
+    rng = np.random.default_rng(0)
+    drawn = [pool.draw(50, exclude, rng) for _ in range(60)]
+    assert all(len(set(names)) == 50 for names in drawn)
+    flat = [name for names in drawn for name in names]
+    assert not exclude & set(flat)
+    share = sum(name.startswith("often") for name in flat) / len(flat)
+    assert 0.55 < share < 0.65  # 3 * 5,000 of 25,000
+    few = Pool(("certain", *pool.names), np.concatenate([[1.0], np.zeros(20_000)]))
+    assert few.draw(1, set(), rng) == ["certain"]
 
 
 def test_a_pool_gives_what_it_has() -> None:

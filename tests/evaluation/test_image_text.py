@@ -51,8 +51,17 @@ def test_retrieval_ranks_by_hand() -> None:
     values = image_text.retrieval(images, texts, truth)
     assert values["image_to_text_r1"] == 0.5  # images 0 and 1
     assert values["image_to_text_r5"] == 1.0
-    # Text 0's best is its own image 0; text 1 prefers image 3; text 2 likes images 2 and 3 equally.
-    assert values["text_to_image_r1"] == pytest.approx(2 / 3)
+    # Text 0's best is its own image 0; text 1 prefers image 3; text 2 likes images 2 and 3 equally,
+    # and a tie is no hit.
+    assert values["text_to_image_r1"] == pytest.approx(1 / 3)
+    assert values["text_to_image_r5"] == 1.0
+
+
+@pytest.mark.parametrize("value", [0.1, np.nan])
+def test_collapsed_towers_retrieve_nothing(value: float) -> None:
+    same = np.full((100, 4), value, np.float32)
+    values = image_text.retrieval(same, same, np.arange(100))
+    assert set(values.values()) == {0.0}
 
 
 def test_name_accuracy_averages_over_names_of_a_group() -> None:
@@ -160,7 +169,8 @@ def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, m
     )
     values = measure(params)
     directions = ("image_to_text", "text_to_image")
-    assert values.keys() == {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
+    ranks = {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
+    assert values.keys() == {*ranks, "cut_captions"}
     assert values["image_to_text_r5"] == values["text_to_image_r5"] == 1.0
 
 

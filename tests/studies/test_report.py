@@ -158,7 +158,8 @@ def test_report_without_results_lists_every_arm(study: Study) -> None:
     file = report.write(study, None)
     text = file.read_text()
     assert file == study.results / "report.md"
-    assert "Not yet run: first (seed 0); second (seed 0); third (seed 0)." in text
+    missing = "; ".join(f"{name} (seeds 0, 1, 2)" for name in ("first", "second", "third"))
+    assert f"Not yet run: {missing}." in text
     assert _rows(file, "Helps")[0][6] == "not yet measured"
     assert not list((study.results / "plots").iterdir())
 
@@ -170,7 +171,7 @@ def test_missing_seeds_and_outdated_files_are_listed(
     put("first", 1, AP50_novel=0.5)
     put("second", 1, AP50_novel=0.9, digest="old")
     text = report.write(study, None).read_text().replace("\\", "")
-    assert "Not yet run: second (seeds 0, 1); third (seeds 0, 1)." in text
+    assert "Not yet run: first (seed 2); second (seeds 0, 1, 2); third (seeds 0, 1, 2)." in text
     assert "configs have changed: second-seed1.json." in text
     assert "90.0" not in text
 

@@ -96,6 +96,25 @@ def test_any_order_gives_what_front_to_back_gives(
         reader[6]
 
 
+def test_images_without_a_caption_are_there(tmp_path: Path) -> None:
+    _write_images(tmp_path)
+    line = json.dumps({"file_name": f"{NAMES[1]}.png", "caption": "text"})
+    (tmp_path / "captions.jsonl").write_text(f"\n{line}\n\n")
+    reader = source.build(ImageTextSource(), str(tmp_path))
+    assert [reader[i].captions for i in range(len(reader))] == [(), ("text",), (), (), (), ()]
+
+
+def test_an_empty_text_does_not_hide_the_json(tmp_path: Path) -> None:
+    members = {"png": _png(0), "txt": b"", "json": b'{"caption": "text"}'}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for extension, content in members.items():
+            info = tarfile.TarInfo(f"0.{extension}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    reader = source.build(ImageTextSource(), str(tmp_path))
+    assert reader[0].captions == ("text",)
+
+
 def test_version_changes_with_files_and_sizes(tmp_path: Path) -> None:
     _write_captions_file(tmp_path)
     versions = {source.build(ImageTextSource(), str(tmp_path)).version}
