@@ -722,6 +722,7 @@ def test_every_object_is_chosen_alike() -> None:
         assert len(set(chosen)) == 3
         counts[chosen] += 1
     assert counts.min() > 10 and counts.max() < 45
+    assert np.array_equal(hierkd.some_instances(boxes, jnp.arange(16)[None] < 2, 99)[0], range(16))
     all_of_two = hierkd.some_instances(boxes, jnp.arange(16)[None] < 2, 5)
     assert set(np.asarray(all_of_two)[0, :2]) == {0, 1}
 

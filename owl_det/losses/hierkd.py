@@ -125,11 +125,15 @@ def sample_negatives(
 def some_instances(
     boxes: Float[Array, "b m 4"], is_instance: Bool[Array, "b m"], count: int
 ) -> Int[Array, "b k"]:
-    """Indices of `count` real instances of each image (all, and fillers, where there are fewer).
+    """Indices of `count` real instances of each image (and of fillers where there are fewer).
 
-    In the order of a hash of their boxes: no object of a file, and no tile of a mosaic, is left out
-    for coming last, and whoever has the same batch makes the same choice.
+    All slots, in their order, where `count` is no less. Else in the order of a hash of the boxes:
+    no object of a file, and no tile of a mosaic, is left out for coming last, and whoever has the
+    same batch makes the same choice.
     """
+    num_images, num_slots = is_instance.shape
+    if count >= num_slots:
+        return jnp.tile(jnp.arange(num_slots), (num_images, 1))
     bits = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
     multipliers = jnp.array([2654435761, 2246822519, 3266489917, 668265263], jnp.uint32)
     mixed = (bits * multipliers[None, None]).sum(-1, dtype=jnp.uint32)
