@@ -3,9 +3,9 @@
 Command:  python -m owl_det.main --config=configs/densevlm_b16.py --workdir=W \
               --config.data.path=COCO --config.checkpoint.init_from=CLIP \
               --config.distill.dense_teacher=P
-          With patches of 14 pixels add --config.distill.dense_image_size=504. P are towers whose tokens name regions, such as the result of configs/clipself_b16.py (of
-          L/14 in the paper); CLIP and COCO as there. Student and teacher may have text towers of
-          their own.
+          P are towers whose tokens name regions, such as the result of configs/clipself_b16.py (of
+          L/14 in the paper: patches of 14 pixels need --config.distill.dense_image_size=504); CLIP
+          and COCO as there. Student and teacher may have text towers of their own.
 Hardware: four A40s in the paper, 23 minutes an epoch. Time: not measured here; never run at full
           size.
 Expected: with EVA-CLIP B/16, P of L/14 and 316 names: COCO boxes 73.4, things 71.0, stuff 45.6

@@ -26,6 +26,7 @@ from typing import Any
 
 from owl_det import config as schema
 from owl_det.errors import UserError
+from owl_det.optional import is_installed
 from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
@@ -83,6 +84,7 @@ class Study:
     main: tuple[str, ...]  # the arms of the short run: every stage once
     claims: tuple[Claim, ...]
     results: Path  # where the JSON of finished arms is kept, with the report
+    extras: tuple[tuple[str, str], ...] = ()  # packages that arms need, and the extra of each
     # Of the tables, header and metric, and the metrics drawn as bars, with their labels.
     columns: tuple[tuple[str, str], ...] = DETECTION_COLUMNS
     bars: tuple[tuple[str, str], ...] = (("AP50_novel", "AP50 of novel names (percent)"),)
@@ -368,6 +370,9 @@ def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | Non
     if not arguments.draw:
         if arguments.workdir is None:
             raise UserError("--workdir: name a folder for checkpoints, records and logs")
+        for package, extra in study.extras:  # now, not after hours
+            if not is_installed(package):
+                raise UserError(f"this study needs {package}: pip install owl-det[{extra}]")
         names = [arm.name for arm in study.arms] if arguments.report else list(study.main)
         if arguments.arms:
             names = arguments.arms.split(",")

@@ -445,6 +445,7 @@ STUDY = Study(
     main=MAIN,
     claims=CLAIMS,
     results=Path(__file__).parent / "results" / "owl_st",
+    extras=(("textblob", "phrases"),),
     curves=("annotator", "student_noun_phrases", "annotator_longer"),
     thresholds=(
         (0.1, "student_image_01"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,12 @@ def test_command_draws_without_results(
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.md")
     assert owl_st.main([]) == 2
     assert "--workdir: name a folder" in capsys.readouterr().err
+
+
+def test_what_a_study_needs_is_named_before_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "textblob", None)
+    assert owl_st.main([f"--workdir={tmp_path}"]) == 2
+    assert "needs textblob: pip install owl-det[phrases]" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
