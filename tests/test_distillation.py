@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from safetensors import safe_open
 
 from data_pipelines.input import TrainInput
+from data_pipelines.shapes_world import ShapesWorld
 from owl_det import (
     cache_teacher,
     checkpoint,
@@ -463,6 +465,39 @@ def test_a_cache_says_what_the_teacher_says(
         assert is_real.any() and ours.shape == theirs.shape, field
         # float16 holds eleven bits.
         np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field)
+
+
+@pytest.mark.slow
+def test_a_mosaic_finds_the_vectors_of_its_tiles(teacher_folder: str, tmp_path: Path) -> None:
+    """Of each tile its image's, of each object that of its box, whatever the order."""
+    names, cache = ("gridclip_image", "hierkd_instance"), tmp_path / "cache"
+    made = _cached_config(teacher_folder, None, names)
+    cache_teacher.run(made, cache, shard_size=8, batch_size=8)
+    mosaics = dataclasses.replace(made.data.augment, mosaic_sizes=(2,), mosaic_probabilities=(1.0,))
+    cached = dataclasses.replace(
+        made,
+        data=dataclasses.replace(made.data, augment=mosaics),
+        distill=dataclasses.replace(made.distill, cache=str(cache)),
+    )
+    batch = jax.tree.map(np.asarray, tiny.batch(cached))
+    assert batch.teacher is not None
+    with safe_open(cache / "shapes" / "000000.safetensors", "numpy") as file:
+        tiles, instances, start = map(file.get_tensor, ("tiles", "instances", "box_start"))
+    world = ShapesWorld(image_size=32, num_images=6)
+    compared = 0
+    for b, t in np.argwhere(batch.tile_image_id >= 0):
+        image = int(batch.tile_image_id[b, t])
+        np.testing.assert_allclose(batch.teacher["tiles"][b, t], tiles[image], atol=1e-3)
+        x, y, w, h = batch.tile_boxes[b, t]
+        corners = world[image].boxes_xyxy / 32 * [w, h, w, h] + [x - w / 2, y - h / 2] * 2
+        centres = (corners[:, :2] + corners[:, 2:]) / 2
+        for slot in np.flatnonzero(batch.is_instance[b]):
+            distance = np.abs(centres - batch.boxes[b, slot, :2]).max(-1, initial=0)
+            for row in np.flatnonzero(distance < 0.005):
+                expected = instances[start[image] + row]
+                np.testing.assert_allclose(batch.teacher["instances"][b, slot], expected, atol=1e-3)
+                compared += 1
+    assert compared >= batch.is_instance.sum() > 4
 
 
 def _is_real(field: str, made: Config) -> np.ndarray:
