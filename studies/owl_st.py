@@ -380,6 +380,7 @@ CLAIMS = (
         arm="annotator_prompts",
         control="annotator",
         metric="AP50",
+        note="This annotator learned from bare names: no template was seen with a box.",
     ),
     Claim(
         statement="The location bias speeds convergence (area under the curve)",

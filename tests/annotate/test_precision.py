@@ -126,6 +126,7 @@ def records(tmp_path: Path) -> Path:
         "num_shards": 1,
         "max_ngrams": 1,
         "floor": 0.05,
+        "image_floor": 0.05,
         "min_box_score": 0.1,
         "min_image_score": 0.3,
     }

@@ -198,7 +198,8 @@ def test_query_sets() -> None:
     few = query_sets.make(
         [("n1",), ("n2",), ("n3",)], ("n4",), pool, max_queries=2, min_queries=0, rng=rng
     )
-    assert few.names == ("n1", "n2") and few.num_dropped == 1 and not few.labels[2].any()
+    assert set(few.names) < {"n1", "n2", "n3"} and len(few.names) == 2 and few.num_dropped == 1
+    assert few.labels.any(1).tolist() == [f"n{i}" in few.names for i in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("num_shards", [1, 4])
