@@ -133,8 +133,8 @@ class _Writer:
     ):
         self._config, self._wanted, self._folder, self._mesh = config, wanted, folder, mesh
         self._shard_size = shard_size
-        self._image = teachers.open_teacher(config) if wanted & teachers.OF_TEACHER else None
-        needs_dense = bool(wanted & teachers.OF_DENSE_TEACHER)
+        self._image = teachers.open_teacher(config) if wanted & branches.OF_TEACHER else None
+        needs_dense = bool(wanted & branches.OF_DENSE_TEACHER)
         self._dense = teachers.open_dense_teacher(config, self._image) if needs_dense else None
         self._ids = {
             "teacher_id": teachers.model_id(self._image.loaded.params) if self._image else "",

@@ -22,15 +22,13 @@ from owl_det import checkpoint, crops, optim, sharding
 from owl_det.config import Config, ModelConfig, PreprocessConfig
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branches, hierkd
+from owl_det.losses.branches import OF_DENSE_TEACHER, OF_TEACHER
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.region_pool import region_embeddings
 from owl_det.modeling.resnet import STRIDE, ClipResNet
 from owl_det.scoring import unit_length
 from owl_det.types import Batch, LoadedModel, Params, TeacherSignals, Teaching
 
-# What branches ask for (`Branch.needs`), by the checkpoint that answers.
-OF_TEACHER = frozenset({"tiles", "regions", "instances", "captions", "embed_boxes"})
-OF_DENSE_TEACHER = frozenset({"dense_regions", "names"})
 _NAME_CHUNK = 256  # texts encoded at once
 
 
@@ -163,10 +161,8 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
     if image is not None and "captions" in wanted:
         _check_captions(config, image.loaded)
     arrays = place(image, dense, config, mesh, with_text="captions" in wanted)
-    ids = {
-        "teacher_ids": (_id_of(image), _id_of(dense)),
-        "text_id": text_id(image.loaded.params) if image else "",
-    }
+    teacher_ids = (_id_of(image), _id_of(dense))
+    of_texts = text_id(image.loaded.params) if image else ""
     # The step reads what was placed; a second copy would stay on the first device.
     image, dense = (teacher and _without_params(teacher) for teacher in (image, dense))
     return Teaching(
@@ -175,15 +171,16 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
         embed_boxes=partial(_embed_boxes, image) if image and "embed_boxes" in wanted else None,
         name_tokens=student_name_tokens(config) if "names" in wanted else None,
         teacher_dim=image.tower.model.embedding_dim if image else 0,
-        **ids,
+        teacher_ids=teacher_ids,
+        text_id=of_texts,
     )
 
 
-def _id_of(teacher: "Opened | None") -> str:
+def _id_of(teacher: Opened | None) -> str:
     return model_id(teacher.loaded.params) if teacher else ""
 
 
-def _without_params(teacher: "Opened") -> "Opened":
+def _without_params(teacher: Opened) -> Opened:
     return teacher._replace(loaded=dataclasses.replace(teacher.loaded, params={}))
 
 

@@ -153,14 +153,8 @@ def annotate(name: str, title: str, labels: str, *options: str, by: str = "annot
     )
 
 
-def variant(
-    name: str,
-    title: str,
-    *overrides: str,
-    records: str = "annotate_noun_phrases",
-    start: str = "pretrain",
-) -> Arm:
-    """A student of half the steps, for what is compared to `student_short`."""
+def variant(name: str, title: str, *overrides: str, **needs: str) -> Arm:
+    """A student of half the steps, for what is compared to `student_short`; `needs` as there."""
     return student(
         name,
         title,
@@ -168,8 +162,7 @@ def variant(
         f"schedule.cooldown_steps={SHORT_STEPS // 4}",
         f"evaluation.every_steps={SHORT_STEPS}",
         *overrides,
-        records=records,
-        start=start,
+        **needs,
     )
 
 

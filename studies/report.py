@@ -187,8 +187,8 @@ def _plateau(study: Study, results: Results) -> list[Block]:
 
 def _state(study: Study, results: Results) -> list[Block]:
     missing: list[str] = []
+    wanted = sorted({*results.seeds, *range(REPORT_SEEDS)})
     for arm in study.arms:
-        wanted = sorted({*results.seeds, *range(REPORT_SEEDS)})
         seeds = [str(seed) for seed in wanted if seed not in results.by_arm[arm.name]]
         if seeds:
             missing.append(f"{arm.name} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")

@@ -14,10 +14,10 @@ from owl_det.losses import clipself, densevlm, gridclip, hierkd
 from owl_det.losses.branch import Branch, Dims
 from owl_det.types import Params, Student, Teacher
 
-# What a branch may need: fields of `TeacherSignals`, and what teachers are asked for in the loss.
-NEEDS = frozenset(
-    {"tiles", "regions", "instances", "captions", "dense_regions", "names", "embed_boxes"}
-)
+# What branches ask for (`Branch.needs`), by the checkpoint that answers.
+OF_TEACHER = frozenset({"tiles", "regions", "instances", "captions", "embed_boxes"})
+OF_DENSE_TEACHER = frozenset({"dense_regions", "names"})
+NEEDS = OF_TEACHER | OF_DENSE_TEACHER
 PER_EXAMPLE = ("shared_text", "exact")  # scopes of config.optimizer.clip
 
 # By the name of their entry in `config.distill`. Others come in by `config.distill.custom`.
