@@ -29,11 +29,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import command
-from owl_det import config as config_lib
 from owl_det import sharding, step_shapes
 from owl_det.config import Config
 from owl_det.errors import ConfigError
 from owl_det.modeling.token_drop import num_kept
+from owl_det.resolve import resolve
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -403,7 +403,7 @@ def load_config(
         tree["batch_size"] = batch_size
     if max_distinct_queries is not None:
         tree["data"]["max_distinct_queries"] = max_distinct_queries
-    return config_lib.resolve(tree)
+    return resolve(tree)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -44,9 +44,9 @@ from PIL import Image, ImageDraw, features
 from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.input import TrainInput
-from owl_det import config as config_lib
 from owl_det.config import Config
 from owl_det.errors import DataError
+from owl_det.resolve import resolve
 
 SIDES = (480, 1024)  # pixels, of made images
 BOXES = 8  # in each image
@@ -125,7 +125,7 @@ def make_config(labels: Path, folder: Path, grid: int, side: int) -> Config:
     tree["data"]["train"], tree["data"]["eval"] = {"made": source}, {}
     tree["data"]["augment"]["mosaic_sizes"] = (grid,)
     tree["data"]["augment"]["mosaic_probabilities"] = (1.0,)
-    return config_lib.resolve(tree)
+    return resolve(tree)
 
 
 def plain(path: Path, side: int) -> np.ndarray:

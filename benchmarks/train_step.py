@@ -26,7 +26,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import command
-from owl_det import config as config_lib
 from owl_det import flops, sharding, step_shapes, train_step
 from owl_det.config import (
     ClipConfig,
@@ -44,6 +43,7 @@ from owl_det.config import (
 from owl_det.errors import ConfigError
 from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
+from owl_det.resolve import resolve
 from owl_det.types import Batch, Predictions, Targets, batch_of
 
 VARIANTS = ("dense", "dropped")
@@ -144,7 +144,7 @@ def make_config(model: str, variant: str, **changes: Any) -> Config:
         optimizer=dataclasses.replace(base.optimizer, clip=clip),
         **given,
     )
-    return config_lib.resolve(dataclasses.asdict(config))
+    return resolve(dataclasses.asdict(config))
 
 
 def synthetic_batch(config: Config, seed: int = 0) -> Batch:

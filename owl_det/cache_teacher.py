@@ -29,10 +29,10 @@ from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
 from owl_det import checkpoint, sharding, teachers
-from owl_det import config as config_lib
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.errors import ConfigError
 from owl_det.losses import branches
+from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
 _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
@@ -41,7 +41,7 @@ _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
 def read_config(path: str, changes: list[str]) -> Config:
     """A config file (`configs/x.py`, or the config.json of a workdir) with `key=value` changes.
 
-    Raises `ConfigError` for a file that cannot be read, and as `config.resolve`.
+    Raises `ConfigError` for a file that cannot be read, and as `resolve`.
     """
     file = Path(path)
     try:
@@ -61,7 +61,7 @@ def read_config(path: str, changes: list[str]) -> Config:
         if not equals:
             raise ConfigError(f"--set: {change!r} is not key=value")
         _set(tree, key.removeprefix("config.").split("."), value)
-    return config_lib.resolve(tree)
+    return resolve(tree)
 
 
 def _set(tree: dict[str, Any], keys: list[str], value: str) -> None:

@@ -36,6 +36,7 @@ from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import TOWERS
+from owl_det.resolve import resolve, resolve_model
 from owl_det.types import LoadedModel, Params, TrainState
 
 FORMAT = 1  # of the run file
@@ -270,7 +271,7 @@ def _describe(folder: Path) -> LoadedModel:
     if kind not in ("detector", "towers", "resnet"):
         raise CheckpointError(f"{folder}/run: kind {kind!r} is not detector, towers or resnet")
     try:
-        model, preprocess = config_lib.resolve_model(run["model"], run["preprocess"])
+        model, preprocess = resolve_model(run["model"], run["preprocess"])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/run: {error}") from None
     return LoadedModel(
@@ -342,7 +343,7 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     tree = dataclasses.asdict(config)
     tree |= {"model": model, "preprocess": dataclasses.asdict(source.preprocess)}
     tree["data"]["tokenizer"] = config.data.tokenizer or source.tokenizer
-    return config_lib.resolve(tree)
+    return resolve(tree)
 
 
 def adapt(loaded: LoadedModel, config: Config) -> Params:

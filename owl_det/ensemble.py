@@ -17,10 +17,10 @@ import numpy as np
 from absl import logging
 
 from owl_det import checkpoint, sharding
-from owl_det import config as config_lib
 from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling.detector import Detector
+from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 
 BATCH_SIZE = 32  # of evaluation
@@ -212,7 +212,7 @@ def _sources(entries: dict[str, Any]) -> dict[str, Source]:
     """Evaluation sources as a config would read them."""
     # A config needs a training source to be whole; none is opened.
     data = {"train": {"none": {"kind": "shapes_world"}}, "eval": entries}
-    return config_lib.resolve({"data": data}).data.eval
+    return resolve({"data": data}).data.eval
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> dict[str, Any]:

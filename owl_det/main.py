@@ -12,6 +12,7 @@ from owl_det import checkpoint, train
 from owl_det import config as config_lib
 from owl_det.errors import UserError
 from owl_det.optional import is_installed, leave_accelerators_to_jax
+from owl_det.resolve import resolve
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and pictures go.")
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> None:
         tree = _CONFIG.value.to_dict()
     except OSError as error:  # the file is read when the config is first looked at
         raise UserError(f"--config: {error}") from None
-    config = config_lib.resolve(tree)
+    config = resolve(tree)
     if _DRY_RUN.value:
         _dry_run(config)
         return

@@ -28,10 +28,10 @@ import safetensors
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
-from owl_det import config as config_lib
 from owl_det.config import ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import Functions
+from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 VERSION = 1  # of the metadata
@@ -69,7 +69,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
     metadata = _read_metadata(folder)
     where = folder / METADATA
     try:
-        model, preprocess = config_lib.resolve_model(metadata["model"], metadata["preprocess"])
+        model, preprocess = resolve_model(metadata["model"], metadata["preprocess"])
         prompts.eval_prompts(metadata["eval_prompts"])
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None

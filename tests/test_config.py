@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from owl_det import config as config_lib
 from owl_det import sharding, step_shapes, train_step
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.resolve import resolve
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
@@ -56,11 +58,11 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
 )
 def test_refused(tree: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        config_lib.resolve({"data": SOURCE, **tree} if "data" not in tree else tree)
+        resolve({"data": SOURCE, **tree} if "data" not in tree else tree)
 
 
 def test_lists_and_integers_are_taken_for_tuples_and_floats() -> None:
-    config = config_lib.resolve(
+    config = resolve(
         {"data": SOURCE, "preprocess": {"mean": [0, 0, 0]}, "optimizer": {"learning_rate": 1}}
     )
     assert config.preprocess.mean == (0.0, 0.0, 0.0)
@@ -68,8 +70,8 @@ def test_lists_and_integers_are_taken_for_tuples_and_floats() -> None:
 
 
 def test_json_round_trip() -> None:
-    config = config_lib.resolve({"data": SOURCE, "seed": 3})
-    assert config_lib.from_json(config_lib.to_json(config)) == config
+    config = resolve({"data": SOURCE, "seed": 3})
+    assert resolve(json.loads(config_lib.to_json(config))) == config
 
 
 def _load(name: str) -> Any:
@@ -82,7 +84,7 @@ def test_full_train_step_has_shapes(name: str) -> None:
     for key in ("batch_size", "num_steps"):
         assert isinstance(tree[key], int)
     assert isinstance(tree.data.path, str)
-    config = config_lib.resolve(tree.to_dict())
+    config = resolve(tree.to_dict())
     state = jax.eval_shape(lambda: train_step.init_state(config))
     after, metrics = jax.eval_shape(
         lambda s, b: train_step.train_step(s, b, config=config, num_shards=1),
@@ -103,7 +105,7 @@ def test_full_train_step_has_shapes(name: str) -> None:
 )
 def test_image_towers_have_the_size_of_clip(name: str, published: int) -> None:
     """CLIP's visual towers at 224 px without their projection, as its model files hold them."""
-    config = config_lib.resolve(_load(name).to_dict())
+    config = resolve(_load(name).to_dict())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=224))
     params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     width = config.model.image.width
@@ -135,4 +137,4 @@ def test_config_files_are_locked() -> None:
 )
 def test_values_out_of_range_are_named(changes: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=f"config.{key}"):
-        config_lib.resolve({"data": SOURCE, **changes})
+        resolve({"data": SOURCE, **changes})

@@ -17,9 +17,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import densevlm_b16
-from owl_det import config as config_lib
 from owl_det import optim, train_step
 from owl_det.config import Config
+from owl_det.resolve import resolve
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
@@ -30,7 +30,7 @@ NAMES = (
 
 def _resolve(name: str) -> Config:
     module = importlib.import_module(f"configs.{name}")
-    return config_lib.resolve(module.get_config().to_dict())
+    return resolve(module.get_config().to_dict())
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_command_line_changes_what_every_run_changes(
     name: str, override: Callable[..., Any]
 ) -> None:
     arguments = ("--config.batch_size=4", "--config.num_steps=7", "--config.data.path=my/data")
-    config = config_lib.resolve(override(name, *arguments).to_dict())
+    config = resolve(override(name, *arguments).to_dict())
     assert (config.batch_size, config.num_steps, config.data.path) == (4, 7, "my/data")
 
 

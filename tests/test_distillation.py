@@ -28,13 +28,13 @@ from owl_det import (
     train,
     train_step,
 )
-from owl_det import config as config_lib
 from owl_det import lesson as lesson_lib
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
+from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel, TeacherSignals
 from tests import tiny
 
@@ -362,7 +362,7 @@ def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> N
 @pytest.mark.slow
 def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> None:
     text = {"num_positions": 8, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16}
-    model, preprocess = config_lib.resolve_model(
+    model, preprocess = resolve_model(
         {
             "image_size": 64,
             "embedding_dim": 24,

@@ -15,12 +15,12 @@ import pytest
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, train, train_step
-from owl_det import config as config_lib
 from owl_det.config import Config
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.modeling.detector import TOWERS, Detector
 from owl_det.predictor import Predictor
+from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -415,7 +415,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
     tree["schedule"]["warmup_steps"] = 0
     tree |= {"batch_size": 8, "num_steps": 2}
     workdir = tmp_path / "w"
-    config = checkpoint.take_model(config_lib.resolve(tree), workdir)
+    config = checkpoint.take_model(resolve(tree), workdir)
     assert config.model.image.width == 32 and config.model.text.tokenizer == family
     train.run(config, str(workdir))
     before = json.loads((workdir / "eval" / "before.json").read_text())["val"]
@@ -428,7 +428,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
     # The model of a run that goes on is its own, tokeniser and all: the start may be gone.
     tree["checkpoint"]["init_from"] = str(tmp_path / "gone")
     shutil.rmtree(tmp_path / "towers")
-    again = checkpoint.take_model(config_lib.resolve(tree), workdir)
+    again = checkpoint.take_model(resolve(tree), workdir)
     assert again.model == config.model
     found = Predictor.load(workdir).detect(
         [tmp_path / "data" / "images" / "0.png"], ["red circle", "zebra"], threshold=0.0, top_k=5

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from owl_det import checkpoint, optim, sharding, train_step
-from owl_det import config as config_lib
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
+from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -36,7 +36,7 @@ def _small(name: str, **changes: Any) -> Config:
     tree["optimizer"] |= rates | {"kind": "adam"}
     tree["schedule"] |= {"kind": "constant", "warmup_steps": 0}
     tree["checkpoint"] |= {"init_from": "", "fresh": ()}
-    return config_lib.resolve(tree | {"batch_size": 8, "num_steps": NUM_STEPS} | changes)
+    return resolve(tree | {"batch_size": 8, "num_steps": NUM_STEPS} | changes)
 
 
 def _init(config: Config, seed: int = 0) -> Any:

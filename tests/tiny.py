@@ -6,9 +6,9 @@ import jax
 import numpy as np
 
 from data_pipelines.input import TrainInput
-from owl_det import config as config_lib
 from owl_det import train_step
 from owl_det.config import Config
+from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
 
@@ -54,7 +54,7 @@ def config(**changes: Any) -> Config:
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = value
-    return config_lib.resolve(tree)
+    return resolve(tree)
 
 
 def params(config: Config, seed: int = 0) -> Any:

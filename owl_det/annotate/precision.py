@@ -20,10 +20,10 @@ from data_pipelines import source as source_lib
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers import image_text, pseudo_boxes
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import config as config_lib
 from owl_det.annotate import label_spaces
 from owl_det.config import CocoSource, VocSource, YoloSource
 from owl_det.errors import DataError
+from owl_det.resolve import resolve
 
 IOU = 0.5
 NO_NAME = "no name"  # phrases that are no name of the source, such as "circle and"
@@ -209,7 +209,7 @@ def _of_folder(where: str) -> Known:
     entry, _ = parse_evaluation(where)
     # A config needs a training source to be whole; none is opened.
     data = {"train": {"none": {"kind": "shapes_world"}}, "eval": {"truth": entry}}
-    described = config_lib.resolve({"data": data}).data.eval["truth"]
+    described = resolve({"data": data}).data.eval["truth"]
     if not isinstance(described, CocoSource | VocSource | YoloSource):
         raise DataError(f"--source: kind={described.kind}, but expected coco, voc or yolo")
     source = source_lib.build(described, "")

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from owl_det import config as config_lib
 from owl_det import optim, train_step
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import Config, ModelConfig, PreprocessConfig
@@ -14,6 +13,7 @@ from owl_det.convert import rules
 from owl_det.convert.rules import Table
 from owl_det.convert.weights import Weights
 from owl_det.errors import CheckpointError, ConfigError
+from owl_det.resolve import resolve_model
 from owl_det.types import Params
 
 # How the authors evaluate every published detector.
@@ -27,18 +27,16 @@ def resolve(
 ) -> tuple[ModelConfig, PreprocessConfig]:
     """Checked configs. Raises `CheckpointError`, naming `where`, for values that cannot be."""
     try:
-        # A config needs a source to be whole; none is opened.
-        data = {"train": {"none": {"kind": "shapes_world"}}}
-        config = config_lib.resolve({"model": model, "preprocess": preprocess, "data": data})
+        checked, pixels = resolve_model(model, preprocess)
     except ConfigError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    tree = dataclasses.asdict(config.model)
+    tree = dataclasses.asdict(checked)
     _check_size(where, "model.image_size", tree.pop("image_size"), MAX_IMAGE_SIZE)
     for name in ("image", "text"):
         for key, value in tree[name].items():
             _check_size(where, f"model.{name}.{key}", value, MAX_SIZE)
     _check_size(where, "model.embedding_dim", tree["embedding_dim"], MAX_SIZE)
-    return config.model, config.preprocess
+    return checked, pixels
 
 
 def _check_size(where: str, key: str, value: Any, limit: int) -> None:

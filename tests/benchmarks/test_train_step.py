@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step as benchmark
-from owl_det import config as config_lib
 from owl_det import flops
 from owl_det.config import SelectionConfig
 from owl_det.matching import match
+from owl_det.resolve import resolve
 from owl_det.types import Targets
 
 
@@ -38,9 +38,7 @@ def test_formula_agrees_with_the_paper() -> None:
     arXiv 2306.09683, section 3.2. The paper names neither the number of queries nor what it counts,
     so a tenth is as near as a formula can be held to it.
     """
-    config = config_lib.resolve(
-        importlib.import_module("configs.owlvit_l14").get_config().to_dict()
-    )
+    config = resolve(importlib.import_module("configs.owlvit_l14").get_config().to_dict())
     dropped = SelectionConfig(token_drop_rate=0.5, instance_top_k=512)
     for selection, published in ((SelectionConfig(), 11_945e9), (dropped, 5_358e9)):
         case = dataclasses.replace(config, selection=selection)
@@ -70,7 +68,7 @@ def test_formula_of_one_layer_by_hand() -> None:
     ("model", "name"), [("tiny", "quickstart"), ("b16", "owlv2_b16"), ("l14", "owlv2_l14")]
 )
 def test_models_are_those_of_the_configs(model: str, name: str) -> None:
-    shipped = config_lib.resolve(importlib.import_module(f"configs.{name}").get_config().to_dict())
+    shipped = resolve(importlib.import_module(f"configs.{name}").get_config().to_dict())
     ours = benchmark.make_config(model, "dropped", dtype=shipped.model.dtype)
     assert ours.model == shipped.model
     # The quickstart itself keeps all tokens.

@@ -6,16 +6,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from owl_det import config as config_lib
 from owl_det.config import ModelConfig, PreprocessConfig
 from owl_det.modeling import resnet
 from owl_det.modeling.resnet import ClipResNet
+from owl_det.resolve import resolve_model
 
 
 def _model(**resnet_settings: Any) -> tuple[ModelConfig, PreprocessConfig]:
     text = {"num_positions": 77, "width": 512, "num_heads": 8}
     settings = {"image_size": 224, "embedding_dim": 1024, "text": text}
-    return config_lib.resolve_model(settings | {"resnet": resnet_settings}, {})
+    return resolve_model(settings | {"resnet": resnet_settings}, {})
 
 
 def test_resnet_50_has_the_parameters_of_clip() -> None:

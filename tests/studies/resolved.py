@@ -6,8 +6,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from owl_det import config as config_lib
 from owl_det.config import Config
+from owl_det.resolve import resolve
 from studies import arms
 from studies.arms import Arm
 
@@ -23,4 +23,4 @@ def resolved(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> Config:
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True)
     values(argv)
-    return config_lib.resolve(holder.value.to_dict())
+    return resolve(holder.value.to_dict())
