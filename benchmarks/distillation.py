@@ -10,7 +10,7 @@ alignment of regions with a pass of the teacher for each of n proposals, as ViLD
 needs it. Its cost does not depend on how many of the proposals are real.
 
 Variants take turns, a step each, so that whatever else the machine does falls on all of them;
-ratios are medians over the rounds.
+ratios to the plain step are medians over the rounds, those under "gridclip" of median times.
 """
 
 import statistics

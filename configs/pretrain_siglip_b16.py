@@ -3,7 +3,7 @@
 Command:  python -m owl_det.main --config=configs/pretrain_siglip_b16.py --workdir=W \
               --config.data.path=DATA --config.data.tokenizer=spiece.model
           DATA as in configs/pretrain_clip_b16.py. The tokeniser is the file beside any SigLIP of
-          Hugging Face's (pip install 'owl-det[siglip]').
+          Hugging Face's (pip install -e '.[siglip]').
 Batch:    the paper recommends 32,768 and goes from 512 to a million.
 Hardware: 16 TPU v4 chips for three days in the paper. Time: not measured here; never run at full
           size.

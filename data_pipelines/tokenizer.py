@@ -22,6 +22,7 @@ from jaxtyping import Int32
 
 from owl_det.config import TextTowerConfig
 from owl_det.errors import DataError
+from owl_det.optional import installation
 
 START, END, PAD = 49406, 49407, 0  # CLIP
 
@@ -205,4 +206,4 @@ def _check_size(size: int, text: TextTowerConfig, file: Path) -> None:
 
 
 def _missing(package: str, file: Path) -> DataError:
-    return DataError(f"{file}: reading it needs {package}; pip install 'owl-det[siglip]'")
+    return DataError(f"{file}: reading it needs {package}: {installation('siglip')}")

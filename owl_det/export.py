@@ -31,7 +31,7 @@ from owl_det import boxes as box_lib
 from owl_det import checkpoint, embeddings, inference, stablehlo
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import Functions
-from owl_det.optional import is_installed, leave_accelerators_to_jax
+from owl_det.optional import installation, is_installed, leave_accelerators_to_jax
 from owl_det.types import LoadedModel, Params
 
 # Of embeddings, boxes (relative), scores and logits. Float32 runtimes differ by 1e-6 to 1e-5.
@@ -121,7 +121,7 @@ def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
 
 
 def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
-    _require("tensorflow", "SavedModel", "tensorflow-cpu")
+    _require("tensorflow", "SavedModel", "pip install tensorflow-cpu")
     import tensorflow as tf
     from jax.experimental import jax2tf
 
@@ -160,7 +160,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
 
 def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
     for package in ("jax2onnx", "onnxruntime"):
-        _require(package, "ONNX", "'owl-det[onnx]'")
+        _require(package, "ONNX", installation("onnx"))
     import jax2onnx  # pyright: ignore[reportMissingImports]  # extra onnx
     import onnx  # pyright: ignore[reportMissingImports]
     import onnxruntime  # pyright: ignore[reportMissingImports]
@@ -282,7 +282,7 @@ def _symbolic_inputs(model: LoadedModel, name: str) -> list[jax.ShapeDtypeStruct
 
 def _require(package: str, what: str, install: str) -> None:
     if not is_installed(package):
-        raise UserError(f"{what} needs {package}, which is not installed: pip install {install}")
+        raise UserError(f"{what} needs {package}, which is not installed: {install}")
 
 
 def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:

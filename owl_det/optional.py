@@ -17,6 +17,11 @@ def is_installed(package: str) -> bool:
     return True
 
 
+def installation(extra: str) -> str:
+    """The command that installs an extra of this package, for messages."""
+    return f"pip install -e '.[{extra}]' in your clone of owl_det"
+
+
 def leave_accelerators_to_jax() -> None:
     """To be called before TensorFlow does any work: it would take the memory of every GPU."""
     import tensorflow as tf

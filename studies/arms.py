@@ -26,7 +26,7 @@ from typing import Any
 
 from owl_det import config as schema
 from owl_det.errors import UserError
-from owl_det.optional import is_installed
+from owl_det.optional import installation, is_installed
 from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
@@ -349,10 +349,12 @@ def command(study: Study, description: str | None, argv: Sequence[str] | None) -
     parser = argparse.ArgumentParser(
         prog=f"python -m studies.{study.name}", description=description
     )
-    parser.add_argument("--workdir", type=Path, help="checkpoints, records and logs")
+    parser.add_argument("--workdir", type=Path, help="checkpoints, records, logs, results")
     parser.add_argument("--seeds", type=int, help="how many, from 0; default: 1, of --report 3")
     parser.add_argument("--jobs", type=int, default=1, help="arms at once, which share the cores")
-    parser.add_argument("--report", action="store_true", help="every arm, not the short run alone")
+    parser.add_argument(
+        "--report", action="store_true", help="every arm; adds to the results of the repository"
+    )
     parser.add_argument("--arms", default="", help="only these, separated by commas")
     parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
     arguments: Any = parser.parse_args(argv)
@@ -370,9 +372,11 @@ def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | Non
     if not arguments.draw:
         if arguments.workdir is None:
             raise UserError("--workdir: name a folder for checkpoints, records and logs")
+        if not arguments.report:  # a run of one's own: what is committed neither ends nor mixes in
+            study = dataclasses.replace(study, results=arguments.workdir / "results")
         for package, extra in study.extras:  # now, not after hours
             if not is_installed(package):
-                raise UserError(f"this study needs {package}: pip install owl-det[{extra}]")
+                raise UserError(f"this study needs {package}: {installation(extra)}")
         names = [arm.name for arm in study.arms] if arguments.report else list(study.main)
         if arguments.arms:
             names = arguments.arms.split(",")

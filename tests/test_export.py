@@ -273,7 +273,7 @@ def test_the_command_names_what_is_wrong(
         (tmp_path / "nowhere", tmp_path / "out", "stablehlo", "no checkpoint there"),
         (exported, tmp_path / "out", "stablehlo", "is an export already"),
         (saved, exported, "stablehlo", "exists and is not empty"),
-        (saved, tmp_path / "out", "onnx", "pip install 'owl-det[onnx]'"),
+        (saved, tmp_path / "out", "onnx", "pip install -e '.[onnx]'"),
         (saved, tmp_path / "out", "saved_model", "pip install tensorflow-cpu"),
     ):
         assert cli.main(["export", str(source), str(target), "--format", kind]) == 2

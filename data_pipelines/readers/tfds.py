@@ -13,6 +13,7 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers import folder
 from owl_det.config import digest
 from owl_det.errors import DataError
+from owl_det.optional import installation
 
 _SURVEYED = 1000  # records read at construction to estimate how frequent each name is
 
@@ -131,9 +132,7 @@ def _open(
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise DataError(
-            f"{builder}: needs TensorFlow Datasets; install it with pip install owl-det[tfds]"
-        ) from error
+        raise DataError(f"{builder}: needs TensorFlow Datasets: {installation('tfds')}") from error
 
     class Encoded(tfds.decode.SkipDecoding):
         """Leaves images encoded, and those inside sequences too (masks, which nobody reads)."""

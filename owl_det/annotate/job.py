@@ -32,7 +32,7 @@ from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
 from owl_det.config import digest
 from owl_det.errors import DataError
-from owl_det.optional import is_installed
+from owl_det.optional import installation, is_installed
 
 # What a job.json means that was written before there were these keys.
 _BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
@@ -203,7 +203,7 @@ def run(
     logging.info("%d of %d shards are left to do", len(todo), len(job.shards))
     if runner == "beam":
         if not is_installed("apache_beam"):
-            raise DataError("--runner beam: needs Apache Beam; pip install owl-det[beam]")
+            raise DataError(f"--runner beam: needs Apache Beam: {installation('beam')}")
         from owl_det.annotate import beam_runner
 
         beam_runner.run(settings, todo, beam_options)

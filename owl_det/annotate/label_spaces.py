@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from owl_det.errors import DataError
-from owl_det.optional import is_installed
+from owl_det.optional import installation, is_installed
 
 MAX_NGRAM_WORDS = 10
 MAX_NGRAMS = 300  # of one image
@@ -126,7 +126,7 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
         import tensorflow_datasets as tfds
     except ImportError:
         raise DataError(
-            f"tfds:{builder}: needs TensorFlow Datasets; install it with pip install owl-det[tfds]"
+            f"tfds:{builder}: needs TensorFlow Datasets: {installation('tfds')}"
         ) from None
     try:
         features: Any = tfds.builder(builder).info.features
@@ -315,7 +315,7 @@ def make(labels: str, vocabularies: Sequence[str], max_ngrams: int = MAX_NGRAMS)
     """
     phrases = _PHRASES.get(labels, "none")
     if phrases == "noun_phrases" and not is_installed("textblob"):
-        raise DataError(f"--labels {labels}: needs TextBlob; pip install owl-det[phrases]")
+        raise DataError(f"--labels {labels}: needs TextBlob: {installation('phrases')}")
     if labels in ("ngrams", "noun_phrases"):
         if vocabularies:
             union = "union" if labels == "ngrams" else "union_noun_phrases"

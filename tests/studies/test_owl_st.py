@@ -13,7 +13,7 @@ from data_pipelines import shapes_world
 from owl_det import cli
 from owl_det.annotate import job, label_spaces
 from owl_det.config import ShapesWorldSource
-from studies import claims, owl_st
+from studies import arms, claims, owl_st, report
 from studies.arms import Arm
 from studies.owl_st import STUDY
 from tests.studies.resolved import resolved
@@ -137,10 +137,24 @@ def test_command_draws_without_results(
     assert "--workdir: name a folder" in capsys.readouterr().err
 
 
+def test_a_run_without_report_leaves_the_committed_results_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(
+        arms, "run", lambda study, names, *rest: ran.append((study.results, list(names)))
+    )
+    monkeypatch.setattr(report, "write", lambda study, workdir: study.results / "report.md")
+    assert owl_st.main([f"--workdir={tmp_path}"]) == 0
+    assert owl_st.main([f"--workdir={tmp_path}", "--report"]) == 0
+    every = [arm.name for arm in STUDY.arms]
+    assert ran == [(tmp_path / "results", list(STUDY.main)), (STUDY.results, every)]
+
+
 def test_what_a_study_needs_is_named_before_it_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "textblob", None)
     assert owl_st.main([f"--workdir={tmp_path}"]) == 2
-    assert "needs textblob: pip install owl-det[phrases]" in capsys.readouterr().err
+    assert "needs textblob: pip install -e '.[phrases]'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
