@@ -34,6 +34,11 @@ _TRANSPOSE = {  # EXIF orientation → what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+# Files come from anywhere: Pillow's other readers are rare, some fail in ways of their own, and
+# that of EPS starts Ghostscript.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)  # older Pillows lack the last
 # What Pillow's decoders raise on damaged files.
 _DAMAGED = (
     OSError,
@@ -44,6 +49,7 @@ _DAMAGED = (
     KeyError,
     EOFError,
     OverflowError,
+    RuntimeError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
@@ -60,7 +66,7 @@ def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
         _check_pixels(image)
         return Image.fromarray(image)
     try:
-        opened = Image.open(io.BytesIO(image))
+        opened = Image.open(io.BytesIO(image), formats=_FORMATS)
     except UnidentifiedImageError as error:  # its text names a memory address
         raise UnreadableImage("not an image of a known format") from error
     except _DAMAGED as error:
@@ -292,6 +298,8 @@ def _check_pixels(image: np.ndarray) -> None:
 
 
 def _orientation(opened: Image.Image) -> int:
+    if opened.format == "TIFF":
+        return 1  # Pillow turns these itself
     try:
         return opened.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGED:

@@ -227,6 +227,7 @@ def _search(arguments: argparse.Namespace) -> int:
             arguments.query,
             threshold=arguments.threshold,
             top_k=arguments.top_k,
+            prompt_mode=arguments.prompts,
             nms_iou=arguments.nms_iou,
         )
         for name, found in zip(shard.names, results, strict=True):
@@ -286,7 +287,7 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--images", default="", metavar="DIR", help="of odinw: the folder of data sets"
     )
     parser.add_argument("--split_list", default="", metavar="FILE", help="of voc: image stems")
-    parser.add_argument("--split", default="valid", choices=("valid", "test"), help="of odinw")
+    parser.add_argument("--split", choices=("valid", "test"), help="of odinw; default: valid")
     parser.add_argument(
         "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
     )
@@ -323,7 +324,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             annotations=arguments.annotations,
             images=arguments.images,
             split_list=arguments.split_list,
-            split=arguments.split,
+            split=arguments.split or "",
         )
     )
     if stablehlo.is_export(arguments.checkpoint):
@@ -360,7 +361,7 @@ def _add_evaluate_regions(commands: "argparse._SubParsersAction[argparse.Argumen
         metavar="DIR",
         help="of coco_panoptic: folder of PNG files; default: named as --annotations",
     )
-    parser.add_argument("--split", default="panoptic_test", help="of shapes_world")
+    parser.add_argument("--split", default="", help="of shapes_world; default: panoptic_test")
     parser.add_argument("--image_size", type=int, default=0, help="default: the model's")
     parser.add_argument(
         "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"

@@ -7,6 +7,7 @@ section 4.6, where w = 0.4 is best for L/14 on ODinW; Wortsman et al., arXiv 210
 
 import dataclasses
 import os
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from absl import logging
 
 from owl_det import checkpoint, sharding
 from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
-from owl_det.errors import CheckpointError, ConfigError
+from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.detector import Detector
 from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
@@ -28,6 +29,13 @@ BATCH_SIZE = 32  # of evaluation
 # Keys of the model that change training, speed or the start, but not what the parameters mean.
 _FREE = ("droplayer_rate", "dropout_rate", "dtype", "attention", "remat", "scan_unroll")
 _FREE += ("position_init", "class_prior", "class_initial_scale")
+
+_NUMBERS: dict[str, type[int] | type[float]] = {
+    field.name: field.type
+    for schema in typing.get_args(Source)
+    for field in dataclasses.fields(schema)
+    if field.type in (int, float)
+}
 
 
 def interpolate(self_trained: LoadedModel, fine_tuned: LoadedModel, weight: float) -> LoadedModel:
@@ -116,9 +124,16 @@ def parse_evaluation(text: str) -> tuple[dict[str, Any], str]:
         key, equals, value = part.partition("=")
         if not equals or key in entry:
             raise ConfigError(f"{text!r}: expected kind=…,key=value,…,group=… with each key once")
-        entry[key] = int(value) if value.isdigit() else value
+        entry[key] = _number(key, value, text) if key in _NUMBERS else value
     group = str(entry.pop("group", ""))
     return entry, group
+
+
+def _number(key: str, value: str, text: str) -> float:
+    try:
+        return _NUMBERS[key](value)
+    except ValueError:
+        raise ConfigError(f"{text!r}: {key}: {value!r} is no {_NUMBERS[key].__name__}") from None
 
 
 def sweep(
@@ -170,6 +185,7 @@ class _Measure:
         sources = _sources({name: entry for name, (entry, _) in parsed.items()})
         self._mesh = sharding.make_mesh(MeshConfig())
         detector = Detector(model.model, model.preprocess)
+        self._texts = evaluations
         self._groups = {name: group for name, (_, group) in parsed.items()}
         self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one
         self._source: dict[str, str] = {}
@@ -203,6 +219,11 @@ class _Measure:
         values: dict[str, float] = {}
         for name, key in self._source.items():
             group = self._groups[name]
+            if group and group not in results[key].groups:
+                raise DataError(
+                    f"{self._texts[name]!r}: no object of group {group!r} in the images measured; "
+                    "raise --max_images"
+                )
             found = results[key].groups[group] if group else results[key]
             values[f"{name}_AP"], values[f"{name}_AP50"] = found.AP, found.AP50
         return values

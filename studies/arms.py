@@ -1,8 +1,8 @@
 """Arms of a study: commands a user would type, run in order, resumable, one small JSON each.
 
-An arm is finished when `RESULTS/<arm>-seed<k>.json` is there and names the same commands. A killed
-study goes on with the arm it was in: trainings resume from their own checkpoints, annotation from
-its own shards.
+An arm is finished when `RESULTS/<arm>-seed<k>.json` is there and names the same commands, and what
+it started from has not been run again with another outcome. A killed study goes on with the arm it
+was in: trainings resume from their own checkpoints, annotation from its own shards.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from studies.workers import Workers
 
 ROOT = Path(__file__).resolve().parents[1]  # where commands run
 REPORT_SEEDS = 3  # of every arm, so that a claim can be told from noise
+SPEEDS = ("images_per_second",)  # metrics that no two runs share
 Metrics = dict[str, Any]
 DETECTION_COLUMNS = (
     ("AP50 base", "AP50_base"),
@@ -151,9 +152,34 @@ def result_file(study: Study, arm: Arm, seed: int) -> Path:
 
 
 def is_finished(study: Study, arm: Arm, seed: int) -> bool:
-    """True if the arm's result is there, and of these commands and configs."""
+    """True if the arm's result is there, and is current."""
     file = result_file(study, arm, seed)
-    return file.exists() and read_result(file)["digest"] == digest(study, arm)
+    return file.exists() and is_current(study, read_result(file))
+
+
+def is_current(study: Study, result: Mapping[str, Any]) -> bool:
+    """True if a result is of these commands and configs, and of the needed arms' present results.
+
+    An arm that is run again elsewhere may come out otherwise; what started from it is then of other
+    weights than its result says.
+    """
+    arm, seed = study.arm(result["arm"]), result["seed"]
+    if result["digest"] != digest(study, arm):
+        return False
+    for name, outcome in result.get("needs", {}).items():
+        file = result_file(study, study.arm(name), seed)
+        if not file.exists():
+            continue
+        needed = read_result(file)
+        if _outcome(needed) != outcome or not is_current(study, needed):
+            return False
+    return True
+
+
+def _outcome(result: Mapping[str, Any]) -> str:
+    """Twelve hex digits of an arm's numbers, but for its speed."""
+    kept = {key: x for key, x in result["metrics"].items() if key not in SPEEDS}
+    return schema.digest(kept)
 
 
 def read_result(file: Path) -> dict[str, Any]:
@@ -263,21 +289,40 @@ def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path, workers: Workers)
     progress.start()
     for command in arm.commands:
         workers.call([part.format_map(places) for part in command], folder / "log.txt", ROOT)
+    _require_whole(folder)
     metrics = arm.read(folder)
     result = {
         "study": study.name,
         "arm": arm.name,
         "seed": seed,
-        "commit": _git("rev-parse", "HEAD") or "no repository",
+        "commit": progress.commits[-1],
+        "commits": progress.commits,
         "is_dirty": _is_dirty(),
         "commands": [shlex.join(["python", "-m", *command]) for command in arm.commands],
         "digest": digest(study, arm),
         "seconds": round(progress.finish(), 1),
         "machine": _machine(workers.cores_each),
+        "needs": {
+            name: _outcome(read_result(result_file(study, study.arm(name), seed)))
+            for name in arm.needs
+        },
         "metrics": metrics,
     }
     study.results.mkdir(parents=True, exist_ok=True)
     _write_json(result_file(study, arm, seed), result)
+
+
+def _require_whole(folder: Path) -> None:
+    """Raises `UserError` if the folder holds a training that was stopped on the way."""
+    config, log = folder / "config.json", folder / "metrics.jsonl"
+    if config.exists() and log.exists():
+        wanted = json.loads(config.read_text())["num_steps"]
+        last = max((json.loads(line)["step"] for line in log.read_text().splitlines()), default=0)
+        if last < wanted:
+            raise UserError(
+                f"{folder}: its training was stopped at step {last} of {wanted}; "
+                "the same command goes on from there"
+            )
 
 
 class _Progress:
@@ -293,6 +338,11 @@ class _Progress:
     def is_done(self) -> bool:
         return self._state["is_done"] and self._state["digest"] == self._digest
 
+    @property
+    def commits(self) -> list[str]:
+        """Of the code that has run, in order."""
+        return self._state.get("commits", [])
+
     def start(self) -> None:
         """Raises `UserError` if the folder is another version's: half of that is no start."""
         if self._state["digest"] != self._digest or (
@@ -306,6 +356,9 @@ class _Progress:
         if "started" in self._state and log.exists():
             # The attempt before was killed; its last line is from when it was still running.
             self._state["seconds"] += max(0.0, log.stat().st_mtime - self._state["started"])
+        commit = _git("rev-parse", "HEAD") or "no repository"
+        if self.commits[-1:] != [commit]:
+            self._state["commits"] = [*self.commits, commit]
         self._write(is_done=False, started=time.time())
 
     def finish(self) -> float:

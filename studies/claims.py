@@ -2,8 +2,10 @@
 
 A claim is judged by the paired differences arm − times · control over the seeds that both have
 (without a control: the metric itself). It is "held" if their mean is at least `at_least`, else "not
-held". With three or more seeds ", within noise" is added where the mean lies within two standard
-errors of `at_least`; with fewer, noise is unknown and the verdict says so.
+held". With three or more seeds ", within noise" is added where `at_least` lies in the 95 %
+confidence interval of the mean (Student's t: 4.3 standard errors either way with three seeds); with
+fewer, noise is unknown and the verdict says so. A result whose needed arms have been run again
+since, with another outcome, counts as missing: what is compared comes from the same weights.
 """
 
 import math
@@ -11,6 +13,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from scipy import stats
 
 from studies import arms
 from studies.arms import Claim, Metrics, Study
@@ -22,7 +26,7 @@ class Results:
 
     by_arm: Mapping[str, Mapping[int, Mapping[str, Any]]]
     seeds: tuple[int, ...]
-    outdated: tuple[str, ...]  # files of other versions of the arms
+    outdated: tuple[str, ...]  # files of other versions, or of other weights than are there now
 
     def metrics(self, arm: str) -> dict[int, Metrics]:
         return {seed: result["metrics"] for seed, result in self.by_arm[arm].items()}
@@ -40,10 +44,10 @@ def read_results(study: Study) -> Results:
     for file in sorted(study.results.glob("*-seed*.json")):
         result = arms.read_result(file)
         name = result["arm"]
-        if name not in by_arm or result["digest"] != arms.digest(study, study.arm(name)):
+        if name in by_arm and arms.is_current(study, result):
+            by_arm[name][result["seed"]] = result
+        else:
             outdated.append(file.name)
-            continue
-        by_arm[name][result["seed"]] = result
     seeds = sorted({seed for results in by_arm.values() for seed in results} or {0})
     return Results(by_arm, tuple(seeds), tuple(outdated))
 
@@ -95,7 +99,8 @@ def verdict(differences: Sequence[float], at_least: float) -> str:
     outcome = "held" if middle >= at_least else "not held"
     if len(differences) < 3:
         return f"{outcome}, noise unknown"
-    is_clear = abs(middle - at_least) > 2 * standard_error(differences)
+    width = float(stats.t.ppf(0.975, len(differences) - 1)) * standard_error(differences)
+    is_clear = abs(middle - at_least) > width
     return outcome if is_clear else f"{outcome}, within noise"
 
 

@@ -22,10 +22,10 @@ MAX_PICTURE_BYTES = 300_000
 MISSING = "–"
 RULE = (
     "Held: the mean over seeds of arm − control (or arm − factor · control) is at least the bound, "
-    "which is 0 where none is given. Within noise: with three or more seeds, the mean is no more "
-    "than two standard errors from the bound; with fewer seeds noise is unknown. Means are "
-    "followed by the standard deviation over seeds, differences by their standard error. All in "
-    "percent but images_per_second."
+    "which is 0 where none is given. Within noise: with three or more seeds, the bound lies in the "
+    "95 percent confidence interval of the mean (Student's t); with fewer seeds noise is unknown. "
+    "Means are followed by the standard deviation over seeds, differences by their standard error. "
+    "All in percent but images_per_second. Of so many claims some come out by chance."
 )
 
 
@@ -196,14 +196,18 @@ def _state(study: Study, results: Results) -> list[Block]:
     blocks.append(Text(f"Not yet run: {'; '.join(missing) or 'nothing'}."))
     if results.outdated:
         names = ", ".join(results.outdated)
-        blocks.append(Text(f"Left out, as their commands or configs have changed: {names}."))
+        blocks.append(
+            Text(
+                f"Left out, as their commands, configs or the arms they need have changed: {names}."
+            )
+        )
     return blocks
 
 
 def _provenance(study: Study, results: Results) -> list[Block]:
     rows = [
         [
-            *(arm.name, str(seed), result["commit"][:12], "yes" if result["is_dirty"] else "no"),
+            *(arm.name, str(seed), _commits(result), "yes" if result["is_dirty"] else "no"),
             *(result["machine"], f"{result['seconds']:.0f}"),
         ]
         for arm in study.arms
@@ -218,6 +222,11 @@ def _provenance(study: Study, results: Results) -> list[Block]:
     places = "{out} is the arm's own folder, {name} the folder of another arm."
     folded = [Table(header, rows), Text(places), Code("\n\n".join(commands))]
     return [Heading("Provenance"), Details("Commits, machines, times and commands", folded)]
+
+
+def _commits(result: Mapping[str, Any]) -> str:
+    """More than one where an arm was stopped and went on with later code."""
+    return ", ".join(commit[:12] for commit in result.get("commits", [result["commit"]]))
 
 
 def _mean(values: Any, scale: float = 100.0, digits: int = 1) -> str:

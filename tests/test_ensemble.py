@@ -10,7 +10,7 @@ import pytest
 
 from owl_det import checkpoint, cli, ensemble
 from owl_det.checkpoint import LoadedModel
-from owl_det.errors import CheckpointError, ConfigError
+from owl_det.errors import CheckpointError, ConfigError, DataError
 from tests import tiny
 
 
@@ -116,8 +116,25 @@ def test_arguments_are_checked() -> None:
             ensemble.parse_weights(text)
     entry, group = ensemble.parse_evaluation("kind=coco,path=a/b,group=rare,weight=2")
     assert (entry, group) == ({"kind": "coco", "path": "a/b", "weight": 2}, "rare")
+    entry, _ = ensemble.parse_evaluation("kind=pseudo_boxes,records=2017,min_box_score=0.2")
+    assert entry == {"kind": "pseudo_boxes", "records": "2017", "min_box_score": 0.2}
     with pytest.raises(ConfigError, match="kind="):
         ensemble.parse_evaluation("shapes_world")
+    with pytest.raises(ConfigError, match="num_images: 'x' is no int"):
+        ensemble.parse_evaluation("kind=shapes_world,num_images=x")
+
+
+def test_a_group_without_objects_is_named(saved: tuple[str, str], tmp_path: Path) -> None:
+    # The first image of the test split holds no common name.
+    with pytest.raises(DataError, match=r"'common'.*--max_images"):
+        ensemble.sweep(
+            *saved,
+            [0.5],
+            tmp_path / "out",
+            in_domain="kind=shapes_world,split=test,group=common,image_size=32",
+            out_of_domain="kind=shapes_world,split=test,group=base,image_size=32",
+            max_images=1,
+        )
 
 
 def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str:

@@ -282,7 +282,7 @@ def _tar_members(file: Path) -> Iterator[_Member]:
             # tarfile takes a damaged header for the end; a whole file ends in zeros.
             if not _ends_in_zeros(file, tar.offset):
                 yield _Member(name=f"{file.name}@{tar.offset}", refused=damage, is_damage=True)
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of malformed pax headers
         yield _Member(name=f"{file.name} ({error})", refused=damage, is_damage=True)
 
 
@@ -435,7 +435,8 @@ class _FolderShards:
         self._starts = _cut(len(self._files), num_shards)
         self.name = str(folder)
         files = [folder / file for file in self._files]
-        version = _version("folder", [*files, captions_file] if captions_file else files)
+        texts = [captions_file] if captions_file else _texts_beside(files)
+        version = _version("folder", [*files, *texts])
         self.version = f"{version}-{len(self)}"
 
     def __len__(self) -> int:
@@ -447,7 +448,9 @@ class _FolderShards:
 
     def locate(self, shard: int) -> Iterator[Place]:
         for index in range(self._starts[shard], self._starts[shard + 1]):
-            yield Place(key=self._files[index], numbers=(index,))
+            # Of names that are no UTF-8 the bytes are written out.
+            key = os.fsencode(self._files[index]).decode("utf-8", "backslashreplace")
+            yield Place(key=key, numbers=(index,))
 
     def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
         name = self._files[place.numbers[0]]
@@ -466,6 +469,10 @@ def _find_images(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in images)
 
 
+def _texts_beside(files: Sequence[Path]) -> list[Path]:
+    return [text for file in files if (text := file.with_suffix(".txt")).is_file()]
+
+
 def _text_beside(file: Path) -> tuple[str, ...]:
     beside = file.with_suffix(".txt")
     text = beside.read_text("utf-8").strip() if beside.is_file() else ""
@@ -475,18 +482,19 @@ def _text_beside(file: Path) -> tuple[str, ...]:
 def _read_captions(path: Path) -> dict[str, tuple[str, ...]]:
     """Texts by file, relative to the folder of the captions file."""
     captions: dict[str, tuple[str, ...]] = {}
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             where = f"{path}, line {number}"
             try:
-                entry = json.loads(line)
+                entry = json.loads(line.decode("utf-8"))
                 texts = _json_texts(entry)
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{where}: {error}; correct the line") from None
-            image = next((entry[key] for key in FILE_FIELDS if key in entry), None)
-            if not isinstance(image, str) or not _is_inside(image):
+            named = next((entry[key] for key in FILE_FIELDS if key in entry), None)
+            image = _inside(named) if isinstance(named, str) else None
+            if image is None:
                 raise DataError(
                     f"{where}: no `file_name` that lies in {path.parent}; correct the line"
                 )
@@ -500,9 +508,10 @@ def _read_coco_captions(path: Path) -> dict[str, tuple[str, ...]]:
     names: dict[int, str] = {}
     for i, entry in enumerate(json_fields.items(content, "images", path)):
         where = f"{path}: images[{i}]"
-        name = json_fields.text(entry, "file_name", where)
-        if not _is_inside(name):
-            raise DataError(f"{where}.file_name: {name!r} lies outside the folder; correct it")
+        given = json_fields.text(entry, "file_name", where)
+        name = _inside(given)
+        if name is None:
+            raise DataError(f"{where}.file_name: {given!r} lies outside the folder; correct it")
         names[json_fields.integer(entry, "id", where)] = name
     captions: dict[str, tuple[str, ...]] = dict.fromkeys(names.values(), ())
     for i, entry in enumerate(json_fields.items(content, "annotations", path)):
@@ -516,9 +525,12 @@ def _read_coco_captions(path: Path) -> dict[str, tuple[str, ...]]:
     return captions
 
 
-def _is_inside(name: str) -> bool:
+def _inside(name: str) -> str | None:
+    """The name, spelt in one way; None if no file in the folder can have it."""
     path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts
+    is_outside = path.is_absolute() or ".." in path.parts or "\0" in name
+    is_text = name.encode("utf-8", "replace").decode() == name  # no lone surrogates
+    return path.as_posix() if is_text and not is_outside else None
 
 
 def _version(kind: str, files: list[Path]) -> str:

@@ -92,7 +92,6 @@ class PseudoBoxesReader:
                 "`min_image_score` of the source"
             )
         self.categories = self._categories()
-        self._pool = frozenset(category.name for category in self.categories)
         content = [entry.get("sha256") for entry in summaries]
         chosen = [content, min_box_score, min_image_score]
         chosen += [hard_negatives] if hard_negatives else []  # else the version of before
@@ -120,7 +119,7 @@ class PseudoBoxesReader:
             is_crowd=np.zeros(int(keep.sum()), bool),
             scores=scores[keep],
             negatives=self._images.hard_negatives[index],
-            not_exhaustive=tuple(n for n in maybe if n in self._pool and n not in positive),
+            not_exhaustive=tuple(name for name in maybe if name not in positive),
             captions=texts,
             source=f"{self.name}[{index}]",
         )

@@ -11,6 +11,7 @@ from data_pipelines import image_ops
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers import folder
+from data_pipelines.readers.coco import plain_name
 from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.optional import installation
@@ -25,7 +26,7 @@ class TfdsReader:
     Objects365 and the like); `objects/is_crowd` and `image/id` are used where they exist, an id
     is otherwise the position of the record, from 1. With `neg_category_ids` (LVIS) only those names
     are negatives; otherwise the annotation is taken to be exhaustive and every name without a box
-    is a negative. LVIS names get spaces for underscores. A category's `id` is its TFDS label.
+    is a negative. LVIS names are made plain (`coco.plain_name`). A category's `id` is its label.
 
     Labels are read with each record, because they lie beside the pixels. So `frequency` is the
     number of images with the name among at most a thousand, evenly spaced, plus one, and
@@ -43,8 +44,7 @@ class TfdsReader:
         self._is_federated = "neg_category_ids" in features
         self._has_crowds = "is_crowd" in objects
         self._names = tuple(
-            name.replace("_", " ") if self._is_federated else name
-            for name in objects["label"].names
+            plain_name(name) if self._is_federated else name for name in objects["label"].names
         )
         folder.require_distinct(self._names, full_name)
         self.name = f"{full_name}/{split}"

@@ -383,9 +383,9 @@ class Annotator:
             return sample
         try:
             image = image_ops.decode_image(sample.image)
+            pixels = image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
         except UnreadableImage as error:
             return Unreadable(key=sample.key, reason=str(error))
-        pixels = image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
         return Decoded(sample, pixels, image.height, image.width)
 
     def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:

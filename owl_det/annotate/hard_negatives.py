@@ -38,7 +38,8 @@ def choose(
     are the phrases of boxes, and names that would be. Both are compared word by word without
     punctuation, singular and plural alike.
     """
-    phrases = [_words(phrase) for phrase in dict.fromkeys(found)]
+    # A phrase of punctuation alone ("|") has no words and says nothing.
+    phrases = [words for phrase in dict.fromkeys(found) if (words := _words(phrase))]
     captions = [word_list for text in texts for word_list in split_words(text)]
     chosen: list[int] = []
     for index in map(int, np.argsort(-scores, kind="stable")):

@@ -33,6 +33,7 @@ from owl_det.annotate.annotator import Annotator
 from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.optional import installation, is_installed
+from owl_det.types import LoadedModel
 
 # What a job.json means that was written before there were these keys.
 _BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
@@ -91,7 +92,7 @@ class Job:
             self.folder.mkdir(parents=True, exist_ok=True)
             pseudo_records.write_json(file, ours)
             return
-        theirs = {**_BEFORE, **pseudo_records.read_json(file)}
+        theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
         different = [key for key in ours if theirs.get(key) != ours[key]]
         if different:
             key = different[0]
@@ -123,6 +124,7 @@ class Job:
             "hard_negatives": settings.hard_negatives,
             "checkpoint_step": self.annotator.model.step,
             "checkpoint": _digest_params(self.annotator.model.params),
+            "model": _digest_model(self.annotator.model),
         }
 
     def is_complete(self, shard: int) -> bool:
@@ -196,6 +198,8 @@ def run(
     `shard_index` restricts this process to that shard, and with `shard_step` to every so-many-th
     from there. Raises `UserError` for what a user can mend.
     """
+    if beam_options and runner != "beam":
+        raise DataError(f"--beam_option: is for --runner beam, not {runner}")
     job = open_job(settings)
     job.claim()
     mine = _mine(len(job.shards), shard_index, shard_step)
@@ -242,6 +246,7 @@ def _check(settings: Settings) -> None:
     for flag, value in (
         ("hard_negatives", settings.hard_negatives),
         ("shards", settings.num_shards),
+        ("num_threads", settings.num_threads),
     ):
         if value < 0:
             raise DataError(f"--{flag}: {value}, but must not be negative")
@@ -251,6 +256,13 @@ def _remove_partial(folder: Path) -> None:
     """Temporary files of processes that were killed."""
     for path in folder.glob(".*.partial"):
         path.unlink(missing_ok=True)
+
+
+def _digest_model(model: LoadedModel) -> str:
+    """Of all that stands beside the parameters: architecture, preprocessing, tokeniser."""
+    tokenizer = Path(model.tokenizer).read_bytes() if model.tokenizer else b""
+    parts = [dataclasses.asdict(model.model), dataclasses.asdict(model.preprocess)]
+    return digest([*parts, hashlib.sha256(tokenizer).hexdigest()])
 
 
 def _digest_params(params: PyTree) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from data_pipelines.readers.coco import plain_name
 from owl_det.errors import DataError
 from owl_det.optional import installation, is_installed
 
@@ -118,7 +119,7 @@ def _coco_names(text: str, path: Path) -> tuple[str, ...]:
     if not all(isinstance(name, str) and name.strip() for name in names):
         raise DataError(f"{path}: a category's name is empty or no text; correct `categories`")
     is_lvis = all("synset" in category for category in content["categories"])
-    return tuple(name.replace("_", " ").strip() if is_lvis else name.strip() for name in names)
+    return tuple(plain_name(name) if is_lvis else name.strip() for name in names)
 
 
 def _tfds_names(builder: str) -> tuple[str, ...]:
@@ -135,7 +136,8 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
         raise DataError(
             f"tfds:{builder}: no detection builder with class names ({error})"
         ) from None
-    return tuple(name.replace("_", " ") for name in names)
+    is_lvis = "neg_category_ids" in features
+    return tuple(plain_name(name) if is_lvis else name.replace("_", " ") for name in names)
 
 
 # --- N-grams -------------------------------------------------------------------------------------

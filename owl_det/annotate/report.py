@@ -16,6 +16,7 @@ from owl_det.annotate.label_spaces import LabelSpace, escape_markdown
 from owl_det.annotate.precision import kept_boxes
 
 NUM_PICTURES = 16
+PICTURE_SIDE = 768  # pixels; larger images are shrunk
 NUM_PHRASES = 50  # in the table
 BINS = 40  # of scores, over [0, 1]
 
@@ -121,12 +122,14 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
             tar.seek(entry["image"]["offset"])
             encoded = tar.read(entry["image"]["size"])
         try:
-            image = np.asarray(image_ops.decode_image(encoded))
+            image = image_ops.decode_image(encoded)
         except UnreadableImage:
             continue  # it could be read when it was annotated; a picture less is no loss
+        width = image.width
+        image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         yield viz.draw_detections(
-            image,
-            np.array([entry["boxes_xyxy"][i] for i in kept]),
+            np.asarray(image),
+            np.array([entry["boxes_xyxy"][i] for i in kept]) * (image.width / width),
             [entry["phrases"][i] for i in kept],
             np.array([entry["scores"][i] for i in kept]),
         )

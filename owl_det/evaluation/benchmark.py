@@ -39,7 +39,7 @@ class Location:
     annotations: str = ""  # JSON file; folder of XML (voc) or txt files (yolo)
     images: str = ""  # folder; of odinw: the folder of data sets
     split_list: str = ""  # voc: text file of stems
-    split: str = "valid"  # odinw: of SPLITS
+    split: str = ""  # odinw: of SPLITS; default: valid
 
 
 def settings(
@@ -80,7 +80,7 @@ def open_sources(location: Location) -> dict[str, Source]:
     """
     _check(location)
     if location.kind == "odinw":
-        folders = _odinw_folders(Path(location.images), location.split)
+        folders = _odinw_folders(Path(location.images), location.split or "valid")
         return {
             name: source_lib.build(
                 config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
@@ -214,6 +214,8 @@ def _check(location: Location) -> None:
             raise UserError(f"--{name}: --dataset {location.kind} has none; leave it out")
     if location.split_list and location.kind != "voc":
         raise UserError(f"--split_list: is for --dataset voc, not {location.kind}")
+    if location.split and location.kind != "odinw":
+        raise UserError(f"--split: is for --dataset odinw, not {location.kind}")
 
 
 def _entry(location: Location) -> config_lib.Source:

@@ -320,9 +320,10 @@ class CocoEvaluator:
 
         The first size is all of them. -1 where there is no ground truth.
         """
-        found = found[found["is_evaluated"]]
         if self.limits.per_category is not None:
+            # Before unjudged ones are left out: they take places too (arXiv 2102.01066, section 5).
             found = _best_of_each_category(found, self.limits.per_category)
+        found = found[found["is_evaluated"]]
         image_ids = np.union1d(true["image_id"], found["image_id"]).tolist()
         # `lvis_mark`: a detection that is no error where it matches nothing.
         run = COCOeval_faster(

@@ -212,7 +212,7 @@ class Location:
     annotations: str = ""  # JSON file
     images: str = ""  # folder
     segments: str = ""  # coco_panoptic: folder of PNG files; empty = beside the JSON file
-    split: str = "panoptic_test"  # shapes_world
+    split: str = ""  # shapes_world; default: panoptic_test
     shapes_size: int = 64  # shapes_world: side of its images, pixels
     num_shapes: int = 1024  # shapes_world: number of its images
 
@@ -301,12 +301,13 @@ def _shapes_world(location: Location) -> RegionSource:
     from data_pipelines.shapes_world import ShapesWorld
 
     known = (*WITHOUT_STUFF, *SPLITS)
-    if location.split not in known:
-        raise UserError(f"--split: {location.split} is not one of {', '.join(known)}")
+    split = location.split or "panoptic_test"
+    if split not in known:
+        raise UserError(f"--split: {split} is not one of {', '.join(known)}")
     size, count = location.shapes_size, location.num_shapes
-    if location.split in SPLITS:
-        return PanopticWorld(split=location.split, image_size=size, num_images=count)
-    return BoxRegions(ShapesWorld(split=location.split, image_size=size, num_images=count))
+    if split in SPLITS:
+        return PanopticWorld(split=split, image_size=size, num_images=count)
+    return BoxRegions(ShapesWorld(split=split, image_size=size, num_images=count))
 
 
 def _check(location: Location) -> None:
@@ -318,3 +319,5 @@ def _check(location: Location) -> None:
             raise UserError(f"--{name}: --dataset {location.kind} has none; leave it out")
     if location.segments and location.kind != "coco_panoptic":
         raise UserError(f"--segments: is for --dataset coco_panoptic, not {location.kind}")
+    if location.split and is_file:
+        raise UserError(f"--split: is for --dataset shapes_world, not {location.kind}")

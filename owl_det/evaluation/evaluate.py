@@ -140,7 +140,7 @@ class Evaluate:
         if _is_federated(record, categories):
             federated = {
                 "negatives": [ids[name] for name in record.negatives],
-                "not_exhaustive": [ids[name] for name in record.not_exhaustive],
+                "not_exhaustive": [ids[name] for name in record.not_exhaustive if name in ids],
             }
         evaluator.add(
             record.image_id,

@@ -35,6 +35,10 @@ def test_what_a_box_is_called_is_there_and_so_are_its_hypernyms() -> None:
     assert _choose(scores, 5, found="a dog,") == ["brown dog", "small brown dogs", "hot dog", "cat"]
 
 
+def test_a_phrase_of_punctuation_alone_says_nothing() -> None:
+    assert _choose({"cat": 0.9, "dog": 0.8}, 5, found="|;dog") == ["cat"]
+
+
 def test_what_the_caption_mentions_may_be_there() -> None:
     scores = {"red bus": 0.9, "bus stop": 0.8, "box": 0.7, "fire hydrant": 0.6}
     assert _choose(scores, 4, text="Red buses; boxes and a hydrant, fire") == [

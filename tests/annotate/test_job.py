@@ -1,5 +1,6 @@
 """The annotation job, its records and the source that reads them."""
 
+import dataclasses
 import json
 import tarfile
 from collections import Counter
@@ -18,7 +19,7 @@ from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
 from data_pipelines.tokenizer import ClipTokenizer
 from owl_det import checkpoint, cli
-from owl_det.annotate import job, label_spaces
+from owl_det.annotate import job, label_spaces, report
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import PseudoBoxesSource
@@ -449,13 +450,56 @@ def test_training_asks_the_hardest_negatives(saved: Path, tmp_path: Path) -> Non
     assert names and {x.tobytes() for x in ClipTokenizer(8).encode_all(names)} <= tokens
 
 
+def test_names_of_other_sources_that_a_caption_holds_are_never_negatives(
+    saved: Path, tmp_path: Path
+) -> None:
+    job.run(_settings(saved, tmp_path))
+    reader = PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2)
+    known = {category.name for category in reader.categories}
+    for index in range(len(reader)):
+        record = reader[index]
+        boxed = {name for names in record.names for name in names}
+        said = {n for text in record.captions for n in label_spaces.phrases_in(text)} - boxed
+        assert said - known and said <= set(record.not_exhaustive)
+
+
+def test_an_image_too_long_for_the_square_is_quarantined(model: LoadedModel) -> None:
+    preprocess = dataclasses.replace(model.preprocess, resize="gaussian")
+    stretched = dataclasses.replace(model, preprocess=preprocess)
+    annotator = Annotator(stretched, label_spaces.make("ngrams", [], max_ngrams=4), batch_size=1)
+    long = Sample(key="long", image=np.zeros((1, 15_000, 3), np.uint8), texts=())
+    (found,) = annotator.annotate([long])
+    assert isinstance(found, Unreadable) and "padded to a square" in found.reason
+
+
+def test_another_preprocessing_is_another_job(
+    model: LoadedModel, saved: Path, tmp_path: Path
+) -> None:
+    job.run(_settings(saved, tmp_path / "records"), shard_index=0)
+    preprocess = dataclasses.replace(model.preprocess, pad_value=0.0)
+    other = tmp_path / "other"
+    checkpoint.save_model(other, dataclasses.replace(model, preprocess=preprocess))
+    with pytest.raises(DataError, match="another model"):
+        job.run(_settings(other, tmp_path / "records"))
+
+
+def test_pictures_of_the_report_are_of_a_bounded_size(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "PICTURE_SIDE", 16)
+    job.run(_settings(saved, tmp_path))
+    content = json.loads((tmp_path / "job.json").read_text())
+    pictures = list(report._pictures(tmp_path, content))
+    assert pictures and all(max(picture.shape[:2]) <= 16 for picture in pictures)
+
+
 def test_records_from_before_hard_negatives_are_read_and_continued(
     saved: Path, tmp_path: Path
 ) -> None:
     job.run(_settings(saved, tmp_path), shard_index=0)
     file = tmp_path / "job.json"
     content = json.loads(file.read_text())
-    del content["hard_negatives"]
+    del content["hard_negatives"], content["model"]
     file.write_text(json.dumps(content))
     job.run(_settings(saved, tmp_path))
     assert '"hard_negatives"' not in (tmp_path / "boxes-00000-of-00003.jsonl").read_text()

@@ -48,6 +48,18 @@ def test_exif_orientation_is_undone(orientation):
     np.testing.assert_array_equal(np.asarray(image_ops.decode_image(file)), np.asarray(upright))
 
 
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_tiff_is_turned_once(orientation):
+    upright = Image.fromarray(noise(4, 7))
+    undo = image_ops._TRANSPOSE.get(orientation)
+    redo = {Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}.get(undo, undo)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = encode(upright if redo is None else upright.transpose(redo), "TIFF", exif=exif)
+    assert image_ops.image_size(file) == (4, 7)
+    np.testing.assert_array_equal(np.asarray(image_ops.decode_image(file)), np.asarray(upright))
+
+
 def test_a_broken_exif_block_does_not_cost_the_image():
     file = encode(Image.fromarray(noise(4, 7)), exif=b"Exif\0\0XX*\0garbage")
     np.testing.assert_array_equal(np.asarray(image_ops.decode_image(file)), noise(4, 7))
@@ -101,11 +113,13 @@ def test_arrays_pass_through():
         encode(Image.fromarray(noise(40, 40)))[:2000],
         encode(Image.fromarray(np.ones((2, 2), np.float32)), "TIFF"),
         forged_png(30_000, 30_000),
+        encode(Image.fromarray(noise(4, 4)), "EPS"),
+        encode(Image.fromarray(noise(4, 4)), "DDS"),
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 3), np.float32),
         np.zeros((0, 4, 3), np.uint8),
     ],
-    ids=["empty", "text", "cut_jpeg", "cut_png", "float", "huge", "grey", "dtype", "no_pixels"],
+    ids="empty text cut_jpeg cut_png float huge eps dds grey dtype no_pixels".split(),
 )
 def test_unreadable(image):
     with pytest.raises(UnreadableImage):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -146,9 +147,48 @@ def test_folder_with_a_captions_file(tmp_path: Path) -> None:
     assert isinstance(second, Unreadable) and second.key == "gone.png"
 
 
+def test_a_captions_file_may_spell_names_in_several_ways(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    (tmp_path / "img" / "a.png").write_bytes(_png(1))
+    lines = [{"file": "./img/a.png", "text": "one"}, {"file": "img//a.png", "text": "two"}]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert _all(tmp_path) == [[Sample(key="img/a.png", image=_png(1), texts=("one", "two"))]]
+
+
+def test_a_captions_file_is_utf8(tmp_path: Path) -> None:
+    (tmp_path / "captions.jsonl").write_bytes('{"file": "a.png", "text": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match="line 1"):
+        image_text.open_shards(str(tmp_path))
+
+
+def test_file_names_that_are_no_utf8_are_written_out(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(_png(1))
+    ((sample,),) = _all(tmp_path)
+    assert sample == Sample(key="caf\\xe9.png", image=_png(1), texts=())
+
+
+def test_texts_beside_images_are_part_of_the_version(tmp_path: Path) -> None:
+    (tmp_path / "b.png").write_bytes(_png(1))
+    (tmp_path / "b.txt").write_text("a cat")
+    before = image_text.open_shards(str(tmp_path)).version
+    (tmp_path / "b.txt").write_text("a black cat")
+    assert image_text.open_shards(str(tmp_path)).version != before
+
+
+def test_a_malformed_pax_header_is_damage(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.png")
+        info.size, info.pax_headers = len(_png(1)), {"GNU.sparse.size": "x"}
+        tar.addfile(info, io.BytesIO(_png(1)))
+    ((sample,),) = _all(tmp_path)
+    assert isinstance(sample, Unreadable) and "damaged" in sample.reason
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('{"file": "a\\u0000.png", "caption": "x"}', "line 1"),
+        ('{"file": "\\ud83d.png", "caption": "x"}', "line 1"),
         ('{"file": "../secret.png", "caption": "x"}', "line 1"),
         ('{"file": "/etc/passwd", "caption": "x"}', "line 1"),
         ('{"caption": "x"}', "line 1"),

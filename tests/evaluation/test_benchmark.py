@@ -183,6 +183,7 @@ def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path
         (["--dataset", "coco", "--images", "x"], "--annotations: --dataset coco needs it"),
         (["--dataset", "shapes_world", "--images", "x"], "--images: .* leave it out"),
         (["--dataset", "odinw", "--images", "x", "--split_list", "y"], "--split_list: is for"),
+        (["--dataset", "shapes_world", "--split", "test"], "--split: is for --dataset odinw"),
         (["--dataset", "shapes_world", "--top_k", "-1"], "--top_k: must be at least 0, got -1"),
         (["--dataset", "coco", "--images", "x", "--annotations", "nowhere.json"], "nowhere.json"),
     ],

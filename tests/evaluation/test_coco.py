@@ -162,6 +162,22 @@ def test_federated_images_do_not_count_what_nobody_checked():
     assert ap50_of_dog(not_exhaustive=[]) == pytest.approx(1)
 
 
+def test_unjudged_detections_take_places_of_the_fixed_limit(monkeypatch):
+    """As the authors' script: the best of a category are taken first, then LVIS leaves some out."""
+    monkeypatch.setitem(coco.LIMITS, "fixed", coco.Limits(per_category=2))
+
+    def ap50(protocol):
+        evaluator = CocoEvaluator(CATEGORIES, protocol)
+        evaluator.add(1, (100, 100), one_box(3), one_box(3, 0.5), negatives=[])
+        for image_id in (2, 3):
+            found = one_box(3, 0.9)
+            evaluator.add(image_id, (100, 100), one_box(7), found, negatives=[])
+        return evaluator.compute().AP50_by_category["dog"]
+
+    assert ap50("lvis") == pytest.approx(1)
+    assert ap50("fixed") == pytest.approx(0)
+
+
 def test_not_exhaustive_categories_have_no_false_positives():
     evaluator = CocoEvaluator(CATEGORIES)
     boxes = np.array([[60, 60, 90, 90], [10, 10, 50, 50]], np.float32)

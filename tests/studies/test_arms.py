@@ -131,6 +131,46 @@ def test_lost_folder_is_made_again_for_those_who_need_it(tmp_path: Path) -> None
     assert _calls(elsewhere) == {"first": 1, "second": 1, "third": 1}
 
 
+def test_results_of_other_weights_than_are_there_now_are_not_current(tmp_path: Path) -> None:
+    study, work = fake_study.chain(tmp_path / "results"), tmp_path / "work"
+    arms.run(study, ["third"], [0], work)
+    file = arms.result_file(study, study.arm("first"), 0)
+    content = json.loads(file.read_text())
+    content["metrics"]["images_per_second"] = 7.0  # a speed is no outcome
+    file.write_text(json.dumps(content))
+    assert arms.is_finished(study, study.arm("third"), 0)
+    content["metrics"]["value"] += 0.5
+    file.write_text(json.dumps(content))
+    assert [arms.is_finished(study, arm, 0) for arm in study.arms] == [True, False, False]
+
+
+def test_a_training_that_was_stopped_is_no_result(tmp_path: Path) -> None:
+    arms._require_whole(tmp_path)
+    (tmp_path / "config.json").write_text('{"num_steps": 30}')
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 10}\n{"step": 20}\n')
+    with pytest.raises(UserError, match="stopped at step 20 of 30"):
+        arms._require_whole(tmp_path)
+    log.write_text('{"step": 10}\n{"step": 30}\n')
+    arms._require_whole(tmp_path)
+
+
+def test_commits_of_all_attempts_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = fake_study.study(
+        tmp_path / "results",
+        fake_study.arm("fragile", f"--fail_without={tmp_path / 'now'}"),
+    )
+    commits = iter("aab")
+    monkeypatch.setattr(arms, "_git", lambda *arguments: next(commits, "b"))
+    for _ in range(2):
+        with pytest.raises(UserError, match="what went wrong"):
+            arms.run(study, ["fragile"], [0], tmp_path / "work")
+    (tmp_path / "now").touch()
+    arms.run(study, ["fragile"], [0], tmp_path / "work")
+    result = arms.read_result(arms.result_file(study, study.arms[0], 0))
+    assert result["commits"] == ["a", "b"] and result["commit"] == "b"
+
+
 def test_half_made_folder_is_no_start(tmp_path: Path) -> None:
     """The result is there, but the folder is one that a later run only began to make again."""
     study, work = fake_study.chain(tmp_path / "results"), tmp_path / "work"
