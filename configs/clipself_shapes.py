@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
 
 def use_tower_distillation(config: Any) -> None:
-    """Scenes without labels, for the blocks of the image tower."""
+    """Scenes without labels, for the blocks (and positions) of the image tower."""
     quickstart.tiny_model(config)
     config.task = "distill"
     config.model.contrastive = "softmax"
@@ -43,7 +43,9 @@ def use_tower_distillation(config: Any) -> None:
     # The towers pool the mean of all tokens, which attended in every block.
     config.distill.dense_last_block = "full"
     config.optimizer.learning_rate = 3e-4
-    config.optimizer.frozen = clipself_b16.FROZEN[:2]
+    # As at full size, but for the positions: the teacher's grid is resized to the student's.
+    blocks_only = clipself_b16.FROZEN[-1].replace("position_embedding|", "")
+    config.optimizer.frozen = (*clipself_b16.FROZEN[:-1], blocks_only)
     config.optimizer.clip.scope = "global"
     config.schedule.warmup_steps = 100
     config.checkpoint.every_steps = 500

@@ -196,11 +196,7 @@ def _state(study: Study, results: Results) -> list[Block]:
     blocks.append(Text(f"Not yet run: {'; '.join(missing) or 'nothing'}."))
     if results.outdated:
         names = ", ".join(results.outdated)
-        blocks.append(
-            Text(
-                f"Left out, as their commands, configs or the arms they need have changed: {names}."
-            )
-        )
+        blocks.append(Text(f"Left out, as what made them has changed since: {names}."))
     return blocks
 
 

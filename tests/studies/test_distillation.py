@@ -39,19 +39,25 @@ def configs() -> dict[str, Config]:
         return {arm.name: resolved(arm, monkeypatch) for arm in TRAININGS}
 
 
-def test_trainings_start_from_the_teacher(configs: dict[str, Config]) -> None:
+def test_towers_start_from_their_teacher(configs: dict[str, Config]) -> None:
     assert all(config.seed == 7 for config in configs.values())
-    for name, config in configs.items():
-        if name != "teacher":
-            assert config.checkpoint.init_from == config.distill.teacher == "/teacher"
-        if name in DETECTORS:
-            assert config.model.image_size == distillation.SIDE
-            assert config.checkpoint.class_head_from_projection
-        elif name != "teacher":
-            assert config.checkpoint.image_size == distillation.SIDE
+    for name in configs.keys() - {"teacher", "pretrain", *DETECTORS}:
+        config = configs[name]
+        assert config.checkpoint.init_from == config.distill.teacher == "/teacher"
+        assert config.checkpoint.image_size == distillation.SIDE
         # The student's own tokens would have nothing to teach it.
-        if "densevlm" in name:
-            assert config.distill.dense_teacher == "/clipself"
+        assert config.distill.dense_teacher == ("/clipself" if "densevlm" in name else "")
+
+
+def test_detectors_go_on_from_one_of_the_teachers_towers(configs: dict[str, Config]) -> None:
+    for name in DETECTORS:
+        config, is_first = configs[name], name == "start"
+        assert config.model.image_size == distillation.SIDE
+        assert config.distill.teacher == "/pretrain"
+        assert config.checkpoint.init_from == ("/pretrain" if is_first else "/start")
+        assert config.checkpoint.class_head_from_projection == is_first
+        # The text tower stays the teacher's, so that queries and captions share its space.
+        assert config.optimizer.frozen == ("^text/",)
 
 
 def test_compared_trainings_differ_in_distillation_alone(configs: dict[str, Config]) -> None:
@@ -61,7 +67,7 @@ def test_compared_trainings_differ_in_distillation_alone(configs: dict[str, Conf
         same = {"distill": config_lib.DistillConfig(), "loss": config_lib.LossConfig(), "name": ""}
         return dataclasses.replace(configs[name], **same)
 
-    assert all(rest(name) == rest("detector") for name in DETECTORS)
+    assert all(rest(name) == rest("detector") for name in DETECTORS if name != "start")
     assert rest("clipself") == rest("clipself_whole")
     assert rest("densevlm") == rest("densevlm_all") == rest("densevlm_separate")
 
@@ -73,6 +79,7 @@ def test_compared_trainings_differ_in_distillation_alone(configs: dict[str, Conf
         ("gridclip_shuffled", ["gridclip_image"], {"shuffle_targets": True}),
         ("gkd_shuffled", ["hierkd_global"], {"shuffle_targets": True}),
         ("ikd_few_negatives", ["hierkd_instance"], {}),
+        ("regions_boxes", ["clipself"], {}),
         ("clipself", ["clipself"], {}),
         ("densevlm_all", ["densevlm"], {}),
     ],
