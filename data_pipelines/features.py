@@ -6,6 +6,7 @@ the arrays that `owl_det.types.Batch` documents. Names are text all the way to t
 with different vocabularies mix without a table of ids.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,6 +40,19 @@ class Record:
     captions: tuple[str, ...] = ()
     areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
     source: str = ""  # file, for error messages
+
+    def lowered(self) -> "Record":
+        """The same with names in lower case, each once: as the text tower sees them."""
+
+        def lower(names: Names) -> Names:
+            return tuple(dict.fromkeys(name.lower() for name in names))
+
+        return dataclasses.replace(
+            self,
+            names=tuple(lower(names) for names in self.names),
+            negatives=lower(self.negatives),
+            not_exhaustive=lower(self.not_exhaustive),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

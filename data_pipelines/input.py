@@ -7,6 +7,7 @@ stream. Two keys look at a data shard's whole part of a batch, `max_distinct_que
 parallel; where TensorFlow is not installed a thread pool does, with the same result.
 """
 
+import dataclasses
 import itertools
 import os
 import threading
@@ -50,7 +51,11 @@ class TrainInput:
         self.mixture = sampling.Mixture(
             [len(s) for s in self.sources], [s.weight for s in data.train.values()], config.seed
         )
-        self.pool = query_sets.Pool.of([c for s in self.sources for c in s.categories])
+        # The text tower sees lower case: "Dog" of one source and "dog" of another are one name.
+        known = [c for s in self.sources for c in s.categories]
+        self.pool = query_sets.Pool.of(
+            [dataclasses.replace(category, name=category.name.lower()) for category in known]
+        )
         self.tokenizer = tokenizer.build(config.model.text, data.tokenizer)
         augment = data.augment
         self.grid_probabilities = np.array(augment.mosaic_probabilities)
@@ -167,7 +172,7 @@ class TrainInput:
 
     def _read(self, place: tuple[int, int]) -> Record | None:
         try:
-            return self.sources[place[0]][place[1]]
+            return self.sources[place[0]][place[1]].lowered()
         except UnreadableImage as error:
             logging.warning("Skipped an image: %s", error)
             return None

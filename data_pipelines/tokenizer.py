@@ -39,8 +39,11 @@ def clean(text: str) -> str:
 
 
 def canonicalise(text: str) -> str:
-    """Lower-cases, removes ASCII punctuation, folds white space: SigLIP, as in big_vision."""
-    return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
+    """Lower-cases, removes ASCII punctuation, folds white space: SigLIP, as in big_vision.
+
+    There underscores become spaces first.
+    """
+    return re.sub(r"\s+", " ", text.replace("_", " ").lower().translate(_PUNCTUATION)).strip()
 
 
 class Tokenizer:

@@ -375,7 +375,8 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     is_fresh = _is_fresh(target, config.checkpoint.fresh)
     anew = [name for name, part in is_fresh.items() if all(jax.tree.leaves(part))]
     towers = [name for name in ("image", "text") if name not in anew]
-    _check_same_towers(loaded.model, config.model, where, towers)
+    keeps_heads = loaded.kind == "detector" and not {*target} <= {*TOWERS, *anew}
+    _check_same_architecture(loaded.model, config.model, where, towers, keeps_heads)
     theirs = {*TOWERS, *loaded.params}
     params = loaded.params | {name: target[name] for name in anew if name in theirs}
     image, text = dict(params["image"]), dict(params["text"])
@@ -435,14 +436,13 @@ def _with_projection(class_head: Params, projection: Params) -> Params:
     return {**class_head, "embedding": {"kernel": kernel, "bias": bias}}
 
 
-def _check_same_towers(
-    theirs: ModelConfig, ours: ModelConfig, where: str, towers: Sequence[str]
+def _check_same_architecture(
+    theirs: ModelConfig, ours: ModelConfig, where: str, towers: Sequence[str], has_heads: bool
 ) -> None:
-    """Settings that change what a tower computes but no parameter's shape."""
-    pairs = [
-        (f"model.{key}", getattr(theirs, key), getattr(ours, key))
-        for key in ("activation", "norm_epsilon")
-    ]
+    """Settings that change what towers and heads compute but no parameter's shape."""
+    keys = ["activation", "norm_epsilon"]
+    keys += ["head_activation", "merge_norm_epsilon", "box_bias"] if has_heads else []
+    pairs = [(f"model.{key}", getattr(theirs, key), getattr(ours, key)) for key in keys]
     for name in towers:
         a, b = dataclasses.asdict(getattr(theirs, name)), dataclasses.asdict(getattr(ours, name))
         pairs += [(f"model.{name}.{key}", a[key], b[key]) for key in _SAME_IN_TOWERS if key in a]
@@ -536,7 +536,7 @@ def _run_file(config: Config, step: int, input_version: str) -> dict[str, Any]:
     data = dataclasses.asdict(config.data)
     # Where the files lie and how many threads read them changes nothing about the examples.
     # The tokeniser has its own entry.
-    for key in ("path", "tokenizer", "num_workers", "eval"):
+    for key in ("path", "tokenizer", "num_workers", "eval", "eval_prompts"):
         del data[key]
     for entry in data["train"].values():
         entry.pop("path", None)

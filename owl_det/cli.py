@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,10 +81,12 @@ def _predict(arguments: argparse.Namespace) -> int:
     paths = _image_paths(arguments.images)
     if not arguments.query and not arguments.query_image:
         raise UserError("predict: give at least one --query or --query_image")
+    targets = _picture_paths(Path(arguments.out), paths) if arguments.out else [None] * len(paths)
     predictor = Predictor.load(arguments.checkpoint)
     queries = _queries(predictor, arguments)
     num_failed = 0
-    for path in tqdm(paths, unit="image", disable=len(paths) < 5):
+    images = zip(paths, targets, strict=True)
+    for path, target in tqdm(images, total=len(paths), unit="image", disable=len(paths) < 5):
         try:
             (found,) = predictor.detect(
                 [path],
@@ -102,8 +105,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         names = [*arguments.query, *dict.fromkeys(arguments.query_image)]
         detections = _described(found, names)
         print(json.dumps({"image": str(path), "detections": detections}), flush=True)
-        if arguments.out:
-            _draw(path, _picture_path(Path(arguments.out), path, paths), detections)
+        if target:
+            _draw(path, target, detections)
     return _exit_code(num_failed, len(paths))
 
 
@@ -251,11 +254,24 @@ def _image_paths(arguments: list[str]) -> list[Path]:
     return paths
 
 
-def _picture_path(out: Path, path: Path, paths: list[Path]) -> Path:
-    """`<out>/<stem>.png`; with the folder's name in front where two stems are the same."""
-    is_alone = sum(other.stem == path.stem for other in paths) == 1
-    name = path.stem if is_alone else f"{path.parent.name}_{path.name}"
-    return out / f"{name}.png"
+def _picture_paths(out: Path, paths: list[Path]) -> list[Path]:
+    """Where the picture of each image goes: `<out>/<stem>.png`.
+
+    With the folder's name in front where stems are the same, and a number where that is no help.
+    Raises `UserError` if a picture would take the place of an image.
+    """
+    stems = Counter(path.stem for path in paths)
+    names = [p.stem if stems[p.stem] == 1 else f"{p.parent.name}_{p.name}" for p in paths]
+    uses, seen = Counter(names), Counter[str]()
+    targets: list[Path] = []
+    for name in names:
+        seen[name] += 1
+        targets.append(out / (f"{name}.png" if uses[name] == 1 else f"{name}_{seen[name]}.png"))
+    images = {path.resolve() for path in paths}
+    for target in targets:
+        if target.resolve() in images:
+            raise UserError(f"--out {out}: {target} is one of the images; name another folder")
+    return targets
 
 
 def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None:
@@ -414,6 +430,9 @@ def _sample(arguments: argparse.Namespace) -> int:
     from data_pipelines import image_ops
     from data_pipelines.shapes_world import ShapesWorld
 
+    for key in ("num_images", "image_size"):
+        if getattr(arguments, key) < 1:
+            raise UserError(f"--{key}: must be positive, got {getattr(arguments, key)}")
     world = ShapesWorld(
         split="test", image_size=arguments.image_size, num_images=arguments.num_images
     )
@@ -627,29 +646,28 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     if arguments.image_size:
         model = checkpoint.resized(model, arguments.image_size)
     features = dense_features.DenseFeatures(model)
-    images = {}
-    for path in paths:
+    read: list[tuple[Path, Path]] = []
+    grids: list[np.ndarray] = []
+    for path, target in zip(paths, _picture_paths(Path(arguments.out), paths), strict=True):
         try:
-            images[path] = image_ops.decode_image(path.read_bytes())
-        except UnreadableImage as error:
+            grids.append(features.embed(image_ops.decode_image(path.read_bytes())))
+            read.append((path, target))
+        except (UnreadableImage, OSError) as error:
             print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
-    if not images:
+    if not read:
         return _exit_code(len(paths), len(paths))
     texts = features.encode(arguments.query, arguments.prompts) if arguments.query else []
-    grids = [features.embed(image) for image in images.values()]
     clusters = dense_features.cluster(grids, arguments.num_clusters)
-    for (path, image), grid, labels in zip(images.items(), grids, clusters, strict=True):
+    for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
+        image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
-        pictures = [
-            viz.titled(pixels, "image"),
-            viz.titled(viz.draw_clusters(pixels, labels, extent), "clusters"),
-        ]
+        coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
+        pictures = [viz.titled(pixels, "image"), viz.titled(coloured, "clusters")]
         for query, text in zip(arguments.query, texts, strict=True):
             pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
-        target = _picture_path(Path(arguments.out), path, paths)
         viz.save_png(target, viz.picture_grid(pictures))
         print(target)
-    return _exit_code(len(paths) - len(images), len(paths))
+    return _exit_code(len(paths) - len(read), len(paths))
 
 
 def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

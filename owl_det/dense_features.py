@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from PIL import Image
 
@@ -118,6 +119,9 @@ class DenseFeatures:
     def encode(self, queries: Sequence[str], prompt_mode: str = "") -> Float32[np.ndarray, "q e"]:
         """Unit-length embeddings of texts; `prompt_mode` "" is that of the checkpoint."""
         words = tokenizer.build(self.model.model.text, self.model.tokenizer)
+        for query in queries:
+            if not words.fits(query):
+                logging.warning("Query %r is cut to %d tokens", query, words.num_positions)
         texts = [
             self._encode(
                 self.model.params,

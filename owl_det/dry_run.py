@@ -85,6 +85,7 @@ def parameter_table(params: Any, config: Config, mesh: Mesh) -> list[str]:
     total = sum(by_module.values())
     rates = {
         "image_and_heads": config.optimizer.learning_rate,
+        "image": config.optimizer.image_learning_rate,
         "text": config.optimizer.text_learning_rate,
     }
     sums = [*by_module.items(), ("all", total)]

@@ -118,7 +118,7 @@ class Writer:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()
         self._partial = self.path.with_name(f"{self.path.name}.partial")
         self._num_shards = 0
         if self.path.exists():
@@ -185,7 +185,7 @@ def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
     try:
         names = json.loads(metadata["names"])
         image_size, checkpoint = int(metadata["image_size"]), metadata["checkpoint"]
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: damaged metadata ({error}); embed the images again") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: damaged metadata (names are no list of texts)")

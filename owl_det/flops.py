@@ -35,10 +35,12 @@ def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
     number of distinct texts of a batch over its number of images. Norms, softmax, losses, matching
     and the optimiser are left out: a few percent even of the tiny model, at its batch of 16.
 
+    Without a class token the towers' n + 1 is n; without an objectness head its term is 0.
     A contrastive step has no heads. In their place it pools each image (a map head: q, k, v of all
-    tokens, one query, one MLP), projects it and compares it with all B texts of the batch:
+    tokens, one query, one MLP), projects it (a mean: all tokens) and compares its up to t tiles
+    with all t B texts of the batch:
 
-        contrastive       = 6 (n + 1) d² + 4 n d + 2 d² + 4 d f (map head) + 2 d e + 2 e B
+        contrastive       = 6 (n + 1) d² + 4 n d + 2 d² + 4 d f (map head) + 2 d e + 2 e t² B
     """
     model, selection = config.model, config.selection
     image, text, e = model.image, model.text, model.embedding_dim
@@ -46,7 +48,8 @@ def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
     n = num_kept(num_patches, selection.token_drop_rate)
     k = min(selection.instance_top_k or n, n)
     d, p, q = image.width, 3 * image.patch_size**2, config.data.max_queries
-    image_tower = 2 * n * p * d + _tower_flops(n + 1, image)
+    has_class_token = image.pooling == "class_token"
+    image_tower = 2 * n * p * d + _tower_flops(n + has_class_token, image)
     one_text = _tower_flops(text.num_positions, text) + 2 * text.width * e
     parts = {
         "image_tower": float(image_tower),
@@ -55,9 +58,13 @@ def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
     if config.task == "contrastive":
         pooling = 6 * (n + 1) * d * d + 4 * n * d + 2 * d * d + 4 * d * image.mlp_width
         pooled = pooling if image.pooling == "map" else 0
-        return parts | {"contrastive": float(pooled + 2 * d * e + 2 * e * config.batch_size)}
+        t = max(config.data.augment.mosaic_sizes) ** 2
+        projected = n if image.pooling == "mean" else 1
+        comparison = 2 * t * e * t * config.batch_size
+        return parts | {"contrastive": float(pooled + projected * 2 * d * e + comparison)}
     mlp = 4 * d * d
-    heads = n * (mlp + 2 * d) + k * (mlp + 8 * d + 2 * d * e + 4 * d + 2 * e * q)
+    objectness = n * (mlp + 2 * d) if model.has_objectness_head else 0
+    heads = objectness + k * (mlp + 8 * d + 2 * d * e + 4 * d + 2 * e * q)
     return parts | {"heads": float(heads)}
 
 
@@ -69,7 +76,7 @@ def _tower_flops(n: int, tower: ImageTowerConfig | TextTowerConfig) -> int:
 def texts_per_image(config: Config, num_shards: int = 1) -> float:
     """Texts that a step encodes over its images: rows of the query tables, or captions."""
     if config.task == "contrastive":
-        return 1.0
+        return float(max(config.data.augment.mosaic_sizes) ** 2)  # each tile has its caption
     return step_shapes.num_table_rows(config, num_shards) / config.batch_size
 
 

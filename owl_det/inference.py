@@ -59,24 +59,6 @@ def encode_queries(
     return cast(Array, embeddings).reshape(t, q, -1)
 
 
-def detect(
-    functions: Functions,
-    params: Params,
-    image: UInt8[Array, "b H W 3"],
-    query_embeddings: Float[Array, "t q e"],
-    is_query: Bool[Array, " q"],
-    *,
-    top_k: int,
-    dtype: Any,
-) -> TopPairs:
-    """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts.
-
-    Filler queries (`is_query` False) score 0; `dtype` is that of the model's matrix work.
-    """
-    tokens = functions.embed_tokens(params, image)
-    return rank(tokens, query_embeddings, is_query, top_k=top_k, dtype=dtype)
-
-
 def embed_tokens(
     detector: "Detector", params: Params, image: UInt8[Array, "b H W 3"]
 ) -> TokenEmbeddings:
@@ -106,9 +88,10 @@ def rank(
     dtype: Any,
     query_chunk: int = QUERY_CHUNK,
 ) -> TopPairs:
-    """The `top_k` best query-box pairs, as in `detect`, of images that are embedded already.
+    """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts.
 
-    Scores of `query_chunk` queries exist at a time; the best pairs so far are carried along.
+    Filler queries (`is_query` False) score 0; `dtype` is that of the model's matrix work. Scores of
+    `query_chunk` queries exist at a time; the best pairs so far are carried along.
     """
     b, n = tokens.logit_shift.shape
     t, q, e = query_embeddings.shape

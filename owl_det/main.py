@@ -93,7 +93,15 @@ def _fail(error: Exception) -> None:
     if "Traceback (most recent call last)" in text:  # of an error in a config file
         text = text.strip().splitlines()[-1]
     print(f"owl_det: {' '.join(text.split())}", file=sys.stderr, flush=True)
-    sys.exit(2)
+    _exit(2)
+
+
+def _exit(code: int) -> None:
+    """Where others wait for this process, JAX's farewell at exit would wait for them: 300 s."""
+    if "jax" in sys.modules and jax.process_count() > 1:
+        sys.stdout.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse(argv: list[str]) -> list[str]:

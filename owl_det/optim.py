@@ -32,11 +32,11 @@ def apply_rules(
 
     def value_of(path: Sequence[Any], _: Any) -> T:
         name = path_name(path)
-        for pattern, value in rules:
-            if re.search(pattern, name):
-                used.add(pattern)
-                return value
-        raise ConfigError(f"no rule fits parameter {name}; add one to the table")
+        fitting = [(pattern, value) for pattern, value in rules if re.search(pattern, name)]
+        if not fitting:
+            raise ConfigError(f"no rule fits parameter {name}; add one to the table")
+        used.update(pattern for pattern, _ in fitting)
+        return fitting[0][1]
 
     values = jax.tree_util.tree_map_with_path(value_of, tree)
     for pattern, _ in rules:

@@ -3,9 +3,10 @@
 import dataclasses
 import os
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
 
@@ -28,7 +29,8 @@ ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | UInt8[np.n
 Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
 QUERY_BUCKET = 16  # numbers of queries are rounded up to a multiple: fewer compilations
-TEXTS_AT_ONCE = 256  # queries that pass through the text tower together, in each prompt
+TEXTS_AT_ONCE = 256  # queries that pass through the text tower together, in up to seven prompts
+TEXTS_KEPT = 2**28  # bytes of texts' embeddings that are remembered: 256 MiB
 SCORES_AT_ONCE = 2**24  # of a search: 64 MiB
 
 
@@ -85,11 +87,10 @@ class Predictor:
         self._functions = functions or inference.functions_of(model)
         self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
         self._encode = jax.jit(self._functions.encode_queries)
-        self._detect = jax.jit(self._embed_and_rank, static_argnames="top_k")
         self._embed = jax.jit(self._embed_and_keep, static_argnames="num_tokens")
         self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
         self._choose = jax.jit(inference.choose_query_token)
-        self._encode_texts = lru_cache(maxsize=64)(self._run_text_tower)
+        self._texts: OrderedDict[tuple[tuple[str, ...], str], np.ndarray] = OrderedDict()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Predictor":
@@ -132,11 +133,14 @@ class Predictor:
         another checkpoint or an `image_size` that the model cannot take, and
         `image_ops.UnreadableImage`, naming the image, where one cannot be decoded.
         """
+        _require_positive(top_k)
         encoded, num_queries = self._encoded(queries, prompt_mode)
         padded, is_query = _pad_queries(encoded, num_queries)
         found: list[Detections] = []
         for batch in self._batches(images, batch_size, self._side(image_size)):
-            pairs = self._detect(self.model.params, batch.pixels, padded, is_query, top_k=top_k)
+            # Apart, so that another number of queries compiles no image tower again.
+            tokens = self._embed(self.model.params, batch.pixels)
+            pairs = self._rank(tokens, padded, is_query, top_k=top_k)
             found += _detections(pairs, batch.sizes, num_queries, threshold, self._geometry)
         return [_suppress(x, nms_iou, nms_across_queries) for x in found]
 
@@ -154,8 +158,7 @@ class Predictor:
 
         Raises `DataError` if the model has no objectness head; else as `detect`.
         """
-        if top_k < 1:
-            raise DataError(f"top_k: must be positive, got {top_k}")
+        _require_positive(top_k)
         self._require_objectness("propose")
         proposals: list[Proposals] = []
         for batch in self._batches(images, batch_size, self._side(image_size)):
@@ -275,6 +278,7 @@ class Predictor:
 
         Raises `DataError` if the images were embedded with another checkpoint.
         """
+        _require_positive(top_k)
         embeddings.check_checkpoint(images.source, images.checkpoint, self.checkpoint)
         width = self.model.model.embedding_dim
         if images.tokens.class_embeddings.shape[2] != width:
@@ -297,7 +301,7 @@ class Predictor:
 
     def forget_texts(self) -> None:
         """Empties the memory of the last texts' embeddings, which spares the text tower."""
-        self._encode_texts.cache_clear()
+        self._texts.clear()
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -329,14 +333,6 @@ class Predictor:
     def _rank_tokens(self, tokens: Any, queries: jax.Array, is_query: jax.Array, top_k: int) -> Any:
         dtype = jnp.dtype(self.model.model.dtype)
         return inference.rank(tokens, queries, is_query, top_k=top_k, dtype=dtype)
-
-    def _embed_and_rank(
-        self, params: Params, image: jax.Array, queries: jax.Array, is_query: jax.Array, top_k: int
-    ) -> Any:
-        dtype = jnp.dtype(self.model.model.dtype)
-        return inference.detect(
-            self._functions, params, image, queries, is_query, top_k=top_k, dtype=dtype
-        )
 
     def _side(self, image_size: int | None) -> int:
         full, patch = self.model.model.image_size, self.model.model.image.patch_size
@@ -410,12 +406,27 @@ class Predictor:
         mode = prompt_mode or self.model.eval_prompts
         return self._encode_texts(tuple(queries), mode), len(queries)
 
+    def _encode_texts(self, queries: tuple[str, ...], mode: str) -> Float32[np.ndarray, "t q e"]:
+        """Embeddings of texts, from memory if they were asked lately."""
+        key = queries, mode
+        if key not in self._texts:
+            self._texts[key] = self._run_text_tower(queries, mode)
+        self._texts.move_to_end(key)
+        found = self._texts[key]
+        while sum(x.nbytes for x in self._texts.values()) > TEXTS_KEPT:
+            self._texts.popitem(last=False)
+        return found
+
     def _run_text_tower(self, queries: tuple[str, ...], mode: str) -> Float32[np.ndarray, "t q e"]:
         parts = []
-        for start in range(0, len(queries), TEXTS_AT_ONCE):
-            chunk = queries[start : start + TEXTS_AT_ONCE]
+        at_once = TEXTS_AT_ONCE
+        num_prompts = len(prompts.eval_prompts(mode))
+        if num_prompts > 7:  # "clip" has 80
+            at_once = max(QUERY_BUCKET, 7 * TEXTS_AT_ONCE // num_prompts)
+        for start in range(0, len(queries), at_once):
+            chunk = queries[start : start + at_once]
             # Later chunks are filled up to the first one's shape, which is compiled already.
-            width = TEXTS_AT_ONCE if len(queries) > TEXTS_AT_ONCE else _bucket(len(chunk))
+            width = at_once if len(queries) > at_once else _bucket(len(chunk))
             encoded = self._encode(self.model.params, self._tokens(chunk, mode, width))
             parts.append(np.asarray(encoded, np.float32)[:, : len(chunk)])
         return np.concatenate(parts, axis=1)
@@ -448,6 +459,11 @@ def read_image(image: ImageLike) -> Image.Image:
     if isinstance(image, np.ndarray) and image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     return image_ops.decode_image(image)
+
+
+def _require_positive(top_k: int) -> None:
+    if top_k < 1:
+        raise DataError(f"top_k: must be positive, got {top_k}")
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -526,7 +542,8 @@ def _proposals(
         order = np.argsort(-scores[row], kind="stable")
         order = order[scores[row, order] >= threshold]
         pixels = image_ops.boxes_from_padded(boxes[row, order], height, width, geometry)
-        found.append(Proposals(pixels, scores[row, order]))
+        is_inside = (pixels[:, 2:] > pixels[:, :2]).all(axis=1)  # others lie in the padding
+        found.append(Proposals(pixels[is_inside], scores[row, order][is_inside]))
     return found
 
 

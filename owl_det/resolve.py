@@ -125,6 +125,30 @@ def _check(config: Config) -> None:
         ("evaluation.max_images", config.evaluation.max_images),
     ):
         _require(value >= 0, f"config.{key}: must not be negative")
+    for key, value in (
+        ("seed", config.seed),
+        ("optimizer.learning_rate", config.optimizer.learning_rate),
+        ("optimizer.text_learning_rate", config.optimizer.text_learning_rate),
+        ("optimizer.image_learning_rate", config.optimizer.image_learning_rate),
+        ("schedule.warmup_steps", config.schedule.warmup_steps),
+        ("schedule.cooldown_steps", config.schedule.cooldown_steps),
+        ("log.every_steps", config.log.every_steps),
+        ("evaluation.every_steps", config.evaluation.every_steps),
+    ):
+        _require(value >= 0, f"config.{key}: must not be negative, got {value}")
+    _require(config.schedule.timescale > 0, "config.schedule.timescale: must be positive")
+    for name, tower in (("image", model.image), ("text", model.text)):
+        for key in ("dropout_rate", "droplayer_rate"):
+            value = getattr(tower, key, 0.0)
+            _require(0 <= value < 1, f"config.model.{name}.{key}: must be in [0, 1), got {value}")
+    for key in ("crop_probability", "photometric"):
+        value = getattr(augment, key)
+        _require(0 <= value <= 1, f"config.data.augment.{key}: must be in [0, 1], got {value}")
+    _require(
+        config.checkpoint.image_size == 0 or config.checkpoint.model_from_init,
+        "config.checkpoint.image_size: needs config.checkpoint.model_from_init; else set "
+        "config.model.image_size",
+    )
     _require(config.checkpoint.keep > 0, "config.checkpoint.keep: must be positive")
     _require(
         bool(config.checkpoint.init_from) or not config.checkpoint.class_head_from_projection,

@@ -36,6 +36,7 @@ PARAMETER_RULES: list[tuple[str, PartitionSpec]] = [
     (r"patch_kernel", P(None, None, None, "fsdp")),
     (r"token_embedding", P(None, "fsdp")),
     (r"projection/kernel", P("fsdp", None)),
+    (r"map_head/out/kernel", P(None, None, "fsdp")),  # head, c, d
     (r"_head/.*/kernel", P("fsdp", None)),
     (r"", P()),  # norms, biases, positions: small, on every device
 ]

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, lesson, memory, optim, sharding, teachers, train_step
+from owl_det import checkpoint, lesson, memory, optim, sharding, step_shapes, teachers, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -57,6 +57,7 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla")
     mesh = sharding.make_mesh(config.mesh)
+    _check_before_reading(config, sharding.num_data_shards(mesh))
     data = TrainInput(config)
     evaluations = _open_evaluations(config, mesh)
     try:
@@ -69,6 +70,7 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     first_step = int(state.step)
     if jax.process_index() == 0:
         (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
+    lacks_evaluation = first_step > 0 and _lacks_evaluation(config, folder, first_step)
     log = MetricLog(folder, first_step, jax.process_index() == 0)
     step_fn = train_step.jit_train_step(config, mesh, state, teaching)
     batches = _device_batches(data, first_step, config, mesh)
@@ -79,6 +81,8 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
             before = evaluate(evaluations, state, folder, log, is_last=False)
             if jax.process_index() == 0:
                 comparison.write_before(folder, before)
+        if lacks_evaluation:  # killed between the save and its end
+            evaluate(evaluations, state, folder, log, first_step >= config.num_steps)
         for step in range(first_step + 1, config.num_steps + 1):
             profile.before(step, state)
             batch, counts = next(batches)
@@ -87,18 +91,18 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
                 memory.give_back_freed()  # of the compiler
             progress.add(step, metrics, counts)
             is_last = step == config.num_steps
-            if _due(step, config.evaluation.every_steps) or is_last:
-                progress.flush()
-                evaluate(evaluations, state, folder, log, is_last)
-                progress.restart_clock()
-            if _due(step, config.checkpoint.every_steps) or is_last or stop.is_set(step):
+            # Saved first: what is evaluated may take longer than a preemption's notice.
+            is_saved = _due(step, config.checkpoint.every_steps) or is_last
+            if is_saved or stop.is_set(step):
                 progress.flush()  # so that no state after a NaN is ever saved
                 checkpoints.save(state, data.version)
             if stop.is_set(step):
                 logging.info("SIGTERM: saved step %d; the same command goes on from there", step)
                 return
-        if first_step >= config.num_steps and not (folder / "eval" / "summary.json").exists():
-            evaluate(evaluations, state, folder, log, is_last=True)
+            if _due(step, config.evaluation.every_steps) or is_last:
+                progress.flush()
+                evaluate(evaluations, state, folder, log, is_last)
+                progress.restart_clock()
     finally:
         # TensorFlow's threads must be gone before the interpreter is: they call back into it.
         batches.close()
@@ -240,6 +244,33 @@ def _start(
     if params is not None:
         return jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
     return jax.jit(init_state, out_shardings=placement)()
+
+
+def _check_before_reading(config: Config, num_shards: int) -> None:
+    """Raises `ConfigError` for what only the devices and the parameters' names tell."""
+    step_shapes.batch_shapes(config, num_shards)
+    if config.optimizer.clip.scope in ("shared_text", "exact"):
+        train_step.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
+    params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    optim.groups(params, config.optimizer)
+
+
+def _lacks_evaluation(config: Config, folder: Path, step: int) -> bool:
+    """True if an evaluation of this step was due and is not in the log; the same everywhere."""
+    is_last = step >= config.num_steps
+    if not (is_last or _due(step, config.evaluation.every_steps)):
+        return False
+    lacks = np.array(True)
+    if jax.process_index() == 0:
+        file = folder / "metrics.jsonl"
+        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        entries = (json.loads(line) for line in lines if line.startswith(f'{{"step": {step},'))
+        is_logged = any(key.startswith("eval/") for entry in entries for key in entry)
+        is_written = not is_last or (folder / "eval" / "summary.json").exists()
+        lacks = np.array(not (is_logged and is_written))
+    if jax.process_count() > 1:
+        lacks = multihost_utils.broadcast_one_to_all(lacks)
+    return bool(lacks)
 
 
 def _device_batches(

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int32, Key, PyTree
 
 from owl_det import lesson as lesson_lib
 from owl_det import optim, sharding
-from owl_det.config import Config
+from owl_det.config import ClipConfig, Config
 from owl_det.errors import ConfigError
 from owl_det.lesson import Lesson, Shared
 from owl_det.losses import branches, contrastive
@@ -463,7 +463,8 @@ def _clipped_sum(
         clipped_inputs = jax.tree.map(lambda g: g * factors[:, None, None], g_inputs)
         return total, (clipped_inputs, losses, parts, norms)
 
-    to_micro, from_micro = _microbatching(batch.image.shape[0], clip.microbatch)
+    num_examples = batch.image.shape[0]
+    to_micro, from_micro = _microbatching(num_examples, microbatch_size(clip, num_examples))
     zeros = jax.tree.map(jnp.zeros_like, moving)
     total, stacked = jax.lax.scan(microbatch, zeros, to_micro((examples, inputs)))
     g_inputs, losses, parts, norms = from_micro(stacked)
@@ -518,19 +519,24 @@ def _exact_gradients(text_key: Any, config: Config, shared: Shared | None) -> Ex
     return gradients
 
 
-def _microbatching(
-    num_examples: int, size: int
-) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
-    """Functions that cut a shard's rows into microbatches, along a new first axis, and undo it.
+def microbatch_size(clip: ClipConfig, num_examples: int) -> int:
+    """Examples of a data shard whose gradients exist together.
 
-    Raises `ConfigError` where the examples do not divide.
+    Raises `ConfigError` where the shard's examples do not divide.
     """
-    size = min(size, num_examples)
+    size = min(clip.microbatch, num_examples)
     if num_examples % size:
         raise ConfigError(
             f"config.optimizer.clip.microbatch: {size} does not divide the {num_examples} "
             "examples of each data shard"
         )
+    return size
+
+
+def _microbatching(
+    num_examples: int, size: int
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    """Functions that cut a shard's rows into microbatches, along a new first axis, and undo it."""
 
     def to_micro(x: Array) -> Array:
         return x.reshape(-1, size, *x.shape[1:])

@@ -125,12 +125,13 @@ def draw_clusters(
     image: UInt8[np.ndarray, "h w 3"],
     labels: Int[np.ndarray, "r c"],
     extent: tuple[float, float],
+    num_clusters: int,
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """An image under a token grid, each token in the colour of its cluster.
+    """An image under a token grid, each token in the colour of its cluster, of so many in all.
 
     `extent` is the height and width of the grid in pixels of `image`, which it may exceed.
     """
-    hues = matplotlib.colormaps["hsv"](np.arange(labels.max() + 1) / (labels.max() + 1))
+    hues = matplotlib.colormaps["hsv"](np.arange(num_clusters) / num_clusters)
     colours = np.round(hues[labels][..., :3] * 255).astype(np.uint8)
     return _overlaid(image, colours, extent, Image.Resampling.NEAREST)
 
@@ -164,8 +165,9 @@ def _overlaid(
     below = Image.fromarray(image).convert("L").convert("RGB")
     below = below.resize(size, Image.Resampling.NEAREST)
     rows, columns = colours.shape[:2]
-    # The part of the grid that the image covers.
-    box = (0, 0, columns * image.shape[1] / extent[1], rows * image.shape[0] / extent[0])
+    # The part of the grid that the image covers: all of it, where sizes were rounded down.
+    across, down = image.shape[1] / extent[1], image.shape[0] / extent[0]
+    box = (0, 0, columns * min(1.0, across), rows * min(1.0, down))
     above = Image.fromarray(colours).resize(size, kernel, box=box)
     return np.asarray(Image.blend(below, above, 0.6))
 

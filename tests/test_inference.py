@@ -28,12 +28,12 @@ def model() -> tuple[Detector, Any]:
 
 def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:
     detector, params = model
-    functions = inference.Functions(
-        partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
-    )
-    detect = partial(inference.detect, functions, top_k=top_k, dtype=jnp.float32)
-    run = jax.jit(lambda p: detect(p, IMAGE, prompts, IS_QUERY))
-    return jax.tree.map(np.asarray, run(params))
+
+    def run(params: Any) -> inference.TopPairs:
+        tokens = inference.embed_tokens(detector, params, IMAGE)
+        return inference.rank(tokens, prompts, IS_QUERY, top_k=top_k, dtype=jnp.float32)
+
+    return jax.tree.map(np.asarray, jax.jit(run)(params))
 
 
 def test_probabilities_are_averaged_over_prompts(model: tuple[Detector, Any]) -> None:

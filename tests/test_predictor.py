@@ -19,7 +19,7 @@ from owl_det import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
-from owl_det.errors import CheckpointError, DataError
+from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation.evaluate import Evaluate
 from owl_det.predictor import Detections, Predictor
 from tests import tiny
@@ -243,6 +243,7 @@ def test_proposals_are_ranked_by_objectness(
         wanted = 1 / (1 + np.exp(-np.sort(logits)[::-1][:7]))
         np.testing.assert_allclose(proposals.scores, wanted, rtol=1e-4)
         assert proposals.boxes.shape == (7, 4)
+        assert (proposals.boxes[:, 2:] > proposals.boxes[:, :2]).all()
         assert (proposals.boxes <= [width, height, width, height]).all()
     least = float(np.median(found[0].scores))
     (some,) = predictor.propose(_images()[:1], top_k=7, threshold=least, batch_size=3)
@@ -303,6 +304,32 @@ def test_many_texts_are_encoded_in_parts(
     parts = predictor.encode_queries(texts).embeddings
     assert parts.shape == (1, 19, 16)
     np.testing.assert_allclose(parts, together, atol=1e-5)
+
+
+def test_texts_are_remembered_up_to_a_number_of_bytes(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor.forget_texts()
+    first = predictor._encode_texts(("a", "b"), "none")
+    assert predictor._encode_texts(("a", "b"), "none") is first
+    monkeypatch.setattr(predictor_lib, "TEXTS_KEPT", first.nbytes)
+    predictor._encode_texts(("c", "d"), "none")
+    assert list(predictor._texts) == [(("c", "d"), "none")]
+
+
+def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor) -> None:
+    predictor.detect(_images()[:1], ["a"], batch_size=1)
+    before = predictor._embed._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    predictor.detect(_images()[:1], [f"thing {i}" for i in range(40)], batch_size=1, top_k=5)
+    assert predictor._embed._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_pictures_have_names_of_their_own_and_replace_no_image(tmp_path: Path) -> None:
+    paths = [Path(f"{day}/cam/1.jpg") for day in ("day1", "day2")] + [Path("day1/cam/2.jpg")]
+    names = [path.name for path in cli._picture_paths(tmp_path, paths)]
+    assert names == ["cam_1.jpg_1.png", "cam_1.jpg_2.png", "2.png"]
+    with pytest.raises(UserError, match=r"a\.png is one of the images"):
+        cli._picture_paths(tmp_path, [tmp_path / "a.png"])
 
 
 def test_unusable_image_queries_are_one_clear_error(predictor: Predictor) -> None:

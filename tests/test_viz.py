@@ -233,9 +233,22 @@ def test_a_heat_map_is_bright_where_values_are_high():
     assert flat.shape == picture.shape
 
 
+def test_a_cluster_has_one_colour_in_all_images():
+    first = viz.draw_clusters(gray(64, 64), np.array([[1, 1], [1, 1]]), (64, 64), 3)
+    second = viz.draw_clusters(gray(64, 64), np.array([[1, 2], [0, 1]]), (64, 64), 3)
+    assert tuple(first[5, 5]) == tuple(second[5, 5])
+
+
+def test_a_grid_may_fall_short_of_the_image_by_rounding():
+    # 640 x 427 at 960 / 16: the shorter side is 640.5 pixels of the square, rounded to 40 patches.
+    values = np.linspace(0, 1, 2400).reshape(40, 60)
+    picture = viz.draw_heat(gray(427, 640), values, (640 * 640 / 960, 640), "x")
+    assert picture.shape[1] == 640
+
+
 def test_clusters_have_their_own_colours_and_the_grid_may_exceed_the_image():
     labels = np.array([[0, 0, 1], [2, 2, 1]])
-    picture = viz.draw_clusters(gray(40, 64), labels, (64, 96))  # tokens of 32 pixels
+    picture = viz.draw_clusters(gray(40, 64), labels, (64, 96), 3)  # tokens of 32 pixels
     assert picture.shape == (240, 384, 3)
     colours = {tuple(picture[y, x]) for y in (10, 100) for x in (10, 180, 200, 370)}
     assert len(colours) == 1, "the first row of the first two tokens is one cluster"

@@ -242,7 +242,10 @@ def _check_side(file: Path, image_size: int) -> None:
     keys = ["size", "crop_size"] if settings.get("do_center_crop") else ["size"]
     for key in keys:
         size = settings.get(key)
-        sides = [size.get("height"), size.get("width")] if isinstance(size, dict) else [size]
+        if isinstance(size, dict):
+            sides = [size.get("height"), size.get("width")]
+        else:
+            sides = size if isinstance(size, list) and size else [size]
         if size is not None and sides != [image_size] * len(sides):
             raise CheckpointError(f"{file}: {key} {size} is not the model's {image_size} pixels")
 
@@ -316,6 +319,7 @@ def _check_expressible(model: ModelConfig) -> None:
         "image.pooling": (model.image.pooling, "class_token"),
         "image.pre_norm": (model.image.pre_norm, True),
         "image.patch_bias": (model.image.patch_bias, False),
+        "image.last_block": (model.image.last_block, "full"),
         "contrastive": (model.contrastive, "none"),
     }
     for key, (value, only) in wanted.items():

@@ -9,6 +9,7 @@ import json
 import mmap
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,8 +81,8 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
     path = Path(path)
     try:
         return _open_folder(path) if path.is_dir() else _open_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file or folder") from None
+    except FileNotFoundError as error:  # of a folder, perhaps a file that its index names
+        raise CheckpointError(f"{error.filename or path}: no such file or folder") from None
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
@@ -157,10 +158,10 @@ def _open_shards(folder: Path) -> Weights:
         raise CheckpointError(f"{index}: weight_map is missing or empty")
     shards: dict[str, Weights] = {}
     for name, file in places.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
             raise CheckpointError(f"{index}: {name}: {file!r} is not a file beside the index")
         if file not in shards:
-            shards[file] = open_weights(folder / file)
+            shards[file] = _open_file(folder / file)  # never a folder, which may name itself
         if name not in shards[file].shapes:
             raise CheckpointError(f"{folder / file}: tensor {name} is missing")
     return Weights(
@@ -173,6 +174,10 @@ def _open_shards(folder: Path) -> Weights:
 
 # --- npz -----------------------------------------------------------------------------------------
 
+# RuntimeError: members that ask for a password, and unknown compression.
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
+_DAMAGED_ZIP += (SyntaxError, MemoryError)  # of headers
+
 
 def _open_npz(path: Path) -> Weights:
     try:
@@ -183,7 +188,7 @@ def _open_npz(path: Path) -> Weights:
             member.filename.removesuffix(".npy"): _npy_header(archive, member)
             for member in archive.infolist()
         }
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+    except _DAMAGED_ZIP as error:
         raise CheckpointError(f"{path}: damaged npz file ({error})") from None
 
     def read(name: str) -> np.ndarray:
@@ -192,7 +197,7 @@ def _open_npz(path: Path) -> Weights:
         try:
             with archive.open(f"{name}.npy") as member:
                 values = np.lib.format.read_array(member, allow_pickle=False)
-        except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+        except _DAMAGED_ZIP as error:
             raise CheckpointError(f"{path}: tensor {name}: {error}") from None
         # NumPy has no bfloat16 of its own and writes it as two nameless bytes.
         values = values.view(ml_dtypes.bfloat16) if dtype == "bfloat16" else values
@@ -232,6 +237,11 @@ def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 # --- msgpack -------------------------------------------------------------------------------------
 
 
+# RecursionError and the like: what a hostile nesting may lead to.
+_DAMAGED_MSGPACK = (ValueError, TypeError, KeyError, AttributeError, msgpack.UnpackException)
+_DAMAGED_MSGPACK += (RecursionError, MemoryError)
+
+
 def _open_msgpack(path: Path) -> Weights:
     """A tree that Flax serialised; names are paths with slashes. Leaves that are no arrays go."""
     with path.open("rb") as file:
@@ -246,8 +256,7 @@ def _open_msgpack(path: Path) -> Weights:
             if name in leaves:
                 raise ValueError(f"{name} is there twice")
             leaves[name], shapes[name] = chunks, shape
-    # RecursionError and the like: what a hostile nesting may lead to.
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError, MemoryError) as error:
+    except _DAMAGED_MSGPACK as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"{path}: damaged msgpack file ({reason})") from None
     finally:

@@ -295,8 +295,17 @@ def test_what_does_not_fit_is_one_clear_line(
     assert "\n" not in str(error.value)
 
 
-def test_what_transformers_cannot_be_is_not_written(tmp_path: Path) -> None:
-    config = tiny.config(model__box_bias="location")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__box_bias": "location"}, "model.box_bias: location"),
+        ({"model__image__last_block": "values"}, "model.image.last_block: values"),
+    ],
+)
+def test_what_transformers_cannot_be_is_not_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    config = tiny.config(**changes)
     model = LoadedModel(
         params={},
         model=config.model,
@@ -304,6 +313,6 @@ def test_what_transformers_cannot_be_is_not_written(tmp_path: Path) -> None:
         eval_prompts="none",
         step=0,
     )
-    with pytest.raises(CheckpointError, match="model.box_bias: location"):
+    with pytest.raises(CheckpointError, match=message):
         huggingface.write(tmp_path / "out", model)
     assert not (tmp_path / "out").exists()

@@ -157,6 +157,23 @@ def _npz(shape: tuple[int, ...], num_bytes: int) -> bytes:
     return buffer.getvalue()
 
 
+def _npz_of(member: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", member)
+    return buffer.getvalue()
+
+
+def _deflated_npz(damage: bool) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, a=np.arange(1000, dtype=np.float32))
+    content = bytearray(buffer.getvalue())
+    start = content.index(b"a.npy") + len("a.npy") + 20  # the local header has an extra field
+    if damage:
+        content[start : start + 8] = b"\xff" * 8
+    return bytes(content)
+
+
 def _flax(shape: Any, dtype: str, num_bytes: int) -> bytes:
     array = msgpack.ExtType(1, msgpack.packb((shape, dtype, bytes(num_bytes))))
     return msgpack.packb({"a": array})
@@ -194,6 +211,10 @@ BROKEN = {
     "msgpack shape": _flax("four", "float32", 16),
     "msgpack deep": _deep(100_000),
     "msgpack number keys": msgpack.packb({1: {2: 3}}),
+    "npz deflate": _deflated_npz(damage=True),
+    "npz header": _npz_of(b"\x93NUMPY\x01\x00\x76\x00" + b"-" * 116 + b"1\n"),
+    "msgpack dtype number": msgpack.packb({"a": msgpack.ExtType(1, msgpack.packb(([1], 3, b"")))}),
+    "chunks without shape": msgpack.packb({"a": {"__msgpack_chunked_array__": True}}),
     "chunks too few": _chunks({"0": 4}, {"0": np.zeros(3, np.float32)}),
     "chunks no arrays": _chunks({"0": 4}, {"0": 1}),
     "chunks none": _chunks({"0": 4}, {}),
@@ -218,6 +239,8 @@ def test_broken_files_are_one_clear_line(kind: str, tmp_path: Path) -> None:
         ("{}", "weight_map is missing"),
         ('{"weight_map": {"a": "../../secret"}}', "is not a file beside the index"),
         ('{"weight_map": {"a": 3}}', "is not a file beside the index"),
+        ('{"weight_map": {"a": ""}}', "is not a file beside the index"),
+        ('{"weight_map": {"a": ".."}}', "is not a file beside the index"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: no such file"),
         ('{"weight_map": {"other": "there.safetensors"}}', "tensor other is missing"),
     ],
