@@ -50,8 +50,6 @@ def use_paper_training(config: Any) -> None:
     config.schedule.warmup_steps = 1000
     config.model.dtype = "bfloat16"
     config.model.remat = "full"
-    # The authors' code takes 100, of which a mosaic of LVIS often holds more.
-    config.data.max_instances = 300
     augment = config.data.augment
     augment.merge_iou = 0.9
     augment.crop_probability = 1.0

@@ -156,6 +156,8 @@ class Predictor:
     ) -> list[Proposals]:
         """The `top_k` boxes of highest objectness of each image that score at least `threshold`.
 
+        Without those that lie in the padding of an image that is no square.
+
         Raises `DataError` if the model has no objectness head; else as `detect`.
         """
         _require_positive(top_k)

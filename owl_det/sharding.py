@@ -74,8 +74,9 @@ def parameter_shardings(params: PyTree, mesh: Mesh) -> PyTree:
 
     Raises `ConfigError`, naming the parameter, where a dimension does not divide.
     """
-    # Towers alone have no heads, and a ResNet has no patches.
-    specs = apply_rules(params, PARAMETER_RULES, optional=("_head/.*/kernel", "patch_kernel"))
+    # Towers alone have no heads, few pool by attention, and a ResNet has no patches.
+    optional = ("map_head/out/kernel", "_head/.*/kernel", "patch_kernel")
+    specs = apply_rules(params, PARAMETER_RULES, optional=optional)
 
     def check(path: Any, leaf: Any, spec: PartitionSpec) -> NamedSharding:
         for dimension, axis in zip(leaf.shape, spec, strict=False):

@@ -129,6 +129,12 @@ def test_config_files_are_locked() -> None:
         ({"checkpoint": {"keep": -1}}, "checkpoint.keep"),
         ({"data": {**SOURCE, "num_workers": -1}}, "data.num_workers"),
         ({"optimizer": {"frozen": ("(",)}}, "optimizer.frozen"),
+        ({"seed": -1}, "seed"),
+        ({"optimizer": {"learning_rate": -1.0}}, "optimizer.learning_rate"),
+        ({"schedule": {"timescale": 0}}, "schedule.timescale"),
+        ({"model": {"image": {"droplayer_rate": 20.0}}}, "model.image.droplayer_rate"),
+        ({"data": {**SOURCE, "augment": {"crop_probability": 50.0}}}, "data.augment.crop_prob"),
+        ({"checkpoint": {"image_size": 512}}, "checkpoint.image_size"),
         (
             {"data": {"train": {"a": {"kind": "shapes_world", "image_size": 0}}}},
             "data.train.a.image_size",

@@ -94,6 +94,11 @@ def test_the_verdict_depends_on_the_device(memory_gib: float, wanted: str) -> No
     assert wanted in last
 
 
+def test_the_image_tower_has_a_rate_of_its_own() -> None:
+    text = "\n".join(dry_run.report(_config(optimizer__image_learning_rate=3e-5)))
+    assert re.search(r"^group image: +[\d,]+ parameters +learning rate 3e-05$", text, re.M)
+
+
 def test_what_does_not_fit_the_devices_is_an_error() -> None:
     config = tiny.config(mesh={"data": 3})
     with pytest.raises(ConfigError, match=r"config\.mesh"):

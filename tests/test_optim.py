@@ -82,6 +82,13 @@ def test_a_pattern_that_fits_nothing_is_an_error() -> None:
         optim.groups(params, OptimizerConfig(frozen=("bocks/",)))
 
 
+def test_a_pattern_may_lie_within_another() -> None:
+    params = tiny.params(tiny.config())
+    both = OptimizerConfig(frozen=("^text/", "^text/token_embedding$"))
+    found = optim.groups(params, both)
+    assert set(jax.tree.leaves(found["text"])) == {"frozen"}
+
+
 def test_adafactor_factors_within_layers() -> None:
     config = tiny.config(
         optimizer={"kind": "adafactor"},

@@ -240,14 +240,16 @@ def test_proposals_are_ranked_by_objectness(
     for (height, width), proposals, logits in zip(
         SIZES, found, embedded.tokens.objectness_logits, strict=True
     ):
+        # Of the best seven those that show some of the image, and not its padding alone.
         wanted = 1 / (1 + np.exp(-np.sort(logits)[::-1][:7]))
-        np.testing.assert_allclose(proposals.scores, wanted, rtol=1e-4)
-        assert proposals.boxes.shape == (7, 4)
+        assert len(proposals) <= 7 and np.isin(proposals.scores.round(4), wanted.round(4)).all()
+        assert (np.diff(proposals.scores) <= 0).all()
         assert (proposals.boxes[:, 2:] > proposals.boxes[:, :2]).all()
         assert (proposals.boxes <= [width, height, width, height]).all()
+    assert any(len(proposals) == 7 for proposals in found)
     least = float(np.median(found[0].scores))
     (some,) = predictor.propose(_images()[:1], top_k=7, threshold=least, batch_size=3)
-    assert 0 < len(some) < 7 and (some.scores >= least).all()
+    assert 0 < len(some) < len(found[0]) and (some.scores >= least).all()
 
 
 # --- image queries -------------------------------------------------------------------------------

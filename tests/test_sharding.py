@@ -1,5 +1,6 @@
 """Meshes and where arrays are placed."""
 
+import importlib
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from owl_det import optim, sharding, train_step
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.resolve import resolve
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
@@ -51,6 +53,14 @@ def test_every_big_parameter_is_split() -> None:
         assert is_small or any(specs[name]), f"{name}, {leaf.shape}, lies whole on every device"
     assert specs["text/token_embedding"] == P(None, "fsdp")
     assert specs["image/transformer/blocks/norm_1/norm/scale"] == P()
+
+
+def test_attention_pooling_is_split_by_its_width() -> None:
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1))
+    config = importlib.import_module("configs.pretrain_siglip_b16").get_config().to_dict()
+    params = jax.eval_shape(lambda: train_step.init_params(resolve(config), jax.random.key(0)))
+    specs = _specs(sharding.parameter_shardings(params, mesh))
+    assert specs["image/map_head/out/kernel"] == P(None, None, "fsdp")
 
 
 @pytest.mark.parametrize("kind", ["adam", "adafactor"])

@@ -8,9 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from owl_det import train
+from owl_det.errors import ConfigError
+from tests import tiny
 
 TINY = (
     "--config.batch_size=8",
@@ -344,3 +349,38 @@ def test_trains_without_tensorflow_and_clu(repository_root: Path, tmp_path: Path
     assert json.loads((workdir / "eval" / "summary.json").read_text())["step"] == 20
     assert (workdir / "metrics.jsonl").exists()
     assert not list(workdir.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mesh": {"data": 4, "fsdp": 2}, "batch_size": 12}, "config.batch_size: 12"),
+        (
+            {"batch_size": 32, "optimizer__clip": {"scope": "exact", "microbatch": 3}},
+            "clip.microbatch: 3",
+        ),
+        ({"optimizer__frozen": ("^txet/",)}, "txet"),
+    ],
+)
+def test_what_devices_and_parameters_tell_is_checked_before_data_is_read(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(config: Any) -> Any:
+        raise AssertionError("data was read first")
+
+    monkeypatch.setattr(train, "TrainInput", opened)
+    with pytest.raises(ConfigError, match=message):
+        train.run(tiny.config(**changes), str(tmp_path))
+
+
+def test_an_evaluation_that_was_due_and_is_not_logged_is_made_up_for(tmp_path: Path) -> None:
+    config = tiny.config(num_steps=20, evaluation__every_steps=5)
+    log = tmp_path / "metrics.jsonl"
+    log.write_text('{"step": 5, "eval/shapes/AP": 0.1}\n{"step": 10, "train/loss": 1.0}\n')
+    lacks = {step: train._lacks_evaluation(config, tmp_path, step) for step in (5, 7, 10, 20)}
+    assert lacks == {5: False, 7: False, 10: True, 20: True}
+    log.write_text('{"step": 20, "eval/shapes/AP": 0.1}\n')
+    assert train._lacks_evaluation(config, tmp_path, 20), "its summary is not written"
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval" / "summary.json").write_text("{}")
+    assert not train._lacks_evaluation(config, tmp_path, 20)

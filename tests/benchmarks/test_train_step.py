@@ -25,6 +25,13 @@ def test_formula_agrees_with_xla(variant: str) -> None:
     assert flops.xla_flops_per_image(config) == pytest.approx(formula, rel=0.1)
 
 
+def test_formula_of_contrastive_mosaics_agrees_with_xla() -> None:
+    tree = importlib.import_module("configs.pretrain_shapes").get_config().to_dict()
+    config = resolve({**tree, "batch_size": 8})
+    formula = flops.flops_per_image(config, flops.texts_per_image(config))
+    assert flops.xla_flops_per_image(config) == pytest.approx(formula, rel=0.1)
+
+
 def test_xla_counts_a_loop_body_once() -> None:
     """Why the layers are unrolled for the count."""
     config = benchmark.make_config("tiny", "dense", batch_size=4)

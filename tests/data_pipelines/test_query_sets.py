@@ -4,8 +4,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.features import Category
+from data_pipelines.features import Category, Record
+from data_pipelines.input import TrainInput
 from data_pipelines.query_sets import Pool, make
+from tests import tiny
 
 NAMES = tuple(f"n{i}" for i in range(12))
 names = st.sampled_from(NAMES)
@@ -122,3 +124,22 @@ def test_names_in_the_picture_without_boxes_are_no_pseudo_negatives() -> None:
         rng=np.random.default_rng(0),
     )
     assert set(made.names) == {"n0", *NAMES[8:]}
+
+
+def test_names_are_compared_in_lower_case() -> None:
+    """As the text tower sees them: "Dog" of one source is no negative of another's "dog"."""
+    record = Record(
+        image=np.zeros((4, 4, 3), np.uint8),
+        image_id=0,
+        boxes_xyxy=np.zeros((1, 4), np.float32),
+        names=(("Dog", "dog"),),
+        is_crowd=np.zeros(1, bool),
+        scores=np.ones(1, np.float32),
+        negatives=("Cat",),
+        not_exhaustive=("Hot Dog",),
+    ).lowered()
+    assert (record.names, record.negatives) == ((("dog",),), ("cat",))
+    assert record.not_exhaustive == ("hot dog",)
+    tree = {"kind": "shapes_world", "num_images": 4, "image_size": 32}
+    opened = TrainInput(tiny.config(data__train={"a": tree}))
+    assert all(name == name.lower() for name in opened.pool.names)
