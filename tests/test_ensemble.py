@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, ensemble
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import CheckpointError, ConfigError, DataError
@@ -125,13 +126,16 @@ def test_arguments_are_checked() -> None:
 
 
 def test_a_group_without_objects_is_named(saved: tuple[str, str], tmp_path: Path) -> None:
-    # The first image of the test split holds no common name.
-    with pytest.raises(DataError, match=r"'common'.*--max_images"):
+    world = ShapesWorld(split="test", image_size=32, num_images=8192)
+    groups = {category.name: category.groups for category in world.categories}
+    there = {group for names in world[0].names for name in names for group in groups[name]}
+    absent = next(group for group in ("rare", "common", "frequent") if group not in there)
+    with pytest.raises(DataError, match=f"no object of group '{absent}'.*--max_images"):
         ensemble.sweep(
             *saved,
             [0.5],
             tmp_path / "out",
-            in_domain="kind=shapes_world,split=test,group=common,image_size=32",
+            in_domain=f"kind=shapes_world,split=test,group={absent},image_size=32",
             out_of_domain="kind=shapes_world,split=test,group=base,image_size=32",
             max_images=1,
         )

@@ -15,6 +15,7 @@ import pytest
 from owl_det import checkpoint, cli
 from owl_det.checkpoint import LoadedModel
 from owl_det.convert import clip_vocabulary, formats, models
+from owl_det.errors import CheckpointError
 from tests import tiny
 
 
@@ -46,8 +47,11 @@ def test_there_and_back(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     before, after = checkpoint.load_model(saved), checkpoint.load_model(back)
     assert before.eval_prompts == after.eval_prompts == "none"
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
-    # Converted weights start a training.
-    params = checkpoint.adapt(after, tiny.config())
+    # Converted weights start a training, of what transformers computes.
+    theirs = {"model__head_activation": "gelu", "model__merge_norm_epsilon": 1e-5}
+    params = checkpoint.adapt(after, tiny.config(**theirs))
+    with pytest.raises(CheckpointError, match=r"model\.head_activation is 'gelu' there"):
+        checkpoint.adapt(after, tiny.config())
     jax.tree.map(np.testing.assert_array_equal, params, before.params)
 
 

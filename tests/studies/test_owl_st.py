@@ -144,6 +144,7 @@ def test_a_run_without_report_leaves_the_committed_results_alone(
     monkeypatch.setattr(
         arms, "run", lambda study, names, *rest: ran.append((study.results, list(names)))
     )
+    monkeypatch.setattr(arms, "is_installed", lambda package: True)
     monkeypatch.setattr(report, "write", lambda study, workdir: study.results / "report.md")
     assert owl_st.main([f"--workdir={tmp_path}"]) == 0
     assert owl_st.main([f"--workdir={tmp_path}", "--report"]) == 0
