@@ -39,11 +39,11 @@ def clean(text: str) -> str:
 
 
 def canonicalise(text: str) -> str:
-    """Lower-cases, removes ASCII punctuation, folds white space: SigLIP, as in big_vision.
+    """Lower-cases, removes ASCII punctuation, folds white space: SigLIP, as in transformers.
 
-    There underscores become spaces first.
+    big_vision's evaluations turn underscores of class names into spaces before; here readers do.
     """
-    return re.sub(r"\s+", " ", text.replace("_", " ").lower().translate(_PUNCTUATION)).strip()
+    return re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
 
 
 class Tokenizer:
