@@ -251,10 +251,12 @@ ARMS = (
 WHY_RECOGNITION = "Of true boxes, named by the mean of their tokens' embeddings."
 
 
-def lifts(statement: str, arm: str, control: str = "detector") -> tuple[Claim, Claim]:
+def lifts(
+    statement: str, arm: str, control: str = "detector", note: str = ""
+) -> tuple[Claim, Claim]:
     """Novel names in detection, and in true boxes, where finding the box is no part of it."""
     return (
-        Claim(statement=statement, arm=arm, control=control, metric=NOVEL),
+        Claim(statement=statement, arm=arm, control=control, metric=NOVEL, note=note),
         Claim(
             statement="… as names of true boxes",
             arm=arm,
@@ -366,12 +368,14 @@ CLAIMS = (
         metric="stuff_masks_top1",
         at_least=-1e-6,
     ),
-    *lifts("Instance-level distillation lifts novel names", "ikd"),
+    *lifts("Instance-level distillation lifts novel names", "ikd",
+           note="Crops of labelled objects fit tokens to base names; novel ones are lost."),
     *lifts("… at the weight of the released config", "ikd_light"),
     *lifts("A tenth of the negatives does", "few_negatives"),
     *lifts("… and with it instance-level distillation still does", "ikd_few_negatives",
            "few_negatives"),
-    *lifts("Regions of the whole scene, novel objects among them, lift novel names", "regions"),
+    *lifts("Regions of the whole scene, novel objects among them, lift novel names", "regions",
+           note="Perhaps as random cells often show ground or parts of objects."),
     *lifts("… more than labelled boxes do", "regions", "regions_boxes"),
     costs_little("Base names lose at most a point by instance-level distillation", "ikd"),
     *lifts("Global-level distillation lifts novel names", "gkd"),
