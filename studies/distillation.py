@@ -369,7 +369,7 @@ CLAIMS = (
         at_least=-1e-6,
     ),
     *lifts("Instance-level distillation lifts novel names", "ikd",
-           note="Crops of labelled objects fit tokens to base names; novel ones are lost."),
+           note="Crops of labelled objects fit tokens to base names."),
     *lifts("… at the weight of the released config", "ikd_light"),
     *lifts("A tenth of the negatives does", "few_negatives"),
     *lifts("… and with it instance-level distillation still does", "ikd_few_negatives",
