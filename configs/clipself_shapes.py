@@ -44,8 +44,8 @@ def use_tower_distillation(config: Any) -> None:
     config.distill.dense_last_block = "full"
     config.optimizer.learning_rate = 3e-4
     # As at full size, but for the positions: the teacher's grid is resized to the student's.
-    blocks_only = clipself_b16.FROZEN[-1].replace("position_embedding|", "")
-    config.optimizer.frozen = (*clipself_b16.FROZEN[:-1], blocks_only)
+    around_blocks = "^image/(patch_kernel|class_embedding|norm_pre|norm_post|visual_projection)"
+    config.optimizer.frozen = (*clipself_b16.FROZEN[:2], around_blocks)
     config.optimizer.clip.scope = "global"
     config.schedule.warmup_steps = 100
     config.checkpoint.every_steps = 500

@@ -303,7 +303,9 @@ def _add_evaluate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         "--images", default="", metavar="DIR", help="of odinw: the folder of data sets"
     )
     parser.add_argument("--split_list", default="", metavar="FILE", help="of voc: image stems")
-    parser.add_argument("--split", choices=("valid", "test"), help="of odinw; default: valid")
+    parser.add_argument(
+        "--split", default="", choices=("valid", "test"), help="of odinw; default: valid"
+    )
     parser.add_argument(
         "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
     )
@@ -340,7 +342,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             annotations=arguments.annotations,
             images=arguments.images,
             split_list=arguments.split_list,
-            split=arguments.split or "",
+            split=arguments.split,
         )
     )
     if stablehlo.is_export(arguments.checkpoint):

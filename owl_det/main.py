@@ -98,7 +98,7 @@ def _fail(error: Exception) -> None:
 
 def _exit(code: int) -> None:
     """Where others wait for this process, JAX's farewell at exit would wait for them: 300 s."""
-    if "jax" in sys.modules and jax.process_count() > 1:
+    if jax.distributed.is_initialized():  # a count of processes would start the accelerator
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

@@ -28,6 +28,7 @@ from owl_det.errors import ConfigError, UserError
 from owl_det.evaluation import comparison, image_text
 from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
+from owl_det.losses import branches
 from owl_det.metric_log import MetricLog
 from owl_det.types import Batch, Teaching, TrainState, batch_of
 
@@ -249,7 +250,7 @@ def _start(
 def _check_before_reading(config: Config, num_shards: int) -> None:
     """Raises `ConfigError` for what only the devices and the parameters' names tell."""
     step_shapes.batch_shapes(config, num_shards)
-    if config.optimizer.clip.scope in ("shared_text", "exact"):
+    if config.optimizer.clip.scope in branches.PER_EXAMPLE:
         train_step.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
     params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
     optim.groups(params, config.optimizer)

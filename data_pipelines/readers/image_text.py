@@ -435,7 +435,7 @@ class _FolderShards:
         self._starts = _cut(len(self._files), num_shards)
         self.name = str(folder)
         files = [folder / file for file in self._files]
-        texts = [captions_file] if captions_file else _texts_beside(files)
+        texts = [captions_file] if captions_file else _text_files(files)
         version = _version("folder", [*files, *texts])
         self.version = f"{version}-{len(self)}"
 
@@ -469,7 +469,7 @@ def _find_images(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in images)
 
 
-def _texts_beside(files: Sequence[Path]) -> list[Path]:
+def _text_files(files: Sequence[Path]) -> list[Path]:
     return [text for file in files if (text := file.with_suffix(".txt")).is_file()]
 
 
