@@ -18,6 +18,9 @@ from owl_det.errors import UserError
 
 Task = TypeVar("Task", bound=Hashable)
 
+# glibc's malloc then takes huge pages: steps on a CPU are up to a third shorter.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
 
 class Workers:
     """`jobs` workers. Without a second one commands may use every core."""
@@ -80,7 +83,9 @@ class Workers:
             file.write(f"$ python -m {shlex.join(arguments)}\n")
             file.flush()
             command = [sys.executable, "-m", *arguments]
-            process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder)
+            process = subprocess.Popen(
+                command, stdout=file, stderr=file, cwd=folder, env=HUGE_PAGES | os.environ
+            )
             if self._jobs > 1 and hasattr(os, "sched_setaffinity"):  # not on macOS
                 os.sched_setaffinity(process.pid, share)
             self._processes.add(process)
