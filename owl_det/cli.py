@@ -569,7 +569,10 @@ def _add_annotate(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def _annotate(arguments: argparse.Namespace) -> int:
-    """Prints the counts of all complete shards as one JSON line; 1 if images were unreadable."""
+    """Prints the counts of all complete shards as one JSON line.
+
+    1 if of the images of this process's shards more than one, and more than 1 %, were unreadable.
+    """
     from owl_det.annotate import job
 
     done = job.run(
@@ -582,7 +585,9 @@ def _annotate(arguments: argparse.Namespace) -> int:
     counts = done.counts()
     keys = ("images", "unreadable", "recorded images", "recorded boxes")
     print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
-    return 1 if counts["unreadable"] else 0
+    mine = job.share(len(done.shards), arguments.shard_index, arguments.shard_step)
+    ours = done.counts(mine)
+    return int(ours["unreadable"] > max(1, (ours["images"] + ours["unreadable"]) / 100))
 
 
 def _add_annotate_precision(
@@ -689,9 +694,7 @@ def _add_ensemble(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="WEIGHTS",
         help=f"evaluates weights instead, by default {weights}",
     )
-    parser.add_argument(
-        "--out", default="runs/ensemble", metavar="DIR", help="default: %(default)s"
-    )
+    parser.add_argument("--out", metavar="DIR", help="default: runs/ensemble, runs/sweep")
     source = "kind=shapes_world,split=test"
     parser.add_argument(
         "--in_domain",
@@ -710,13 +713,14 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     if (arguments.weight is None) == (arguments.sweep is None):
         raise UserError("ensemble: give either --weight or --sweep")
     if arguments.weight is not None:
-        ensemble.save(arguments.self_trained, arguments.fine_tuned, arguments.weight, arguments.out)
+        out = arguments.out or "runs/ensemble"
+        ensemble.save(arguments.self_trained, arguments.fine_tuned, arguments.weight, out)
         return 0
     points = ensemble.sweep(
         arguments.self_trained,
         arguments.fine_tuned,
         ensemble.parse_weights(arguments.sweep),
-        arguments.out,
+        arguments.out or "runs/sweep",
         in_domain=arguments.in_domain,
         out_of_domain=arguments.out_of_domain,
         max_images=arguments.max_images,

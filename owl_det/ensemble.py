@@ -157,14 +157,14 @@ def sweep(
     a, b = checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
     check_same_architecture(a, b)
     measure = _Measure(b, {"in_domain": in_domain, "out_of_domain": out_of_domain}, max_images)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     points: list[dict[str, float]] = []
+    content = {"in_domain": in_domain, "out_of_domain": out_of_domain, "points": points}
     for weight in weights:
         points.append({"weight": weight, **measure(interpolate(a, b, weight))})
         logging.info("%s", points[-1])
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"in_domain": in_domain, "out_of_domain": out_of_domain, "points": points}
-    pseudo_records.write_json(folder / "sweep.json", content)
+        pseudo_records.write_json(folder / "sweep.json", content)  # a point may take an hour
     viz.plot_trade_off(
         folder / "trade_off.png",
         [(f"{p['weight']:g}", p["out_of_domain_AP"], p["in_domain_AP"]) for p in points],

@@ -13,6 +13,7 @@ shard without its images, once, and `fetch` reads one sample from where it lies.
 `image_text_reader` does that.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -38,6 +39,7 @@ IMAGE_KEYS = ("image/encoded", "image", "jpg", "png")  # features of tf.train.Ex
 TEXT_KEYS = ("caption", "image/caption", "text", "txt")
 TEXT_FIELDS = ("caption", "text")  # of JSON
 FILE_FIELDS = ("file_name", "file", "image")
+COMPRESSED = (".gz", ".zlib", ".zst", ".bz2", ".xz")  # of a .tfrecord file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +76,10 @@ class ImageTextShards(Protocol):
         ...
 
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
-        """One shard, in the order of the file."""
+        """One shard, in the order of the file.
+
+        Raises `OSError` where the file system fails: that is no property of the data.
+        """
         ...
 
 
@@ -208,7 +213,7 @@ class _TarShards:
 
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
         for place in self.locate(shard):
-            yield place if isinstance(place, Unreadable) else self.fetch(shard, place)
+            yield place if isinstance(place, Unreadable) else self._read(shard, place)
 
     def locate(self, shard: int) -> Iterator[Place | Unreadable]:
         """Consecutive members of one stem (up to the first dot of the file name) are a sample."""
@@ -226,12 +231,14 @@ class _TarShards:
             yield _tar_place(stem, members)
 
     def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
-        *image_span, text_offset, text_size, is_json = place.numbers
-        file = self._files[shard]
         try:
-            image, text = _read_spans(file, [image_span, (text_offset, text_size)])
+            return self._read(shard, place)
         except OSError as error:
-            return Unreadable(key=place.key, reason=f"{file.name}: {error}")
+            return Unreadable(key=place.key, reason=f"{self._files[shard].name}: {error}")
+
+    def _read(self, shard: int, place: Place) -> Sample | Unreadable:
+        *image_span, text_offset, text_size, is_json = place.numbers
+        image, text = _read_spans(self._files[shard], [image_span, (text_offset, text_size)])
         try:
             texts = _json_texts(json.loads(text)) if is_json else (text.decode("utf-8"),)
         except (UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -261,7 +268,10 @@ class _Member:
 
 
 def _tar_members(file: Path) -> Iterator[_Member]:
-    """The regular files, from their headers alone; what follows damage is lost."""
+    """The regular files, from their headers alone; what follows damage is lost.
+
+    Raises `OSError` where the file system fails, which is no damage of the file.
+    """
     damage = "the tar file is damaged from here on"
     try:
         size = file.stat().st_size
@@ -283,6 +293,8 @@ def _tar_members(file: Path) -> Iterator[_Member]:
             if not _ends_in_zeros(file, tar.offset):
                 yield _Member(name=f"{file.name}@{tar.offset}", refused=damage, is_damage=True)
     except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of malformed pax headers
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: of absurd offsets
+            raise
         yield _Member(name=f"{file.name} ({error})", refused=damage, is_damage=True)
 
 
@@ -349,6 +361,9 @@ class _TfRecordShards:
                 f"{where}: reading TFRecord needs TensorFlow: pip install tensorflow, or store the "
                 "pairs in .tar files (WebDataset), which need nothing"
             )
+        for file in files:
+            if file.suffix in COMPRESSED:
+                raise DataError(f"{file}: is compressed; decompress it first")
         leave_accelerators_to_jax()
         self._files = files
         self.name, self.version = where, _version("tfrecord", files)
@@ -364,9 +379,11 @@ class _TfRecordShards:
         try:
             for position, raw in enumerate(tf.data.TFRecordDataset(str(file)), start=1):
                 yield _tfrecord_sample(f"{position - 1:08d}", bytes(raw.numpy()), tf)
-        except tf.errors.OpError as error:
+        except tf.errors.DataLossError as error:
             reason = f"{file.name} is damaged from here on: {error.message}"
             yield Unreadable(key=f"{position:08d}", reason=reason)
+        except tf.errors.OpError as error:
+            raise OSError(f"{file}: {error.message}") from error
 
     def locate(self, shard: int) -> Iterator[Place | Unreadable]:
         """From the lengths alone: unlike `samples` it looks at no checksum.
@@ -443,8 +460,18 @@ class _FolderShards:
         return len(self._starts) - 1
 
     def samples(self, shard: int) -> Iterator[Sample | Unreadable]:
+        """Files that are gone, or may not be read, are `Unreadable`; not if all are."""
+        is_any_read = False
         for place in self.locate(shard):
-            yield self.fetch(shard, place)
+            try:
+                sample = self._read(place)
+            except (FileNotFoundError, PermissionError) as error:
+                sample = Unreadable(key=place.key, reason=str(error))
+            else:
+                is_any_read = True
+            yield sample
+        if not is_any_read:
+            raise OSError(f"{self._folder}: no file of shard {shard} can be read; is it there?")
 
     def locate(self, shard: int) -> Iterator[Place]:
         for index in range(self._starts[shard], self._starts[shard + 1]):
@@ -453,12 +480,18 @@ class _FolderShards:
             yield Place(key=key, numbers=(index,))
 
     def fetch(self, shard: int, place: Place) -> Sample | Unreadable:
+        try:
+            return self._read(place)
+        except OSError as error:
+            return Unreadable(key=place.key, reason=str(error))
+
+    def _read(self, place: Place) -> Sample | Unreadable:
         name = self._files[place.numbers[0]]
         file = self._folder / name
+        image = file.read_bytes()
         try:
-            image = file.read_bytes()
             texts = self._captions[name] if self._captions else _text_beside(file)
-        except (OSError, UnicodeDecodeError) as error:
+        except UnicodeDecodeError as error:
             return Unreadable(key=place.key, reason=str(error))
         return Sample(key=place.key, image=image, texts=texts)
 

@@ -72,6 +72,11 @@ class PseudoBoxesReader:
                 f"{job['image_floor']} {folder} holds nothing; raise it, or annotate again with a "
                 "lower --keep_below"
             )
+        if min_box_score > min_image_score:
+            raise DataError(
+                f"min_box_score: {min_box_score} is above min_image_score, {min_image_score}: "
+                "images would be left without a box; raise min_image_score (0: the job's)"
+            )
         num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
         if hard_negatives > num_mined:
             raise DataError(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from data_pipelines import image_ops, label_ops, prompts, tokenizer
@@ -392,10 +393,15 @@ class Annotator:
         names = self.space.curated.names
         q, count = self._chunk, -(-len(names) // self._chunk)
         shape = len(self._templates), q, self.model.model.embedding_dim
-        shared = np.zeros((count, *shape), self._dtype)
+        shared, counts = np.zeros((count, *shape), self._dtype), Counter[str]()
         for chunk in range(count):
             part = names[chunk * q : (chunk + 1) * q]
-            shared[chunk, :, : len(part)] = self.encode(part, Counter()).swapaxes(0, 1)
+            shared[chunk, :, : len(part)] = self.encode(part, counts).swapaxes(0, 1)
+        if counts["cut queries"]:
+            logging.warning(
+                "%d of %d curated names are longer than the text tower takes, and cut",
+                *(counts["cut queries"], len(names)),
+            )
         is_shared = (np.arange(count * q) < len(names)).reshape(count, q)
         return jax.device_put(shared), is_shared
 

@@ -21,6 +21,10 @@ class AnnotateShard(beam.DoFn):
     def __init__(self, settings: Settings):
         self._settings = settings
 
+    def setup(self) -> None:
+        """A worker that finds another checkpoint or vocabulary than the others must not write."""
+        open_job(self._settings).claim()
+
     def process(self, shard: int) -> Iterator[int]:
         open_job(self._settings).run_shard(shard)
         yield shard

@@ -11,7 +11,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -93,7 +93,8 @@ class Job:
             pseudo_records.write_json(file, ours)
             return
         theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
-        different = [key for key in ours if theirs.get(key) != ours[key]]
+        # The same input may have been named otherwise; its version is that of its content.
+        different = [key for key in ours if key != "input" and theirs.get(key) != ours[key]]
         if different:
             key = different[0]
             raise DataError(
@@ -131,9 +132,21 @@ class Job:
         return self._file("shard", shard).is_file()
 
     def run_shard(self, shard: int) -> None:
-        """Annotates one shard and writes its files, unless they are complete."""
+        """Annotates one shard and writes its files, unless they are complete.
+
+        Raises `DataError` where the file system fails; of the shard nothing stays then.
+        """
         if self.is_complete(shard):
             return
+        try:
+            self._run_shard(shard)
+        except OSError as error:
+            raise DataError(
+                f"shard {shard} of {len(self.shards)}: {error}; it is not written, and the same "
+                "command goes on with it"
+            ) from error
+
+    def _run_shard(self, shard: int) -> None:
         counts: Counter[str] = Counter()
         started = time.time()
         with ShardWriter(self.folder, shard, len(self.shards)) as writer:
@@ -158,10 +171,10 @@ class Job:
             counts["images"] / max(seconds, 1e-9),
         )
 
-    def counts(self) -> Counter[str]:
-        """Of all complete shards together."""
+    def counts(self, shards: Iterable[int] | None = None) -> Counter[str]:
+        """Of those of these shards that are complete together; by default of all."""
         total: Counter[str] = Counter()
-        for shard in range(len(self.shards)):
+        for shard in range(len(self.shards)) if shards is None else shards:
             if self.is_complete(shard):
                 summary = pseudo_records.read_json(self._file("shard", shard))
                 total.update(summary["counts"])
@@ -202,7 +215,12 @@ def run(
         raise DataError(f"--beam_option: is for --runner beam, not {runner}")
     job = open_job(settings)
     job.claim()
-    mine = _mine(len(job.shards), shard_index, shard_step)
+    if jax.local_device_count() > 1:
+        logging.warning(
+            "Of %d devices one is used; docs/annotate.md says how each gets a process of its own",
+            jax.local_device_count(),
+        )
+    mine = share(len(job.shards), shard_index, shard_step)
     todo = [shard for shard in mine if not job.is_complete(shard)]
     logging.info("%d of %d shards are left to do", len(todo), len(job.shards))
     if runner == "beam":
@@ -222,14 +240,19 @@ def run(
     return job
 
 
-def _mine(num_shards: int, index: int | None, step: int) -> range:
+def share(num_shards: int, index: int | None, step: int) -> range:
+    """The shards of one process: all, one, or every `step`-th from `index` on.
+
+    Raises `DataError` for what names none, but for an index beyond the last with a step: there may
+    be more processes than shards.
+    """
     if step < 0 or (step and index is None):
         raise DataError(
             f"--shard_step: {step}; give a positive one, with the --shard_index of this process"
         )
     if index is None:
         return range(num_shards)
-    if not 0 <= index < num_shards:
+    if index < 0 or (index >= num_shards and not step):
         raise DataError(f"--shard_index: {index}, but there are shards 0 to {num_shards - 1}")
     return range(index, num_shards, step) if step else range(index, index + 1)
 
@@ -240,6 +263,11 @@ def _check(settings: Settings) -> None:
         value = getattr(settings, key)
         if not 0 <= value <= 1:
             raise DataError(f"--{key}: {value}, but scores lie in [0, 1]")
+    if settings.min_box_score > settings.min_image_score:
+        raise DataError(
+            f"--min_box_score: {settings.min_box_score} is above --min_image_score, "
+            f"{settings.min_image_score}: images would be left without a box"
+        )
     for key in ("batch_size", "max_ngrams"):
         if getattr(settings, key) < 1:
             raise DataError(f"--{key}: {getattr(settings, key)}, but must be at least 1")

@@ -132,10 +132,16 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
     try:
         features: Any = tfds.builder(builder).info.features
         names = features["objects"]["label"].names
+        has_boxes = "bbox" in features["objects"]
     except Exception as error:  # TFDS raises many kinds for builders it does not know
         raise DataError(
             f"tfds:{builder}: no detection builder with class names ({error})"
         ) from None
+    if not has_boxes or any(name.startswith("/m/") for name in names):
+        raise DataError(
+            f"tfds:{builder}: its classes are labels of whole images, or ids in place of names; "
+            "give a text file of names"
+        )
     is_lvis = "neg_category_ids" in features
     return tuple(plain_name(name) if is_lvis else name.replace("_", " ") for name in names)
 

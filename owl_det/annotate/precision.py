@@ -1,11 +1,13 @@
 """How many pseudo-boxes are right, where the true boxes are known.
 
 A pseudo-box is right if it overlaps a true box whose name is its phrase by an IoU of 0.5 or more.
-Boxes of an image choose in the order of their scores, each the free true box it overlaps most, and
-no true box is given twice. Precision is the share of pseudo-boxes that are right, recall the share
-of true boxes that were found, of all images: those without records count as well.
+Boxes that lie in a crowd of their name count as neither right nor wrong. The others choose in the
+order of their scores, each the free true box it overlaps most; no true box is given twice.
+Precision is the share of pseudo-boxes that are right, recall the share of true boxes that were
+found, of all images: those without records count as well.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +40,11 @@ class Truth:
 
     boxes_xyxy: Float32[np.ndarray, "m 4"]  # pixels
     names: tuple[str, ...]
+    # Regions that hold many objects of a name, none of them boxed.
+    crowds_xyxy: Float32[np.ndarray, "k 4"] = dataclasses.field(
+        default_factory=lambda: np.zeros((0, 4), np.float32)
+    )
+    crowd_names: tuple[str, ...] = ()
 
 
 def measure(
@@ -89,6 +96,7 @@ def _count_image(
     counts: Counter[tuple[str, str]],
 ) -> None:
     boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
+    kept = [i for i in kept if not _lies_in_crowd(boxes[i], entry["phrases"][i], truth)]
     overlaps = label_ops.pairwise_iou(boxes[kept], truth.boxes_xyxy)
     phrases = [entry["phrases"][i] for i in kept]
     is_right = _right(overlaps, phrases, truth.names, np.asarray(entry["scores"])[kept])
@@ -100,6 +108,14 @@ def _count_image(
         counts[group, "on_object"] += int(under.size > 0)
         holds_name = any(_holds(phrase, truth.names[i]) for i in under)
         counts[group, "holds_name"] += int(holds_name)
+
+
+def _lies_in_crowd(box: Float32[np.ndarray, "4"], phrase: str, truth: Truth) -> bool:
+    """Half of the box or more is in a crowd of its phrase: nobody knows whether it is right."""
+    crowds = truth.crowds_xyxy[[name == phrase for name in truth.crowd_names]]
+    corners = np.minimum(box[2:], crowds[:, 2:]) - np.maximum(box[:2], crowds[:, :2])
+    shared = corners.clip(min=0).prod(axis=1)
+    return bool((shared >= IOU * (box[2:] - box[:2]).prod()).any())
 
 
 def _right(
@@ -148,7 +164,8 @@ def measure_hard_negatives(
     for entry in entries:
         if not len(entry["scores"]) or max(entry["scores"]) < min_image_score:
             continue
-        present = set(truths[entry["key"]].names)
+        truth = truths[entry["key"]]
+        present = {*truth.names, *truth.crowd_names}
         mined = entry["hard_negatives"]
         for first in (count for count in _FIRST if count <= len(mined)):
             asked[first] += first
@@ -178,6 +195,11 @@ def open_source(where: str, annotated: str) -> Known:
     split and size, or the folder of images. Raises `UserError` if the source cannot be used or the
     two do not belong together.
     """
+    if where == annotated and not where.startswith("shapes_world:"):
+        raise DataError(
+            "--source: give the true boxes of the images that were annotated, as "
+            "kind=coco,path=ROOT,annotations=FILE,images=DIR"
+        )
     if where.startswith("shapes_world:") and annotated.startswith("shapes_world:"):
         ours, theirs = (image_text.open_shapes_world(text) for text in (where, annotated))
         if (ours.split, ours.image_size) == (theirs.split, theirs.image_size):
@@ -220,11 +242,11 @@ def _of_folder(where: str) -> Known:
             record = source[index]
         except UnreadableImage as error:
             raise DataError(f"--source: {error}") from None
-        is_one = ~record.is_crowd
-        names = [name.lower() for (name,) in record.names]  # these readers give one a box
+        names = np.array([name.lower() for (name,) in record.names], object)  # one a box
+        boxes, is_crowd = record.boxes_xyxy, record.is_crowd
         key = Path(record.source).relative_to(folder).as_posix()
         truths[key] = Truth(
-            record.boxes_xyxy[is_one], tuple(n for n, one in zip(names, is_one, strict=True) if one)
+            boxes[~is_crowd], tuple(names[~is_crowd]), boxes[is_crowd], tuple(names[is_crowd])
         )
     groups = {c.name.lower(): c.groups[0] if c.groups else "names" for c in source.categories}
     return Known(truths, groups)

@@ -1,5 +1,6 @@
 """What an annotation job found: counts, a histogram of scores, pictures."""
 
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,11 +19,12 @@ from owl_det.annotate.precision import kept_boxes
 NUM_PICTURES = 16
 PICTURE_SIDE = 768  # pixels; larger images are shrunk
 NUM_PHRASES = 50  # in the table
+MAX_PHRASES = 10_000  # in report.json: the N-grams of many captions are mostly of one image each
 BINS = 40  # of scores, over [0, 1]
 
 
 def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> None:
-    """Writes report.json, report.md, label_space.json and PNGs beside complete records."""
+    """Writes report.json, report.md and PNGs beside complete records."""
     job = pseudo_records.read_json(folder / "job.json")
     content = measure(folder, job, counts)
     content["label_space"] = label_spaces.table(space, _rules(counts))
@@ -67,11 +69,14 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
         "kept_by_space": dict(sorted(spaces.items())),
         "encoded_queries": counts.get("encoded queries", 0),
         "cut_queries": counts.get("cut queries", 0),
+        "num_phrases": len(phrases),
         "phrases": [
             {"phrase": phrase, "boxes": n, "images": images_with[phrase]}
-            for phrase, n in sorted(phrases.items(), key=lambda item: (-item[1], item[0]))
+            for phrase, n in heapq.nsmallest(
+                MAX_PHRASES, phrases.items(), key=lambda item: (-item[1], item[0])
+            )
         ],
-        "hard_negatives": dict(hard_negatives.most_common()),
+        "hard_negatives": dict(hard_negatives.most_common(MAX_PHRASES)),
         "histogram": {
             space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
         },
@@ -154,7 +159,7 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         f"{content['recorded_boxes']:,} boxes ≥ {job['floor']} |",
         f"| kept (a box ≥ {job['min_image_score']}) | {content['kept_images']:,} images, "
         f"{content['kept_boxes']:,} boxes ≥ {job['min_box_score']} ({kept or 'none'}) |",
-        f"| distinct phrases kept | {len(content['phrases']):,} |",
+        f"| distinct phrases kept | {content['num_phrases']:,} |",
         f"| queries encoded | {content['encoded_queries']:,}, {content['cut_queries']:,} cut |",
         "",
         "![Scores](scores.png)",

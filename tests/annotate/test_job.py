@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from data_pipelines import image_ops, pseudo_records, source
 from data_pipelines.features import Record
@@ -199,6 +200,8 @@ def test_thresholds_are_chosen_when_records_are_read(saved: Path, tmp_path: Path
         PseudoBoxesReader(tmp_path, min_box_score=0.005, min_image_score=0.2)
     with pytest.raises(DataError, match="min_image_score"):
         PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=1.0)
+    with pytest.raises(DataError, match="min_box_score: 0.3 is above min_image_score, 0.2"):
+        PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.0)
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.0, min_image_score=0.0)
     told = _settings(saved, tmp_path)
     scores = [reader[i].scores for i in range(len(reader))]
@@ -306,9 +309,27 @@ def test_a_failing_shard_leaves_nothing_behind(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(pseudo_records.ShardWriter, "add", fail)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(DataError, match="shard 0 of 3: no space left on device; it is not written"):
         opened.run_shard(0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_that_fails_completes_no_shard(saved: Path, tmp_path: Path) -> None:
+    """Images that are gone with their folder are no property of the data."""
+    images, moved = tmp_path / "images", tmp_path / "moved"
+    images.mkdir()
+    for index in range(2):
+        Image.new("RGB", (32, 32)).save(images / f"{index}.png")
+    given = {"input": str(images), "labels": "curated", "num_shards": 0}
+    opened = job.open_job(_settings(saved, tmp_path / "out", **given))
+    (images / "0.png").rename(tmp_path / "0.png")
+    images.rename(moved)
+    with pytest.raises(DataError, match="no file of shard 0 can be read"):
+        opened.run_shard(0)
+    assert not opened.is_complete(0)
+    moved.rename(images)  # one file alone is quarantined
+    opened.run_shard(0)
+    assert (opened.counts()["images"], opened.counts()["unreadable"]) == (1, 1)
 
 
 def test_one_folder_holds_one_job(saved: Path, tmp_path: Path) -> None:
@@ -316,8 +337,11 @@ def test_one_folder_holds_one_job(saved: Path, tmp_path: Path) -> None:
     for change in ({"max_ngrams": 21}, {"min_box_score": 0.06}, {"batch_size": 2}):
         with pytest.raises(DataError, match=f"another {next(iter(change))}"):
             job.run(_settings(saved, tmp_path, **change))
+    with pytest.raises(DataError, match="--min_box_score: 0.3 is above --min_image_score"):
+        job.run(_settings(saved, tmp_path, min_box_score=0.3))
     with pytest.raises(DataError, match="--shard_index"):
         job.run(_settings(saved, tmp_path), shard_index=3)
+    assert list(job.share(3, 3, 4)) == []  # of four processes the last has nothing to do
     for given in ({"shard_step": 2}, {"shard_index": 0, "shard_step": -1}):
         with pytest.raises(DataError, match="--shard_step"):
             job.run(_settings(saved, tmp_path), **given)
@@ -326,19 +350,20 @@ def test_one_folder_holds_one_job(saved: Path, tmp_path: Path) -> None:
 def test_corrupt_images_are_quarantined_and_counted(saved: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    world = ShapesWorld(image_size=32, num_images=3)
-    for index in range(3):
+    world = ShapesWorld(image_size=32, num_images=4)
+    for index in range(4):
         image_ops.decode_image(world[index].image).save(images / f"{index}.png")
         (images / f"{index}.txt").write_text(world[index].captions[0])
-    broken = (images / "1.png").read_bytes()[:-40]
-    (images / "1.png").write_bytes(broken)
+    for index in (1, 3):
+        broken = (images / f"{index}.png").read_bytes()[:-40]
+        (images / f"{index}.png").write_bytes(broken)
     out = tmp_path / "out"
     arguments = ["annotate", "--checkpoint", str(saved), "--input", str(images), "--output"]
     arguments += [str(out), "--labels", "ngrams", "--max_ngrams", "20", "--min_image_score", "0.1"]
-    assert cli.main(arguments) == 1
-    (line,) = (out / "quarantine-00000-of-00001.jsonl").read_text().splitlines()
-    assert json.loads(line)["key"] == "1.png"
-    assert json.loads((out / "report.json").read_text())["unreadable"] == 1
+    assert cli.main(arguments) == 1  # more than one, and more than 1 %
+    lines = (out / "quarantine-00000-of-00001.jsonl").read_text().splitlines()
+    assert [json.loads(line)["key"] for line in lines] == ["1.png", "3.png"]
+    assert json.loads((out / "report.json").read_text())["unreadable"] == 2
     reader = source.build(PseudoBoxesSource(min_image_score=0.1), str(out))
     assert [image_ops.image_size(reader[i].image) for i in range(len(reader))] == [(32, 32)] * 2  # pyright: ignore[reportArgumentType]
 

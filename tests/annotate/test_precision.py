@@ -57,6 +57,19 @@ def test_a_box_is_right_on_a_true_box_of_its_name() -> None:
     assert found["all"]["true_boxes"] == 2 and found["all"]["recall"] == 0.5
 
 
+def test_boxes_in_a_crowd_of_their_name_do_not_count() -> None:
+    """Nobody boxed the objects of a crowd; its name is no absent one either."""
+    crowd = np.array([[20, 20, 40, 40]], np.float32)
+    truth = Truth(np.array([SQUARE], np.float32), ("cat",), crowd, ("dog",))
+    boxes = [("dog", 0.9, FAR), ("cat", 0.8, FAR), ("dog", 0.7, [10, 20, 29, 30])]
+    found = _measure(_entry(*boxes), {"a": truth})
+    # The cat is none of the crowd's, and of the last box less than half lies in it.
+    assert found["base"]["pseudo_boxes"] == 2
+    entry = {**_entry(*boxes), "hard_negatives": ["dog"]}
+    (row,) = precision.measure_hard_negatives([entry], {"a": truth}, 0.3)
+    assert (row["asked"], row["absent"]) == (1, 0)
+
+
 def test_a_true_box_is_given_once_to_the_best_score() -> None:
     truths = _truth(("cat", SQUARE))
     found = _measure(_entry(("cat", 0.5, SQUARE), ("cat", 0.9, SHIFTED)), truths)
@@ -206,7 +219,8 @@ def test_the_truth_of_a_folder_of_images_is_a_source_as_in_a_config(tmp_path: Pa
         [entry], known.truths, known.groups, min_box_score=0.1, min_image_score=0.3
     )
     assert found["all"]["right"] == 1 and found["all"]["recall"] == 0.5
-    assert found["all"]["precision"] == 0.5
+    # The dog lies in the crowd of dogs, and does not count.
+    assert found["all"]["precision"] == 1.0 and found["all"]["pseudo_boxes"] == 1
     with pytest.raises(DataError, match="kind=shapes_world, but expected coco"):
         precision.open_source("kind=shapes_world", images)
     with pytest.raises(DataError, match="no such|annotations"):

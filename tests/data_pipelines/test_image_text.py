@@ -66,6 +66,27 @@ def test_tar_members_of_one_stem_are_one_sample(tmp_path: Path) -> None:
     assert isinstance(first[4], Unreadable) and "text" in first[4].reason
 
 
+def test_a_file_that_is_gone_is_no_damage(tmp_path: Path) -> None:
+    """The file system's failures are raised: a shard must not end with what came before."""
+    path = tmp_path / "x.tar"
+    _tar(path, [(f"{i}.png", _png(i)) for i in range(3)])
+    shards = image_text.open_shards(str(path))
+    found = shards.samples(0)
+    assert next(found).key == "0"
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        list(found)
+    with pytest.raises(FileNotFoundError):
+        list(shards.samples(0))
+
+
+def test_compressed_tfrecords_are_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow", reason="needs TensorFlow")
+    (tmp_path / "a.tfrecord.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="a.tfrecord.gz: is compressed"):
+        image_text.open_shards(str(tmp_path))
+
+
 @pytest.mark.parametrize("damage", ["cut in data", "cut at header", "bad header"])
 def test_damaged_tar_gives_what_comes_before_and_says_so(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "x.tar"
