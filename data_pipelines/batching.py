@@ -1,12 +1,13 @@
 """Packs examples into the fixed shapes of a batch (`owl_det.types.Batch`)."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 
 from data_pipelines import prompts, query_sets
 from data_pipelines.features import Example, Names
@@ -174,7 +175,7 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
 
     The table has `max_distinct` rows a shard, or as many as could ever be needed if that is 0.
     Queries beyond it are masked out of their images and counted as `dropped_queries`; those used
-    as positives come first and are the last to go.
+    as positives come first and are the last to go, and images lose alike.
     """
     tokens, is_query = batch["query_tokens"], batch["is_query"].copy()
     b, q, length = tokens.shape
@@ -186,19 +187,18 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
     counts = batch["counts"].copy()
     for shard in range(num_shards):
         known: dict[bytes, int] = {}
-        images = range(shard * per_shard, (shard + 1) * per_shard)
-        for wanted in (is_positive, ~is_positive):
-            for image in images:
-                for query in np.flatnonzero(is_query[image] & wanted[image]):
-                    key = tokens[image, query].tobytes()
-                    row = known.setdefault(key, len(known))
-                    if row < rows:
-                        table[shard, row] = tokens[image, query]
-                        index[image, query] = row
-                        continue
-                    del known[key]
-                    is_query[image, query] = False
-                    counts[image, COUNTS.index("dropped_queries")] += 1
+        images = slice(shard * per_shard, (shard + 1) * per_shard)
+        for image, query in _in_turn(is_query[images], is_positive[images]):
+            image += images.start
+            key = tokens[image, query].tobytes()
+            row = known.setdefault(key, len(known))
+            if row < rows:
+                table[shard, row] = tokens[image, query]
+                index[image, query] = row
+                continue
+            del known[key]
+            is_query[image, query] = False
+            counts[image, COUNTS.index("dropped_queries")] += 1
     out = {key: value for key, value in batch.items() if key != "query_tokens"}
     out["query_table"] = table.reshape(num_shards * rows, length)
     out["query_index"], out["is_query"], out["counts"] = index, is_query, counts
@@ -208,6 +208,16 @@ def with_query_table(batch: Arrays, num_shards: int, max_distinct: int) -> Array
     counts[:, COUNTS.index("dropped_instances")] += lost.astype(np.int32)
     out["is_instance"] = out["is_instance"] & has_label
     return out
+
+
+def _in_turn(
+    is_query: Bool[np.ndarray, "b q"], is_positive: Bool[np.ndarray, "b q"]
+) -> Iterator[tuple[int, int]]:
+    """(image, query) of every query: positives first, and of each image one after the other's."""
+    for wanted in (is_query & is_positive, is_query & ~is_positive):
+        columns = [np.flatnonzero(row).tolist() for row in wanted]
+        for turn in itertools.zip_longest(*columns):
+            yield from ((image, query) for image, query in enumerate(turn) if query is not None)
 
 
 def with_batch_negatives(

@@ -6,6 +6,7 @@ permutation of the slot's epoch. So the order does not depend on the number of p
 resumed run needs nothing but the number of the next example.
 """
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -20,6 +21,7 @@ class Mixture:
         self.cumulative = np.cumsum(weights) / np.sum(weights)
         self.seed = seed
         self._permutation = lru_cache(maxsize=2 * len(self.sizes))(self._draw_permutation)
+        self._lock = threading.Lock()  # input threads must not each draw the same permutation
 
     def locate(self, slot: int, attempt: int = 0) -> tuple[int, int]:
         """(source, index in it) of a slot; `attempt` > 0 names stand-ins for unreadable images."""
@@ -33,7 +35,9 @@ class Mixture:
         # Far from the images of this batch, and never back to the same one (both are primes).
         stride = 7919 if size % 7919 else 7907
         stand_in = (position + attempt * stride) % size
-        return source, int(self._permutation(source, epoch)[stand_in])
+        with self._lock:
+            permutation = self._permutation(source, epoch)
+        return source, int(permutation[stand_in])
 
     def _draw_permutation(self, source: int, epoch: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 2, source, epoch])

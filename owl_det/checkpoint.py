@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -314,9 +315,10 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
 
     Returns `config` itself unless `checkpoint.model_from_init` is set. A run that goes on takes
     them from its own latest checkpoint. What concerns training only stays as it is, and so do
-    `model.image.last_block` where it is "values" and the heads' settings where the checkpoint has
-    towers only; such towers keep at most as many text positions as `model.text.num_positions` says
-    if they pool at the end token. Raises `CheckpointError` if there is no checkpoint and
+    `model.image.last_block` where it is "values", `model.has_objectness_head` where
+    `checkpoint.fresh` names that head, and the heads' settings where the checkpoint has towers
+    only; such towers keep at most as many text positions as `model.text.num_positions` says if they
+    pool at the end token. Raises `CheckpointError` if there is no checkpoint and
     `ConfigError` if the result does not fit.
     """
     if not config.checkpoint.model_from_init:
@@ -340,6 +342,8 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
         )
     if config.checkpoint.image_size:
         model["image_size"] = config.checkpoint.image_size
+    if any(re.match(pattern, "objectness_head/") for pattern in config.checkpoint.fresh):
+        model["has_objectness_head"] = config.model.has_objectness_head
     tree = dataclasses.asdict(config)
     tree |= {"model": model, "preprocess": dataclasses.asdict(source.preprocess)}
     tree["data"]["tokenizer"] = config.data.tokenizer or source.tokenizer
@@ -377,7 +381,8 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     towers = [name for name in ("image", "text") if name not in anew]
     keeps_heads = loaded.kind == "detector" and not {*target} <= {*TOWERS, *anew}
     _check_same_architecture(loaded.model, config.model, where, towers, keeps_heads)
-    theirs = {*TOWERS, *loaded.params}
+    # Towers have no heads, which are made below; a detector may lack the objectness head.
+    theirs = {*TOWERS, *loaded.params} if loaded.kind == "towers" else {*target}
     params = loaded.params | {name: target[name] for name in anew if name in theirs}
     image, text = dict(params["image"]), dict(params["text"])
     image["position_embedding"] = _resize_positions(

@@ -265,8 +265,9 @@ def _lacks_evaluation(config: Config, folder: Path, step: int) -> bool:
     if jax.process_index() == 0:
         file = folder / "metrics.jsonl"
         lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        entries = (json.loads(line) for line in lines if line.startswith(f'{{"step": {step},'))
-        is_logged = any(key.startswith("eval/") for entry in entries for key in entry)
+        entries = (line for line in lines if line.startswith(f'{{"step": {step},'))
+        # A line that was cut short has no end; the evaluation is done again.
+        is_logged = any('"eval/' in line and line.endswith("}") for line in entries)
         is_written = not is_last or (folder / "eval" / "summary.json").exists()
         lacks = np.array(not (is_logged and is_written))
     if jax.process_count() > 1:

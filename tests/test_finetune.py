@@ -293,6 +293,27 @@ def test_a_student_starts_from_a_detector_of_another_size(
     jax.tree.map(np.testing.assert_array_equal, params, annotator.params)
 
 
+def test_a_student_gets_the_objectness_head_that_its_annotator_lacks(
+    saved: Path, towers: LoadedModel, tmp_path: Path
+) -> None:
+    """OWL-ViT has none, OWLv2 has: it starts anew where `checkpoint.fresh` names it."""
+    plain = {"model__has_objectness_head": False, "loss__objectness_weight": 0.0}
+    config = checkpoint.take_model(_finetune(saved, **plain), tmp_path / "annotator")
+    params = checkpoint.adapt(towers, config)
+    assert "objectness_head" not in params
+    annotator = dataclasses.replace(
+        towers, kind="detector", params=params, model=config.model, preprocess=config.preprocess
+    )
+    checkpoint.save_model(tmp_path / "annotator", annotator)
+    fresh = ("^objectness_head/",)
+    student = _finetune(tmp_path / "annotator", checkpoint__fresh=fresh)
+    student = checkpoint.take_model(student, tmp_path / "student")
+    assert student.model.has_objectness_head
+    found = checkpoint.adapt(checkpoint.load_model(tmp_path / "annotator"), student)
+    assert jax.tree.leaves(found.pop("objectness_head"))
+    jax.tree.map(np.testing.assert_array_equal, found, annotator.params)
+
+
 def test_tokens_of_a_detector_without_class_token_are_the_towers() -> None:
     siglip = _towers(**SIGLIP)
     detector = Detector(siglip.model, siglip.preprocess)

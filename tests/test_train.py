@@ -384,3 +384,5 @@ def test_an_evaluation_that_was_due_and_is_not_logged_is_made_up_for(tmp_path: P
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "summary.json").write_text("{}")
     assert not train._lacks_evaluation(config, tmp_path, 20)
+    log.write_text('{"step": 20, "eval/shapes/AP": 0.')  # cut short by a full disk
+    assert train._lacks_evaluation(config, tmp_path, 20)

@@ -53,7 +53,7 @@ class TfdsReader:
             raise DataError(f"{self.name}: the data set is empty; correct the key `split`")
         counts, labels = self._survey()
         self.categories = tuple(
-            Category(id=index, name=name, frequency=1.0 + counts[index])
+            Category(id=index, name=name, frequency=counts[index])
             for index, name in enumerate(self._names)
         )
         content = digest([self.name, len(self), self._names, labels])
@@ -111,8 +111,11 @@ class TfdsReader:
             logging.warning("%s: dropping degenerate boxes, first in [%d]", self.name, index)
         self._degenerate[index] = dropped
 
-    def _survey(self) -> tuple[list[int], list[list[int]]]:
-        """Images with each label, and the labels of each image, among evenly spaced records."""
+    def _survey(self) -> tuple[list[float], list[list[int]]]:
+        """About how many images have each label, and the labels of evenly spaced records.
+
+        A label that none of these has counts as a tenth of one of them.
+        """
         indices = np.unique(np.linspace(0, len(self) - 1, _SURVEYED).round().astype(int))
         labels = [
             [int(label) for label in self._data[int(index)]["objects"]["label"]]
@@ -122,7 +125,7 @@ class TfdsReader:
         for image in labels:
             for label in set(image):
                 counts[label] += 1
-        return counts, labels
+        return [max(count, 0.1) * len(self) / len(indices) for count in counts], labels
 
 
 def _open(

@@ -20,14 +20,13 @@ from owl_det import inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import UserError
-from owl_det.evaluation.evaluate import Evaluate, summary
+from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
 from owl_det.modeling.detector import Detector
 
 KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")
 SPLITS = {"valid": ("valid", "val", "mini_val"), "test": ("test",)}  # names of ODinW's folders
 # The first is ODinW's; it lacks the unused first category of the second, Roboflow's.
 _ANNOTATIONS = ("annotations_without_background.json", "_annotations.coco.json")
-_TOP_K: dict[Protocol, int] = {"coco": 300, "lvis": 300, "fixed": 3000}
 _MEANS = ("AP", "AP50", "AP75")
 
 
@@ -52,8 +51,7 @@ def settings(
 ) -> EvaluationConfig:
     """How a benchmark is measured. By default LVIS has its own protocol, the others COCO's.
 
-    `top_k` 0 keeps 300 query-box pairs an image, 3,000 in the protocol "fixed". Raises `UserError`
-    on numbers that are out of range.
+    Raises `UserError` on numbers that are out of range.
     """
     for name, value, least in (
         ("top_k", top_k, 0),
@@ -65,7 +63,7 @@ def settings(
     chosen: Protocol = protocol or ("lvis" if kind == "lvis" else "coco")
     return EvaluationConfig(
         protocol=chosen,
-        top_k=top_k or _TOP_K[chosen],
+        top_k=top_k,
         batch_size=batch_size,
         max_images=max_images,
         num_pictures=0,
@@ -135,7 +133,7 @@ def run(
         **_overall(list(summaries.values())),
         "protocol": settings.protocol,
         "prompts": prompts,
-        "top_k": settings.top_k,
+        "top_k": pairs_kept(settings),
         "max_images": settings.max_images,
         "datasets": summaries,
     }

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.features import Category, Record
+from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
 from owl_det import inference, sharding, viz
 from owl_det.config import EvaluationConfig
@@ -41,11 +43,16 @@ class Evaluation:
     regions: RegionAccuracy | None = None
 
 
+def pairs_kept(settings: EvaluationConfig) -> int:
+    """Query-box pairs kept per image. "fixed" has no limit per image: 3,000 come close to that."""
+    return settings.top_k or (3000 if settings.protocol == "fixed" else 300)
+
+
 class Evaluate:
     """Evaluates one source, with as many parameters as there are.
 
     All categories are asked together, in every prompt of `eval_prompts` (probabilities are
-    averaged); each image keeps its `top_k` best query-box pairs. `settings.batch_size` must be
+    averaged); each image keeps its `pairs_kept` best query-box pairs. `settings.batch_size` must be
     positive; it is rounded up to a multiple of the mesh's data shards. With
     `settings.region_accuracy` the tokens' embeddings are measured too (`regions.RegionAccuracy`).
     """
@@ -94,7 +101,7 @@ class Evaluate:
         """The best pairs and, where regions are measured, the class embeddings of all tokens."""
         tokens = run.embed_tokens(params, images)
         found = inference.rank(
-            tokens, queries, is_query, top_k=self.settings.top_k, dtype=self.detector.dtype
+            tokens, queries, is_query, top_k=pairs_kept(self.settings), dtype=self.detector.dtype
         )
         return found, tokens.class_embeddings if self.settings.region_accuracy else None
 
@@ -115,20 +122,32 @@ class Evaluate:
             if not _is_first():
                 continue
             found = jax.tree.map(np.asarray, found)
-            records: list[Record | None] = []
-            for i, index in enumerate(indices):
-                records.append(self.source[index] if is_readable[i] else None)
-                if is_readable[i]:
-                    picture = self._add(evaluator, index, Found(*(np.asarray(x[i]) for x in found)))
+            records = [
+                self._record(index) if is_readable[i] else None for i, index in enumerate(indices)
+            ]
+            for i, record in enumerate(records):
+                if record is not None:
+                    of_image = Found(*(np.asarray(x[i]) for x in found))
+                    picture = self._add(evaluator, record, of_image)
                     if len(pictures) < self.settings.num_pictures:
                         pictures.append(picture())
             if regions is not None:
                 regions.add(np.asarray(embeddings), records, self.detector.preprocess.geometry)
         return Evaluation(evaluator, pictures, self.loader.num_unreadable, regions)
 
-    def _add(self, evaluator: CocoEvaluator, index: int, found: Found) -> Callable[[], np.ndarray]:
+    def _record(self, index: int) -> Record | None:
+        """The labels of an image that the loader has read; None if it is gone since."""
+        try:
+            return self.source[index]
+        except UnreadableImage as error:
+            logging.warning("Skipped image %d of %s: %s", index, self.name, error)
+            self.loader.num_unreadable += 1
+            return None
+
+    def _add(
+        self, evaluator: CocoEvaluator, record: Record, found: Found
+    ) -> Callable[[], np.ndarray]:
         """Adds one image; returns a function that draws it."""
-        record = self.source[index]
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
         boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from data_pipelines import transforms
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.readers.folder import FolderReader
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import PreprocessConfig
@@ -44,13 +45,26 @@ class Loader:
         batch_size: int,
         max_images: int = 0,
     ) -> None:
-        """`max_images` 0 takes all."""
+        """`max_images` 0 takes all.
+
+        Raises `DataError` if of a folder's images more than 1 % are not there: now, not later.
+        """
         self.source, self.mesh = source, mesh
         self.image_size, self.preprocess = image_size, preprocess
         shards = sharding.num_data_shards(mesh)
         self.batch_size = -(-batch_size // shards) * shards
         self.num_images = min(len(source), max_images or len(source))
         self.num_unreadable = 0  # in the last pass
+        missing = source.missing(self.num_images) if isinstance(source, FolderReader) else []
+        if len(missing) > self._tolerated:
+            raise DataError(
+                f"{source.name}: {len(missing)} of {self.num_images} images are not there, such as "
+                f"{missing[0]}; add them, or correct the key `images` of the source"
+            )
+
+    @property
+    def _tolerated(self) -> float:
+        return max(1, 0.01 * self.num_images)
 
     def batches(self, label: str) -> Iterator[Loaded]:
         """Raises `DataError` after the last if more than 1 % of the images cannot be read."""
@@ -83,7 +97,7 @@ class Loader:
                 self.num_unreadable += int((~loaded.is_readable[: len(indices)]).sum())
                 yield loaded
                 progress.update(len(indices))
-        if self.num_unreadable > max(1, 0.01 * self.num_images):
+        if self.num_unreadable > self._tolerated:
             raise DataError(
                 f"{self.source.name}: {self.num_unreadable} of {self.num_images} images cannot be "
                 "read, more than 1 %; mend or remove those that the log names"

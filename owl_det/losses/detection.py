@@ -113,13 +113,14 @@ def objectness_loss(
     """mean_i BCE(o_i, stop_gradient(max_q σ(s_iq))) over the given tokens and real queries.
 
     The paper says that objectness is trained towards the token's classification score and leaves
-    the form open (arXiv 2306.09683, section 3.2); this is our choice of it.
+    the form open (arXiv 2306.09683, section 3.2); this is our choice of it. 0 for an image without
+    a query, of whose tokens nothing is known.
     """
     scores = jnp.where(is_query[..., None, :], jax.nn.sigmoid(class_logits), 0.0)
     target = jax.lax.stop_gradient(scores.max(-1))
     loss = -target * jax.nn.log_sigmoid(objectness_logits)
     loss -= (1 - target) * jax.nn.log_sigmoid(-objectness_logits)
-    return loss.mean(-1)
+    return loss.mean(-1) * is_query.any(-1)
 
 
 def matched_share_in_top_k(

@@ -188,6 +188,17 @@ def test_the_tables_of_four_shards_hold_the_queries_of_one() -> None:
         )
 
 
+def test_images_lose_alike_where_the_table_is_full() -> None:
+    """Positives of all first; then the first negative of each, then the second."""
+    names = [("cat", "dog", "cow"), ("hen", "fox", "owl"), ("bird", "fish", "horse")]
+    packed = [_pack(_example([(own,)], negatives=others)) for own, *others in names]
+    out = batching.with_query_table(batching.stack(packed), 1, 6)
+    assert out["is_query"].sum(1).tolist() == [2, 2, 2]
+    assert out["is_instance"].sum(1).tolist() == [1, 1, 1]
+    out = batching.with_query_table(batching.stack(packed), 1, 4)
+    assert out["is_query"].sum(1).tolist() == [2, 1, 1]
+
+
 NAMED = dataclasses.replace(SHAPES, with_names=True)
 
 

@@ -14,11 +14,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import ov_coco
-from owl_det import checkpoint, cli, train_step
+from owl_det import checkpoint, cli, sharding, train_step
 from owl_det.checkpoint import LoadedModel
+from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
 from owl_det.evaluation import benchmark
 from owl_det.evaluation.benchmark import Location
+from owl_det.evaluation.evaluate import pairs_kept
+from owl_det.evaluation.loader import Loader
 from owl_det.export import export
 from owl_det.predictor import Predictor
 from tests import tiny
@@ -205,7 +208,39 @@ def test_protocols_and_their_defaults():
     assert benchmark.settings("lvis").protocol == "lvis"
     assert benchmark.settings("ov_coco").protocol == "coco"
     fixed = benchmark.settings("lvis", protocol="fixed")
-    assert (fixed.protocol, fixed.top_k) == ("fixed", 3000)
+    assert (fixed.protocol, pairs_kept(fixed)) == ("fixed", 3000)
+    assert pairs_kept(benchmark.settings("coco")) == 300
+    assert pairs_kept(benchmark.settings("lvis", protocol="fixed", top_k=50)) == 50
+
+
+def test_images_that_are_not_there_are_named_before_any_is_measured(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "classes.txt").write_text("cat\n")
+    for index in range(4):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"images/{index}.png")
+        (tmp_path / f"labels/{index}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    location = Location(
+        kind="yolo", annotations=str(tmp_path / "labels"), images=str(tmp_path / "images")
+    )
+    source = benchmark.open_sources(location)["yolo"]
+
+    def load(max_images: int = 0) -> Loader:
+        return Loader(
+            source,
+            sharding.make_mesh(MeshConfig(), jax.devices()[:1]),
+            image_size=16,
+            preprocess=PreprocessConfig(),
+            batch_size=2,
+            max_images=max_images,
+        )
+
+    assert load().num_images == 4
+    for index in (2, 3):
+        (tmp_path / f"images/{index}.png").unlink()
+    assert load(max_images=2).num_images == 2
+    with pytest.raises(DataError, match=r"2 of 4 images are not there, such as .*2\.png"):
+        load()
 
 
 def test_yolo_and_voc_folders_open(tmp_path):

@@ -110,6 +110,17 @@ def test_parts_equal_a_computation_by_hand(seed: int) -> None:
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
 
 
+def test_an_image_without_a_query_teaches_no_objectness() -> None:
+    """Of its tokens nothing is known: not that nothing is there."""
+    predictions, targets = _case()
+    nothing = dataclasses.replace(
+        targets, is_query=jnp.zeros(Q, bool), is_instance=jnp.zeros(M, bool)
+    )
+    assignment = match(predictions, nothing, LossConfig())
+    parts = detection.detection_losses(predictions, nothing, assignment, LossConfig())
+    assert float(parts["objectness"]) == 0.0 and float(parts["class"]) == 0.0
+
+
 def test_fillers_and_order_of_instances_change_nothing() -> None:
     predictions, targets = _case()
     total, _ = total_loss(predictions, targets, LossConfig(), SelectionConfig())

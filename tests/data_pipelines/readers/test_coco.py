@@ -52,6 +52,27 @@ def write(tmp_path):
     return write
 
 
+def test_captions_come_by_image_id(write, tmp_path):
+    plain = write(content())
+    texts = [(7, "one"), (30, " two "), (7, "three"), (30, ""), (99, "of another split")]
+    file = tmp_path / "captions.json"
+    entries = [{"image_id": image, "caption": text} for image, text in texts]
+    file.write_text(json.dumps({"annotations": entries}))
+
+    def read(captions) -> CocoReader:
+        return CocoReader(tmp_path / "instances.json", tmp_path / "images", captions=captions)
+
+    reader = read(file)
+    assert [reader[i].captions for i in range(2)] == [("two",), ("one", "three")]
+    assert reader.version != plain.version and plain[0].captions == ()
+    file.write_text(json.dumps({"annotations": entries[-1:]}))
+    with pytest.raises(DataError, match="holds no caption of an image of"):
+        read(file)
+    file.write_text(json.dumps({"annotations": [{"image_id": 7}]}))
+    with pytest.raises(DataError, match=r"annotations\[0\].*caption"):
+        read(file)
+
+
 def test_records(write):
     reader = write(content())
     assert len(reader) == 2
