@@ -8,7 +8,8 @@ Command:  python -m owl_det.main --config=configs/finetune.py --workdir=W \
           from it; the architecture in config.model is not read.
           Towers are made for 224 px or so: for them add --config.checkpoint.image_size=768 (a
           multiple of the patch size). Smaller sizes train faster on any checkpoint.
-Hardware: one GPU for the B models at their own size; tiny models and sizes on a CPU.
+Hardware: one GPU for the B models at their own size (--dry_run prints the memory), with
+          --config.model.dtype=bfloat16 --config.model.attention=cudnn; tiny models on a CPU.
 Time:     not measured here; never run at full size.
 Result:   eval/before_after.json and the log compare AP before the first step (zero-shot, for a
           detector) and after the last. eval/summary.json has all numbers.

@@ -60,7 +60,11 @@ def use_siglip_b16(config: Any) -> None:
 
 
 def use_big_vision_training(config: Any) -> None:
-    """What the authors of LiT and SigLIP train with."""
+    """What the authors of LiT and SigLIP train with.
+
+    But for the decay: theirs is of kernels alone, here of embeddings, positions and the pooling
+    probe too.
+    """
     config.optimizer.kind = "adafactor"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.text_learning_rate = 1e-3

@@ -72,6 +72,7 @@ def _coco(source: config_lib.CocoSource, root: Path) -> Source:
         root / source.images,
         groups=groups.get(source.subset),
         without_rare=source.subset == "lvis_base",
+        captions=root / source.captions if source.captions else None,
     )
 
 

@@ -23,10 +23,11 @@ from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.source import Source
 from data_pipelines.teacher_regions import Regions
-from owl_det.config import Config
+from owl_det.config import Config, ShapesWorldSource
+from owl_det.config import Source as SourceEntry
 from owl_det.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 SIGNALS = ("tiles", "regions", "instances", "captions", "dense_regions")
 MANIFEST, NAMES = "manifest.json", "names.safetensors"
 MAX_MANIFEST_BYTES = 2**24
@@ -68,7 +69,17 @@ def wanted_signals(config: Config) -> set[str]:
         "hierkd_global": {"captions"},
     }
     wanted = [by_branch.get(name, set(SIGNALS)) for name in config.distill.active()]
-    return set().union(*wanted)
+    without = set() if config.data.with_captions else {"captions"}
+    return set().union(*wanted) - without
+
+
+def describe(source: Source, entry: SourceEntry) -> dict[str, Any]:
+    """What a cache holds of a source, so that another one is told apart."""
+    found: dict[str, Any] = {"version": source.version, "num_images": len(source)}
+    if isinstance(entry, ShapesWorldSource):  # whose version is that of the drawing alone
+        drawn = dataclasses.asdict(entry)
+        found["drawn"] = {key: drawn[key] for key in ("split", "image_size", "annotated_fraction")}
+    return found
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -125,7 +136,7 @@ class TeacherCache:
         self._wanted = wanted_signals(config) & set(self.manifest["signals"])
         self._shard_size = int(self.manifest["shard_size"])
         for name, source in sources.items():
-            self._check_source(name, source)
+            self._check_source(name, describe(source, config.data.train[name]), source.name)
         self._is_proposals = config.distill.regions.kind == "proposals"
         self._dims = {
             name: int(self.manifest["dense_dim" if name == "dense_regions" else "teacher_dim"])
@@ -230,14 +241,13 @@ class TeacherCache:
         kind = self.manifest["settings"]["regions"]["grids"]
         return [num_images, len(regions_lib.cells(kind)) + 1, dim]
 
-    def _check_source(self, name: str, source: Source) -> None:
-        entry = self.manifest["sources"].get(name)
-        if entry != {"version": source.version, "num_images": len(source)}:
+    def _check_source(self, name: str, described: dict[str, Any], title: str) -> None:
+        if self.manifest["sources"].get(name) != described:
             raise DataError(
-                f"{self._folder}: was made from another data set {name} than {source.name} is; run "
+                f"{self._folder}: was made from another data set {name} than {title} is; run "
                 "owl-det cache-teacher into a new folder"
             )
-        for shard in range(-(-len(source) // self._shard_size)):
+        for shard in range(-(-described["num_images"] // self._shard_size)):
             path = shard_file(self._folder, name, shard)
             if not path.is_file():
                 raise DataError(f"{path}: is missing; run the same owl-det cache-teacher again")

@@ -171,7 +171,7 @@ class _Writer:
             "shard_size": self._shard_size,
             "settings": teacher_cache.settings(self._config),
             "sources": {
-                name: {"version": source.version, "num_images": len(source)}
+                name: teacher_cache.describe(source, self._config.data.train[name])
                 for name, source in sources.items()
             },
         }

@@ -297,6 +297,8 @@ class CocoSource:
     # OV-COCO: 48 base and 17 novel categories for evaluation, the base ones alone for training.
     # LVIS: all categories but the rare ones, for training that leaves them novel.
     subset: Literal["all", "ov_coco", "ov_coco_base", "lvis_base"] = "all"
+    # COCO's captions JSON of these images, relative to the root, for config.data.with_captions.
+    captions: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -480,7 +482,7 @@ class EvaluationConfig:
     every_steps: int = 0  # 0 = only after the last step
     before_training: bool = False  # also before the first step; a table compares first and last
     batch_size: int = 0  # 0 = batch_size of training
-    top_k: int = 300  # query-box pairs kept per image
+    top_k: int = 0  # query-box pairs kept per image; 0 = 300, of protocol "fixed" 3,000
     max_images: int = 0  # per data set; 0 = all
     num_pictures: int = 8
     region_accuracy: bool = False  # also name the true boxes by the tokens' embeddings in them

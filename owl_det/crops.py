@@ -26,6 +26,41 @@ def crop_and_resize(
     Boxes are relative to the image; what of them lies outside is cut off.
     """
     height, width = image.shape[1:3]
+    low, extent, size = _layout(boxes_cxcywh, (height, width), side, preprocess)
+    columns, is_column = _axis_weights(low[:, 0], extent[:, 0], size[:, 0], side, width)
+    rows, is_row = _axis_weights(low[:, 1], extent[:, 1], size[:, 1], side, height)
+    # Matrix units would round pixels to eight bits or fewer on the way.
+    product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    pixels = product("byh,bhwc->bywc", rows, image.astype(jnp.float32))
+    pixels = product("bxw,bywc->byxc", columns, pixels)
+    is_inside = is_row[:, :, None, None] & is_column[:, None, :, None]
+    padding = round(preprocess.pad_value * 255)
+    return jnp.where(is_inside, jnp.clip(jnp.round(pixels), 0, 255), padding).astype(jnp.uint8)
+
+
+def content_boxes(
+    boxes_cxcywh: Float[Array, "b 4"],
+    image_size: tuple[int, int],
+    side: int,
+    preprocess: PreprocessConfig,
+) -> Float[Array, "b 4"]:
+    """The part of each square of `crop_and_resize` that is no padding: cxcywh, relative to it.
+
+    `image_size` is (height, width) of the images that the boxes are relative to, in pixels.
+    """
+    _, _, size = _layout(boxes_cxcywh, image_size, side, preprocess)
+    return jnp.concatenate([size / 2, size], axis=-1) / side
+
+
+def _layout(
+    boxes_cxcywh: Float[Array, "b 4"],
+    image_size: tuple[int, int],
+    side: int,
+    preprocess: PreprocessConfig,
+) -> tuple[Float[Array, "b 2"], Float[Array, "b 2"], Float[Array, "b 2"]]:
+    """Top left corner and extent of each box in the image's pixels, and its extent in the square's;
+    x first."""
+    height, width = image_size
     sides = jnp.array([[width, height, width, height]], jnp.float32)
     corners = jnp.clip(cxcywh_to_xyxy(boxes_cxcywh), 0.0, 1.0) * sides
     # A filler without extent shows one pixel; nothing reads it.
@@ -34,15 +69,7 @@ def crop_and_resize(
     if preprocess.geometry == "pad":
         longer = extent.max(-1, keepdims=True)
         size = jnp.maximum(jnp.round(extent * side / longer), 1.0)
-    columns, is_column = _axis_weights(corners[:, 0], extent[:, 0], size[:, 0], side, width)
-    rows, is_row = _axis_weights(corners[:, 1], extent[:, 1], size[:, 1], side, height)
-    # Matrix units would round pixels to eight bits or fewer on the way.
-    product = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    pixels = product("byh,bhwc->bywc", rows, image.astype(jnp.float32))
-    pixels = product("bxw,bywc->byxc", columns, pixels)
-    is_inside = is_row[:, :, None, None] & is_column[:, None, :, None]
-    padding = round(preprocess.pad_value * 255)
-    return jnp.where(is_inside, jnp.clip(jnp.round(pixels), 0, 255), padding).astype(jnp.uint8)
+    return corners[:, :2], extent, size
 
 
 def _axis_weights(

@@ -13,12 +13,15 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from owl_det.config import (
+    CocoSource,
     Config,
     DenseVlmConfig,
+    ImageTextSource,
     ModelConfig,
     PreprocessConfig,
     PseudoBoxesSource,
     ShapesWorldSource,
+    Source,
 )
 from owl_det.errors import ConfigError
 
@@ -116,13 +119,13 @@ def _check(config: Config) -> None:
     model, data, augment = config.model, config.data, config.data.augment
     for key in ("batch_size", "num_steps"):
         _require(getattr(config, key) > 0, f"config.{key}: must be positive")
-    _require(config.evaluation.top_k > 0, "config.evaluation.top_k: must be positive")
     for key, value in (
         ("data.num_workers", data.num_workers),
         ("data.max_distinct_queries", data.max_distinct_queries),
         ("checkpoint.every_steps", config.checkpoint.every_steps),
         ("evaluation.num_pictures", config.evaluation.num_pictures),
         ("evaluation.max_images", config.evaluation.max_images),
+        ("evaluation.top_k", config.evaluation.top_k),
     ):
         _require(value >= 0, f"config.{key}: must not be negative")
     for key, value in (
@@ -252,6 +255,17 @@ def _check(config: Config) -> None:
         all(s.weight > 0 for s in data.train.values()), "config.data.train: weights are positive"
     )
     _require(
+        not data.with_captions or any(map(_may_have_captions, data.train.values())),
+        "config.data.with_captions: no source of config.data.train has captions; of a coco source "
+        "`captions` names the file that has them",
+    )
+    for name, source in data.train.items():
+        _require(
+            config.task != "detection" or not isinstance(source, ImageTextSource),
+            f"config.data.train.{name}: image-text pairs have no boxes, and nobody knows which "
+            "names are absent; owl-det annotate makes pseudo_boxes of them",
+        )
+    _require(
         data.max_queries >= data.min_queries,
         f"config.data.max_queries: {data.max_queries} is below min_queries {data.min_queries}",
     )
@@ -377,6 +391,11 @@ def _check_densevlm(densevlm: DenseVlmConfig) -> None:
         densevlm.contrast == "all" or bool(densevlm.things and densevlm.stuff),
         f"{where}.contrast: {densevlm.contrast} needs both things and stuff",
     )
+
+
+def _may_have_captions(source: Source) -> bool:
+    kinds = (ShapesWorldSource, ImageTextSource, PseudoBoxesSource)
+    return isinstance(source, kinds) or (isinstance(source, CocoSource) and bool(source.captions))
 
 
 def _check_tower_distillation(config: Config) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
@@ -100,12 +101,21 @@ class Tower:
     def embed_boxes(
         self, params: Params, image: UInt8[Array, "b H W 3"], boxes_cxcywh: Float[Array, "b r 4"]
     ) -> Float[Array, "b r e"]:
-        """Unit-length image embeddings of the boxes' crops, one box of every image at a time."""
+        """Unit-length image embeddings of the boxes' crops, one box of every image at a time.
+
+        Towers that pool by the mean take the mean of a crop's tokens without its padding.
+        """
+        side = self.model.image_size
 
         def embed(boxes: Array) -> Array:
-            pixels = crops.crop_and_resize(image, boxes, self.model.image_size, self.preprocess)
-            found = self.module.apply({"params": params}, pixels, method="embed_image")
-            return unit_length(cast(Array, found))
+            pixels = crops.crop_and_resize(image, boxes, side, self.preprocess)
+            content, method = (), "embed_image"
+            if self.kind == "towers" and self.model.image.pooling == "mean":
+                size = image.shape[1], image.shape[2]
+                boxes = crops.content_boxes(boxes, size, side, self.preprocess)
+                content, method = (boxes[:, None],), "embed_tiles"
+            found = self.module.apply({"params": params}, pixels, *content, method=method)
+            return unit_length(cast(Array, found).reshape(pixels.shape[0], -1))
 
         found = jax.lax.map(embed, jnp.swapaxes(boxes_cxcywh, 0, 1))
         return jax.lax.stop_gradient(jnp.swapaxes(found, 0, 1))
@@ -160,6 +170,15 @@ def open_teachers(config: Config, mesh: Mesh) -> Teaching | None:
     dense = open_dense_teacher(config, image) if wanted & OF_DENSE_TEACHER else None
     if image is not None and "captions" in wanted:
         _check_captions(config, image.loaded)
+    if (
+        image is not None
+        and "pad" == image.loaded.preprocess.geometry != config.preprocess.geometry
+    ):
+        logging.warning(
+            "config.preprocess.geometry: %s; crops that %s gets have the aspect ratio of the "
+            "stretched image, not the picture's",
+            *(config.preprocess.geometry, config.distill.teacher),
+        )
     arrays = place(image, dense, config, mesh, with_text="captions" in wanted)
     teacher_ids = (_id_of(image), _id_of(dense))
     of_texts = text_id(image.loaded.params) if image else ""
@@ -216,7 +235,11 @@ def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
         embed_boxes=None,
         name_tokens=student_name_tokens(config) if "names" in wanted else None,
         teacher_dim=int(manifest["teacher_dim"]),
-        teacher_ids=(str(manifest["teacher_id"]), str(manifest["dense_teacher_id"])),
+        # As without a cache: "" for a teacher that no active branch needs.
+        teacher_ids=(
+            str(manifest["teacher_id"]) if wanted & OF_TEACHER else "",
+            str(manifest["dense_teacher_id"]) if wanted & OF_DENSE_TEACHER else "",
+        ),
         text_id=str(manifest["text_id"]),
     )
 
@@ -226,7 +249,7 @@ def _cached_signals(
 ) -> TeacherSignals:
     """The outputs that a batch brought along; of instances those that a teacher would look at."""
     assert batch.teacher is not None
-    found = {name: unit_length(batch.teacher[name], 0.0) for name in wanted - {"names"}}
+    found = {name: unit_length(batch.teacher[name], 0.0) for name in sorted(wanted - {"names"})}
     if "instances" in found:
         chosen = hierkd.some_instances(
             batch.boxes, batch.is_instance, config.distill.hierkd_instance.max_crops

@@ -125,7 +125,11 @@ def test_config_files_are_locked() -> None:
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        ({"evaluation": {"top_k": 0}}, "evaluation.top_k"),
+        (
+            {"data": {"train": {"pairs": {"kind": "image_text"}}}},
+            "data.train.pairs: image-text pairs have no boxes",
+        ),
+        ({"evaluation": {"top_k": -1}}, "evaluation.top_k"),
         ({"checkpoint": {"keep": -1}}, "checkpoint.keep"),
         ({"data": {**SOURCE, "num_workers": -1}}, "data.num_workers"),
         ({"optimizer": {"frozen": ("(",)}}, "optimizer.frozen"),

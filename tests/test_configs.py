@@ -283,6 +283,22 @@ DISTILLATION: dict[str, dict[str, Any]] = {
         "distill.regions.max_regions": 36,
         "optimizer.learning_rate": 1e-5,
     },
+    # arXiv 2203.10593, sections 3.2 to 3.4 and 4.2.
+    "hierkd_b16": {
+        "task": "detection",
+        "distill.hierkd_instance.weight": 1.0,
+        "distill.hierkd_instance.norm": "l1",
+        "distill.hierkd_instance.min_iou": 0.5,
+        "distill.hierkd_global.weight": 1.0,
+        "distill.hierkd_global.grid_side": 3,
+        "loss.negative_share": 0.1,
+    },
+    # arXiv 2303.09252, sections 3.3 and 4.1.
+    "gridclip_b16": {
+        "task": "detection",
+        "distill.gridclip_grid.weight": 1.0,
+        "distill.gridclip_image.weight": 10.0,
+    },
     "clipself_shapes": {"task": "distill"},
     "densevlm_shapes": {"task": "distill"},
     "distill_shapes": {
@@ -304,6 +320,8 @@ def test_distillation_configs_train_what_they_say(name: str) -> None:
     assert moving
     if config.task == "distill":
         assert all(name.startswith("image/") for name in moving)
-    if name.endswith("_b16"):  # the paper trains the blocks alone
+    else:
+        assert any(name.startswith("class_head/") for name in moving)
+    if name in ("clipself_b16", "densevlm_b16"):  # the papers train the blocks alone
         assert all(name.startswith("image/transformer/blocks/") for name in moving)
     assert len(set(densevlm_b16.THINGS)) == 80 and len(set(densevlm_b16.STUFF)) == 53

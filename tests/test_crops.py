@@ -24,10 +24,13 @@ def test_crops_equal_pillows(geometry: str) -> None:
     boxes = image_ops.boxes_to_padded(corners, 40, 40, "pad")
     images = jnp.asarray(np.stack([pixels] * len(boxes)))
     found = np.asarray(crops.crop_and_resize(images, jnp.asarray(boxes), 16, preprocess))
-    for crop, box in zip(found, corners, strict=True):
+    content = np.asarray(crops.content_boxes(jnp.asarray(boxes), (40, 40), 16, preprocess))
+    for crop, box, (x, y, width, height) in zip(found, corners, content, strict=True):
         wanted = image_ops.padding(16, preprocess.pad_value)
         placed = image_ops.place(Image.fromarray(pixels), 16, preprocess, crop=tuple(box))
         wanted[: placed.shape[0], : placed.shape[1]] = placed
+        assert (round(height * 16), round(width * 16)) == placed.shape[:2]
+        np.testing.assert_allclose((x, y), (width / 2, height / 2), rtol=1e-6)  # top left
         # Pillow rounds its weights, and between its two passes, to eight bits.
         assert np.abs(crop.astype(int) - wanted).max() <= 2
 

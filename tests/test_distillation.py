@@ -21,6 +21,7 @@ from data_pipelines.shapes_world import ShapesWorld
 from owl_det import (
     cache_teacher,
     checkpoint,
+    crops,
     inference,
     optim,
     sharding,
@@ -29,13 +30,13 @@ from owl_det import (
     train_step,
 )
 from owl_det import lesson as lesson_lib
-from owl_det.config import Config, MeshConfig, ShapesWorldSource
+from owl_det.config import Config, HierKdInstanceConfig, MeshConfig, ShapesWorldSource
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.resolve import resolve_model
-from owl_det.types import LoadedModel, TeacherSignals
+from owl_det.types import LoadedModel, Student, Targets, Teacher, TeacherSignals
 from tests import tiny
 
 KEY = jax.random.key(5)
@@ -309,6 +310,11 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
         ),
         ([], {"distill": {"custom": {"mine": {"weight": 1.0}}}}, "name a module that defines"),
         ([], {"loss": {"negative_share": 0.0}}, "config.loss.negative_share"),
+        (
+            ["hierkd_global"],
+            {"data__train": {"boxes": {"kind": "coco"}}},
+            "with_captions: no source of config.data.train has captions; of a coco source",
+        ),
         (
             ["clipself"],
             {"batch_size": 1, "distill": {"shuffle_targets": True}},
@@ -745,6 +751,80 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
         assert not np.asarray(leaf).any(), optim.path_name(path)
     assert np.abs(of_student["image"]["patch_kernel"]).max() > 0
     assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()
+
+
+def _student(**fields: Any) -> Student:
+    given: dict[str, Any] = {field.name: None for field in dataclasses.fields(Student)}
+    return Student(**(given | fields))
+
+
+def test_centres_are_those_of_the_grid() -> None:
+    index = jnp.array([[0, 4, 5, 14, 7]])
+    centres = _student(token_index=index, grid=(3, 5)).centres
+    wanted = [[0.1, 1 / 6], [0.9, 1 / 6], [0.1, 0.5], [0.9, 5 / 6], [0.5, 0.5]]
+    np.testing.assert_allclose(centres[0], wanted, rtol=1e-6)
+
+
+def test_instances_count_where_the_matched_token_has_their_box() -> None:
+    """Of four instances the second is predicted too far off and the third has no token."""
+    rng = np.random.default_rng(0)
+    tokens, wanted = (rng.normal(size=(1, 4, 8)).astype(np.float32) for _ in range(2))
+    tokens, wanted = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (tokens, wanted))
+    truth = np.tile(np.array([0.5, 0.5, 0.4, 0.4], np.float32), (1, 4, 1))
+    predicted = truth.copy()
+    predicted[0, 1, 0] += 0.2  # an IoU of 1/3
+    predicted[0, 3, 0] += 0.1  # of 0.6
+    targets = Targets(
+        boxes=jnp.asarray(truth),
+        is_instance=jnp.ones((1, 4), bool),
+        is_crowd=jnp.zeros((1, 4), bool),
+        labels=jnp.ones((1, 4, 2), bool),
+        is_query=jnp.ones((1, 2), bool),
+    )
+    student = _student(
+        targets=targets,
+        instance_tokens=jnp.asarray(tokens),
+        instance_boxes=jnp.asarray(predicted),
+        is_matched=jnp.array([[True, True, False, True]]),
+    )
+    teacher = Teacher(signals=TeacherSignals(instances=jnp.asarray(wanted)))
+    entry = HierKdInstanceConfig(weight=1.0, max_crops=4)
+    found = hierkd.INSTANCE_BRANCH.loss(entry, {}, student, teacher)
+    counted = [np.abs(tokens[0, i] - wanted[0, i]).sum() for i in (0, 3)]
+    np.testing.assert_allclose(found, [np.mean(counted)], rtol=1e-5)
+
+
+def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
+    """Tokens of a crop's padding are no part of the mean: a loop over the others."""
+    loaded = checkpoint.load_model(_save_towers(tmp_path / "towers", model__image__pooling="mean"))
+    tower = teachers.Tower("towers", loaded.model, loaded.preprocess)
+    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
+    box = np.array([[0.5, 0.25, 1.0, 0.5]], np.float32)
+    found = tower.embed_boxes(loaded.params, jnp.asarray(image), jnp.asarray(box)[:, None])
+    pixels = crops.crop_and_resize(
+        jnp.asarray(image), jnp.asarray(box), loaded.model.image_size, loaded.preprocess
+    )
+    _, tokens = tower.module.apply(
+        {"params": loaded.params}, pixels, method=lambda m, x: m.image.embed_all(x)
+    )
+    side = loaded.model.image_size // loaded.model.image.patch_size
+    content = np.asarray(tokens).reshape(side, side, -1)[: side // 2].reshape(-1, tokens.shape[-1])
+    wanted = content.mean(0) / np.linalg.norm(content.mean(0))
+    np.testing.assert_allclose(found[0, 0], wanted, atol=1e-5)
+
+
+def test_a_cache_of_drawings_of_another_size_is_refused(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    cache_teacher.run(_cached_config(teacher_folder, None, ["clipself"]), tmp_path / "cache")
+    made = _cached_config(teacher_folder, tmp_path / "cache", ["clipself"])
+    TrainInput(made)
+    ((name, entry),) = made.data.train.items()
+    assert isinstance(entry, ShapesWorldSource)
+    smaller = dataclasses.replace(entry, image_size=entry.image_size // 2)
+    changed = dataclasses.replace(made, data=dataclasses.replace(made.data, train={name: smaller}))
+    with pytest.raises(DataError, match="another data set"):
+        TrainInput(changed)
 
 
 def test_every_object_is_chosen_alike() -> None:

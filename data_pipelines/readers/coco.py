@@ -1,5 +1,6 @@
 """COCO JSON, and LVIS JSON whose federated fields are honoured."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from data_pipelines.readers.json_fields import integer as _integer
 from data_pipelines.readers.json_fields import is_number as _is_number
 from data_pipelines.readers.json_fields import items as _list
 from data_pipelines.readers.json_fields import load as _load
+from data_pipelines.readers.json_fields import text as _text
 from owl_det.errors import DataError
 
 # In open-vocabulary training on LVIS the boxes of rare categories are left out: they are novel.
@@ -41,12 +43,14 @@ class CocoReader(folder.FolderReader):
         *,
         groups: Mapping[str, Names] | None = None,
         without_rare: bool = False,
+        captions: Path | None = None,
     ):
         """`annotations` is the JSON file, `images` the folder that its file names refer to.
 
         `groups` are those of the categories to keep; the others, their boxes, and images without
         any box of the categories kept are left out. None = keep all. `without_rare` leaves LVIS's
-        rare categories out, with their boxes and wherever an image names them.
+        rare categories out, with their boxes and wherever an image names them. `captions` is COCO's
+        captions JSON; of images that are not in `annotations` its texts are not read.
 
         Raises `DataError` if either is missing, the file is malformed (field named), an annotation
         refers to an unknown image or category, or a category to keep is not in the file.
@@ -66,12 +70,15 @@ class CocoReader(folder.FolderReader):
         names = _names(content, annotations, is_federated)
         boxed = _by_image(content, annotations, entries, names)
 
+        texts = _captions(captions) if captions else {}
+        if captions and not texts.keys() & entries.keys():
+            raise DataError(f"{captions}: holds no caption of an image of {annotations}")
         labelled, num_degenerate = [], 0
         for image_id, entry in entries.items():
             image, dropped = _labelled(
                 entry, boxed.get(image_id, ()), names, is_federated, annotations
             )
-            labelled.append(image)
+            labelled.append(dataclasses.replace(image, captions=texts.get(image_id, ())))
             num_degenerate += dropped
         categories = _categories(content, annotations, names, labelled, groups or {})
         super().__init__(
@@ -82,6 +89,17 @@ class CocoReader(folder.FolderReader):
             categories,
             num_degenerate,
         )
+
+
+def _captions(file: Path) -> dict[int, tuple[str, ...]]:
+    """The texts of a captions file of COCO, by image id."""
+    found: dict[int, tuple[str, ...]] = {}
+    for i, entry in enumerate(_list(_load(file), "annotations", file)):
+        where = f"{file}: annotations[{i}]"
+        image_id, text = _integer(entry, "image_id", where), _text(entry, "caption", where).strip()
+        if text:
+            found[image_id] = (*found.get(image_id, ()), text)
+    return found
 
 
 def plain_name(name: str) -> str:

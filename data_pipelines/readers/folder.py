@@ -30,6 +30,7 @@ class LabelledImage:
     negatives: Names | None = None  # None = every other name: the annotation is exhaustive
     not_exhaustive: Names = ()
     areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
+    captions: tuple[str, ...] = ()
 
 
 class FolderReader:
@@ -91,7 +92,13 @@ class FolderReader:
             not_exhaustive=labels.not_exhaustive,
             areas=labels.areas,
             source=str(file),
+            captions=labels.captions,
         )
+
+    def missing(self, count: int) -> list[str]:
+        """Files of the first `count` images that are not there."""
+        absent = (i for i in self._images[:count] if _find(self._folder, i) is None)
+        return [str(self._folder / image.files[0]) for image in absent]
 
     def _boxes_xyxy(self, labels: LabelledImage, image: bytes) -> Float32[np.ndarray, "m 4"]:
         """For formats whose boxes depend on the size of the image."""
@@ -182,4 +189,6 @@ def _digest(images: Iterable[LabelledImage], categories: Iterable[Category]) -> 
         digest.update(repr(labels).encode())
         digest.update(image.boxes_xyxy.tobytes())
         digest.update(image.is_crowd.tobytes())
+        if image.captions:
+            digest.update(repr(image.captions).encode())
     return digest.hexdigest()[:12]

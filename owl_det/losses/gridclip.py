@@ -58,7 +58,8 @@ def grid_loss(
     cosine = jnp.einsum("...ne,...qe->...nq", unit_length(tokens), unit_length(queries))
     positive, negative = focal_terms(jnp.exp(log_scale) * cosine + bias, alpha, gamma)
     instance, is_positive = assign_tokens(centres, targets)
-    labels = jnp.take_along_axis(targets.labels, instance[..., None], axis=-2)
+    is_name = targets.labels & targets.is_query[..., None, :]  # a name may have been left out
+    labels = jnp.take_along_axis(is_name, instance[..., None], axis=-2)
     labels &= is_positive[..., None]
     is_counted = targets.is_query[..., None, :] & ~_in_crowd(centres, targets) | labels
     loss = jnp.where(is_counted, jnp.where(labels, positive, negative), 0.0).sum((-2, -1))

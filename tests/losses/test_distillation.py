@@ -146,7 +146,8 @@ def _targets() -> Targets:
     boxes[:, 1] = (0.4, 0.4, 0.3, 0.3)  # inside the first: it takes its tokens
     boxes[:, 2] = (0.8, 0.2, 0.3, 0.3)  # a crowd region
     labels = np.zeros((B, M, Q), bool)
-    labels[:, [0, 0, 1, 2], [0, 3, 1, 2]] = True
+    # The last query is not asked: its name gives no positive.
+    labels[:, [0, 0, 0, 1, 2], [0, 3, Q - 1, 1, 2]] = True
     is_instance = np.zeros((B, M), bool)
     is_instance[:2, :2] = True
     return Targets(

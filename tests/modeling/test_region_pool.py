@@ -115,3 +115,36 @@ def test_the_gradient_is_finite_for_fillers() -> None:
         return by_box.sum() + by_mask.sum()
 
     assert jnp.isfinite(jax.grad(loss)(jnp.ones((1, 4, 3)))).all()
+
+
+def test_kept_tokens_are_pooled_at_their_place_in_the_grid() -> None:
+    """A grid that is not square, in an order of its own, with tokens missing: a plain loop."""
+    rng = np.random.default_rng(3)
+    h, w, e = 3, 5, 4
+    tokens, corners = rng.normal(size=(2, h * w, e)).astype(np.float32), _boxes(rng, 12)
+    boxes = jnp.tile(_cxcywh(corners)[None], (2, 1, 1))
+    order = np.stack([rng.permutation(h * w) for _ in range(2)])
+    whole = region_pool.region_embeddings(jnp.asarray(tokens), boxes, h, w)
+    shuffled = jnp.asarray(np.stack([tokens[i, order[i]] for i in range(2)]))
+    found, is_there = region_pool.kept_region_embeddings(
+        shuffled, jnp.asarray(order), boxes, (h, w)
+    )
+    assert bool(is_there.all())
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+    index = order[:, :6]
+    found, is_there = region_pool.kept_region_embeddings(
+        shuffled[:, :6], jnp.asarray(index), boxes, (h, w)
+    )
+    rows, columns = (np.asarray(x) for x in region_pool.roi_weights(boxes, (h, w)))
+    for i in range(2):
+        for r in range(len(corners)):
+            total = np.zeros(e)
+            for token in index[i]:
+                weight = rows[i, r, token // w] * columns[i, r, token % w]
+                vector = tokens[i, token]
+                total += weight * vector / np.linalg.norm(vector)
+            assert bool(is_there[i, r]) == (np.abs(total).max() > 0)
+            wanted = total / max(np.linalg.norm(total), 1e-12)
+            # The length has a small number added, which counts where only a corner is there.
+            np.testing.assert_allclose(found[i, r], wanted, atol=1e-3)

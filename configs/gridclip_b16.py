@@ -1,0 +1,34 @@
+"""GridCLIP's two alignments in an OWL-ViT detector, CLIP ViT-B/16 at 768 px, on LVIS's base names.
+
+Command:  python -m owl_det.main --config=configs/gridclip_b16.py --workdir=W \
+              --config.data.path=LVIS --config.checkpoint.init_from=CLIP \
+              --config.distill.teacher=CLIP
+          CLIP is a checkpoint of towers (owl-det convert --from clip); LVIS as for
+          configs/owlvit_b16.py. On NVIDIA GPUs add --config.model.attention=cudnn.
+          owl-det cache-teacher needs images as they are: for a cache set
+          config.data.augment.flip=False and config.data.augment.crop_probability=0.
+Paper:    arXiv 2303.09252 aligns the grid of a ResNet-50 FCOS detector. Its losses are here: every
+          token against the names (weight 1), and the image's embedding with the teacher's (L1,
+          weight 10); 24 epochs. Its head, optimiser and input are not. The teacher is the CLIP that
+          the student starts from (a ViT-B/32 in the paper).
+Hardware: TPU or GPU with the memory of configs/owlvit_b16.py at this batch, and the teacher's.
+          Time: not measured here; never run at full size.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, hierkd_b16, owlvit_b32
+
+
+def get_config() -> ConfigDict:
+    config: Any = base.default()
+    config.name = "gridclip_b16"
+    owlvit_b32.use_lvis(config)
+    owlvit_b32.use_paper_training(config)
+    hierkd_b16.use_clip_towers(config)
+    config.num_steps = 9_400  # 24 epochs of the 100,170 images
+    config.distill.gridclip_grid.weight = 1.0
+    config.distill.gridclip_image.weight = 10.0
+    return config

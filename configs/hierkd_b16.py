@@ -1,0 +1,58 @@
+"""HierKD in an OWL-ViT detector, CLIP ViT-B/16 at 768 px: COCO's 48 base names, and captions.
+
+Command:  python -m owl_det.main --config=configs/hierkd_b16.py --workdir=W \
+              --config.data.path=COCO --config.checkpoint.init_from=CLIP \
+              --config.distill.teacher=CLIP
+          CLIP is a checkpoint of towers (owl-det convert --from clip); COCO holds
+          annotations/{instances_train2017,captions_train2017,instances_val2017}.json, train2017/
+          and val2017/. On NVIDIA GPUs add --config.model.attention=cudnn.
+Paper:    arXiv 2203.10593 distils a ResNet-50 ATSS detector. Its losses are here: instance level
+          (L1, weight 1), global level (weight 1), a tenth of the negatives; 12 epochs. Its head,
+          optimiser and input are not. Teacher and student are one CLIP, whose texts stay as they
+          are: queries lie in the space of the teacher's vectors.
+Hardware: TPU or GPU with the memory of configs/owlvit_b16.py at this batch, and the teacher's.
+          Time: not measured here; never run at full size.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base, owlvit_b32
+from owl_det.config import CocoSource
+
+
+def get_config() -> ConfigDict:
+    config: Any = base.default()
+    config.name = "hierkd_b16"
+    owlvit_b32.use_paper_training(config)
+    use_clip_towers(config)
+    data = config.data
+    boxes = "annotations/instances_{}2017.json"
+    train = CocoSource(
+        annotations=boxes.format("train"),
+        images="train2017",
+        subset="ov_coco_base",
+        captions="annotations/captions_train2017.json",
+    )
+    val = CocoSource(annotations=boxes.format("val"), images="val2017", subset="ov_coco")
+    base.add_source(data.train, "coco", train)
+    base.add_source(data.eval, "ov_coco", val)
+    data.with_captions = True
+    config.batch_size = 128
+    config.num_steps = 10_000  # 12 epochs of the 107,761 images that show a base name
+    config.optimizer.clip.scope = "global"  # the contrast couples the images of a batch
+    config.distill.hierkd_instance.weight = 1.0
+    config.distill.hierkd_instance.max_crops = 8
+    config.distill.hierkd_global.weight = 1.0
+    config.loss.negative_share = 0.1
+    config.evaluation.every_steps = 2000
+    return config
+
+
+def use_clip_towers(config: Any) -> None:
+    """A student that starts in its teacher's space, and whose texts stay there."""
+    config.model.image.patch_size = 16
+    config.model.text.num_positions = 77  # captions are longer than names
+    config.checkpoint.class_head_from_projection = True
+    config.optimizer.frozen = ("^text/",)
