@@ -409,7 +409,11 @@ def command(study: Study, description: str | None, argv: Sequence[str] | None) -
         "--report", action="store_true", help="every arm; adds to the results of the repository"
     )
     parser.add_argument("--arms", default="", help="only these, separated by commas")
-    parser.add_argument("--draw", action="store_true", help="draw the report, run nothing")
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="draw the report of what is there, run nothing; without --workdir the repository's",
+    )
     arguments: Any = parser.parse_args(argv)
     from studies import report  # it imports this module, and plots, which take a second
 
@@ -422,11 +426,12 @@ def command(study: Study, description: str | None, argv: Sequence[str] | None) -
 
 def main(study: Study, arguments: Any, write_report: Callable[[Study, Path | None], Path]) -> int:
     """What a study's command does with its arguments."""
+    if arguments.workdir and not arguments.report:
+        # a run of one's own: what is committed neither ends nor mixes in
+        study = dataclasses.replace(study, results=arguments.workdir / "results")
     if not arguments.draw:
         if arguments.workdir is None:
             raise UserError("--workdir: name a folder for checkpoints, records and logs")
-        if not arguments.report:  # a run of one's own: what is committed neither ends nor mixes in
-            study = dataclasses.replace(study, results=arguments.workdir / "results")
         for package, extra in study.extras:  # now, not after hours
             if not is_installed(package):
                 raise UserError(f"this study needs {package}: {installation(extra)}")

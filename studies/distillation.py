@@ -3,7 +3,7 @@
     python -m studies.distillation --workdir=W                       every arm once, and the report
     python -m studies.distillation --workdir=W --seeds=3 --report    the same with three seeds
     python -m studies.distillation --workdir=W --arms=clipself       some arms, with what they need
-    python -m studies.distillation --draw                            the report of what is there
+    python -m studies.distillation --workdir=W --draw                the report of what is there
 
 There are two teachers. Small towers that see a picture at a time, and name a crop far better than
 the tokens of a scene, teach those tokens (CLIPSelf, DenseVLM). Detectors of base names (GridCLIP,

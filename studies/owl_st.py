@@ -2,13 +2,14 @@
 
     python -m studies.owl_st --workdir=W                       every stage once, then the report
     python -m studies.owl_st --workdir=W --seeds=3 --report    every claim with its control
-    python -m studies.owl_st --draw                            the report of what is there
+    python -m studies.owl_st --workdir=W --draw                the report of what is there
 
 All detectors are asked for every base and novel name at once, on the same images of shapes world's
-test split. Arms that are compared take the same number of steps at the same batch size: students
-whose recipe is changed in one thing train for a quarter of the main student's steps, annotators for
-three eighths of the main annotator's, and so do `student_short` and `annotator_short`, to which
-they are compared. (`student_from_annotator` has its annotator's steps besides.)
+test split. Arms that are compared take the same number of steps at the same batch size, unless a
+claim is about two stages: students whose recipe is changed in one thing train for a quarter of the
+main student's steps, annotators for three eighths of the main annotator's, and so do
+`student_short` and `annotator_short`, to which they are compared. (`student_from_annotator` has its
+annotator's steps besides.)
 
 The paper takes every N-gram of a caption as a label. The captions of shapes world are all names,
 and most of their N-grams are parts of names ("striped white"): of the boxes that training takes,

@@ -2,10 +2,11 @@
 
     python -m studies.teacher_quality --checkpoint=TOWERS --out=FILE.json
 
-On scenes of shapes world with stuff. Crops are cut and embedded as in distillation, at the
-teacher's own input size; `boxes_top1` is the share of things whose name is the nearest of all,
-averaged over names. RC@k is GridCLIP's category recall (arXiv 2303.09252, section 4.4): the share
-of a scene's names among the k nearest to its embedding, averaged over scenes.
+On scenes of shapes world with stuff, or of its detection test split (`--split=test`). Crops are cut
+and embedded as in distillation, at the teacher's own input size; `boxes_top1` is the share of
+things whose name is the nearest of all, averaged over names. RC@k, of scenes with stuff, is
+GridCLIP's category recall (arXiv 2303.09252, section 4.4): the share of a scene's names among the k
+nearest to its embedding, averaged over scenes.
 """
 
 import argparse
@@ -13,16 +14,16 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32, UInt8
 
 from data_pipelines import image_ops, tokenizer
 from data_pipelines.panoptic_world import PanopticWorld
-from data_pipelines.regions import Regions
-from data_pipelines.shapes_world import MAX_OBJECTS
+from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld, object_names
 from owl_det import checkpoint
 from owl_det.errors import UserError
 from owl_det.evaluation.dense import CategoryRecall
@@ -30,20 +31,30 @@ from owl_det.evaluation.regions import NameAccuracy
 from owl_det.teachers import Tower
 
 BATCH = 64
+PANOPTIC = "panoptic_test"
 IMAGE_SIZE = 64  # of the scenes, pixels
 BUCKETS = ((1, 4), (5, 6), (7, 99))  # numbers of names in a scene, both ends within
 COMPARED_RANK = 10
 
 
-def measure(path: str, num_images: int) -> dict[str, Any]:
+class Scene(NamedTuple):
+    image: UInt8[np.ndarray, "h w 3"]
+    boxes_xyxy: Float32[np.ndarray, "m 4"]  # of the things, pixels
+    names: list[str]  # of the things
+    present: Sequence[str]  # all names, grounds too
+
+
+def measure(path: str, num_images: int, split: str = PANOPTIC) -> dict[str, Any]:
     """All metrics of the teacher at `path`, in [0, 1].
 
-    `boxes_top1`, `boxes_top5`, `recall_at_<k>`; `recall` holds RC@k by number of names; and
-    `recall_fall` is RC@10 of the scenes with fewest names less that of those with most.
+    `boxes_top1`, `boxes_top5`, and the same by group of names; of scenes with stuff also
+    `recall_at_<k>`; `recall` holds RC@k by number of names; and `recall_fall` is RC@10 of the
+    scenes with fewest names less that of those with most.
     """
     loaded = checkpoint.load_model(path)
     tower = Tower(loaded.kind, loaded.model, loaded.preprocess)
-    source = PanopticWorld(split="panoptic_test", image_size=IMAGE_SIZE, num_images=num_images)
+    world = PanopticWorld if split == PANOPTIC else ShapesWorld
+    source = world(split=split, image_size=IMAGE_SIZE, num_images=num_images)
     words = tokenizer.build(loaded.model.text, loaded.tokenizer)
     names = [category.name for category in source.categories]
     texts = np.asarray(tower.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
@@ -51,21 +62,22 @@ def measure(path: str, num_images: int) -> dict[str, Any]:
     recall = {bucket: CategoryRecall(texts, names) for bucket in (*BUCKETS, None)}
     embed = jax.jit(tower.embed_boxes)
     for start in range(0, num_images, BATCH):
-        rows = range(start, min(start + BATCH, num_images))
-        images = np.stack([source.scene(i).image for i in rows])
-        regions = [source.regions(i) for i in rows]
-        vectors = np.asarray(embed(loaded.params, images, _boxes(regions)))
-        for found, of_image in zip(regions, vectors, strict=True):
-            things = np.flatnonzero(found.is_thing)
-            accuracy.add_named(of_image[1 + things], [found.names[i] for i in things])
-            recall[None].add(of_image[0], found.present)
-            recall[_bucket(len(found.present))].add(of_image[0], found.present)
+        scenes = [_scene(source, i) for i in range(start, min(start + BATCH, num_images))]
+        images = np.stack([scene.image for scene in scenes])
+        vectors = np.asarray(embed(loaded.params, images, _boxes(scenes)))
+        for scene, (whole, *things) in zip(scenes, vectors, strict=True):
+            accuracy.add_named(np.stack(things)[: len(scene.names)], scene.names)
+            recall[None].add(whole, scene.present)
+            recall[_bucket(len(scene.present))].add(whole, scene.present)
+    boxes = {k: v for k, v in accuracy.scalars().items() if not k.endswith("_thing")}
+    if split != PANOPTIC:
+        return {**boxes, "num_images": num_images}
     if not all(recall[bucket].scalars() for bucket in BUCKETS):
         raise UserError(f"--num_images: {num_images} are too few for scenes of every kind")
     by_bucket = {bucket: recall[bucket].scalars() for bucket in BUCKETS}
     key = f"recall_at_{COMPARED_RANK}"
     return {
-        **{k: v for k, v in accuracy.scalars().items() if not k.endswith("_thing")},
+        **boxes,
         **recall[None].scalars(),
         "recall": {
             f"{low} names or more" if high == BUCKETS[-1][1] else f"{low} to {high} names": {
@@ -78,11 +90,23 @@ def measure(path: str, num_images: int) -> dict[str, Any]:
     }
 
 
-def _boxes(regions: Sequence[Regions]) -> np.ndarray:
+def _scene(source: PanopticWorld | ShapesWorld, index: int) -> Scene:
+    if isinstance(source, PanopticWorld):
+        found, image = source.regions(index), source.scene(index).image
+        names = [found.names[i] for i in np.flatnonzero(found.is_thing)]
+        return Scene(image, found.boxes_xyxy[found.is_thing], names, found.present)
+    drawn, known = source.scene(index), object_names()
+    names = [known[item.category].name for item in drawn.objects]
+    boxes = np.array([item.box for item in drawn.objects], np.float32).reshape(-1, 4)
+    return Scene(drawn.image, boxes, names, sorted(set(names)))
+
+
+def _boxes(scenes: Sequence[Scene]) -> np.ndarray:
     """The whole image, then its things, relative to the image; rows beyond are the whole again."""
-    boxes = np.tile(np.array([0.5, 0.5, 1, 1], np.float32), (len(regions), 1 + MAX_OBJECTS, 1))
-    for row, found in enumerate(regions):
-        things = image_ops.boxes_to_padded(found.boxes_xyxy[found.is_thing], *found.size, "pad")
+    boxes = np.tile(np.array([0.5, 0.5, 1, 1], np.float32), (len(scenes), 1 + MAX_OBJECTS, 1))
+    for row, scene in enumerate(scenes):
+        height, width = scene.image.shape[:2]
+        things = image_ops.boxes_to_padded(scene.boxes_xyxy, height, width, "pad")
         boxes[row, 1 : 1 + len(things)] = things
     return boxes
 
@@ -95,10 +119,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m studies.teacher_quality", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="towers or a ResNet")
     parser.add_argument("--num_images", type=int, default=512)
+    parser.add_argument("--split", choices=(PANOPTIC, "test"), default=PANOPTIC)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json")
     arguments = parser.parse_args(argv)
     try:
-        content = measure(arguments.checkpoint, arguments.num_images)
+        content = measure(arguments.checkpoint, arguments.num_images, arguments.split)
     except UserError as error:
         print(f"studies.teacher_quality: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,7 @@
 """Commands side by side, each on cores of its own; all end when one fails or the caller does.
 
-Trainings as small as a study's gain little from a second core: two of them, on a core each, do
-nearly twice as much in an hour as one after the other.
+Trainings as small as a study's keep two cores busy; on machines of more they do more in an hour
+side by side.
 """
 
 import os
