@@ -1,9 +1,9 @@
 """GridCLIP's two alignments in an OWL-ViT detector, CLIP ViT-B/16 at 768 px, on LVIS's base names.
 
 Command:  python -m owl_det.main --config=configs/gridclip_b16.py --workdir=W \
-              --config.data.path=LVIS --config.checkpoint.init_from=CLIP \
-              --config.distill.teacher=CLIP
-          CLIP is a checkpoint of towers (owl-det convert --from clip); LVIS as for
+              --config.data.path=LVIS
+          The student starts from its teacher, towers in models/clip-b16 (owl-det convert --from
+          clip; config.checkpoint.init_from and config.distill.teacher name others). LVIS as for
           configs/owlvit_b16.py. On NVIDIA GPUs add --config.model.attention=cudnn.
           owl-det cache-teacher needs images as they are: for a cache set
           config.data.augment.flip=False and config.data.augment.crop_probability=0.

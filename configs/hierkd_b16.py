@@ -1,9 +1,9 @@
 """HierKD in an OWL-ViT detector, CLIP ViT-B/16 at 768 px: COCO's 48 base names, and captions.
 
 Command:  python -m owl_det.main --config=configs/hierkd_b16.py --workdir=W \
-              --config.data.path=COCO --config.checkpoint.init_from=CLIP \
-              --config.distill.teacher=CLIP
-          CLIP is a checkpoint of towers (owl-det convert --from clip); COCO holds
+              --config.data.path=COCO
+          The student starts from its teacher, towers in models/clip-b16 (owl-det convert --from
+          clip; config.checkpoint.init_from and config.distill.teacher name others). COCO holds
           annotations/{instances_train2017,captions_train2017,instances_val2017}.json, train2017/
           and val2017/. On NVIDIA GPUs add --config.model.attention=cudnn.
 Paper:    arXiv 2203.10593 distils a ResNet-50 ATSS detector. Its losses are here: instance level
@@ -54,5 +54,6 @@ def use_clip_towers(config: Any) -> None:
     """A student that starts in its teacher's space, and whose texts stay there."""
     config.model.image.patch_size = 16
     config.model.text.num_positions = 77  # captions are longer than names
+    config.checkpoint.init_from = config.distill.teacher = "models/clip-b16"
     config.checkpoint.class_head_from_projection = True
     config.optimizer.frozen = ("^text/",)
