@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
     base.add_source(data.train, "coco", train)
     base.add_source(data.eval, "ov_coco", val)
     data.with_captions = True
+    config.model.text.num_positions = 77  # captions are longer than names
     config.batch_size = 128
     config.num_steps = 10_000  # 12 epochs of the 107,761 images that show a base name
     config.optimizer.clip.scope = "global"  # the contrast couples the images of a batch
@@ -53,7 +54,6 @@ def get_config() -> ConfigDict:
 def use_clip_towers(config: Any) -> None:
     """A student that starts in its teacher's space, and whose texts stay there."""
     config.model.image.patch_size = 16
-    config.model.text.num_positions = 77  # captions are longer than names
     config.checkpoint.init_from = config.distill.teacher = "models/clip-b16"
     config.checkpoint.class_head_from_projection = True
     config.optimizer.frozen = ("^text/",)

@@ -21,6 +21,7 @@ from owl_det.config import PreprocessConfig
 
 Geometry: TypeAlias = Literal["pad", "stretch"]  # see `config.PreprocessConfig`
 
+UNREADABLE_SHARE = 0.01  # of a data set; see `is_tolerable`
 MAX_PIXELS = 200_000_000  # Pillow itself refuses a little earlier, at 179 million by default
 
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -54,6 +55,11 @@ _DAMAGED = (
     zlib.error,
     Image.DecompressionBombError,
 )
+
+
+def is_tolerable(num_unreadable: int, num_images: int) -> bool:
+    """One image, or 1 % of them, may be unreadable; more is an error."""
+    return num_unreadable <= max(1, UNREADABLE_SHARE * num_images)
 
 
 class UnreadableImage(ValueError):

@@ -31,13 +31,12 @@ from data_pipelines import (
 )
 from data_pipelines.batching import Arrays
 from data_pipelines.features import Record
-from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.image_ops import UNREADABLE_SHARE, UnreadableImage, is_tolerable
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
 
 MAX_STAND_INS = 16  # tries to replace one unreadable image
-UNREADABLE_SHARE = 0.01  # of a source; more is an error
 
 
 class TrainInput:
@@ -184,7 +183,7 @@ class TrainInput:
         with self._lock:
             self.unreadable[place] = f"{current.name}[{index}]"
             count = sum(place[0] == number for place in self.unreadable)
-        if count > max(1, UNREADABLE_SHARE * len(current)):
+        if not is_tolerable(count, len(current)):
             raise DataError(
                 f"{current.name}: {count} of {len(current)} images cannot be read, more than "
                 f"{UNREADABLE_SHARE:.0%}; the log above names them. Mend or remove them"

@@ -573,6 +573,7 @@ def _annotate(arguments: argparse.Namespace) -> int:
 
     1 if of the images of this process's shards more than one, and more than 1 %, were unreadable.
     """
+    from data_pipelines.image_ops import is_tolerable
     from owl_det.annotate import job
 
     done = job.run(
@@ -587,7 +588,8 @@ def _annotate(arguments: argparse.Namespace) -> int:
     print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
     mine = job.share(len(done.shards), arguments.shard_index, arguments.shard_step)
     ours = done.counts(mine)
-    return int(ours["unreadable"] > max(1, (ours["images"] + ours["unreadable"]) / 100))
+    num_images = ours["images"] + ours["unreadable"]
+    return 0 if is_tolerable(ours["unreadable"], num_images) else 1
 
 
 def _add_annotate_precision(

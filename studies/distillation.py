@@ -84,6 +84,16 @@ def measure(checkpoint: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def quality(name: str, of: str, title: str, *options: str) -> Arm:
+    """What the image vectors of the towers that the arm `of` has trained know."""
+    command = (
+        *("studies.teacher_quality", f"--checkpoint={{{of}}}", *options),
+        f"--num_images={TEST_IMAGES}",
+        "--out={out}/quality.json",
+    )
+    return Arm(name=name, commands=(command,), read=read_quality, needs=(of,), title=title)
+
+
 def towers(
     name: str, config: str, title: str, *overrides: str, needs: tuple[str, ...] = ("teacher",)
 ) -> Arm:
@@ -165,19 +175,7 @@ ARMS = (
         read=read_teacher,
         title="contrastive pretraining on pictures of 32 pixels",
     ),
-    Arm(
-        name="crops",
-        commands=(
-            (
-                *("studies.teacher_quality", "--checkpoint={teacher}"),
-                f"--num_images={TEST_IMAGES}",
-                "--out={out}/quality.json",
-            ),
-        ),
-        read=read_quality,
-        needs=("teacher",),
-        title="the teacher on crops of true boxes, and RC@k of its image vector",
-    ),
+    quality("crops", "teacher", "the teacher on crops of true boxes, and RC@k of its image vector"),
     Arm(
         name="before",
         commands=measure("{teacher}"),
@@ -224,19 +222,8 @@ ARMS = (
     # Detectors.
     train("pretrain", "pretrain_shapes",
           "towers whose tokens know names: stage 1 of the study of self-training"),
-    Arm(
-        name="pretrain_crops",
-        commands=(
-            (
-                *("studies.teacher_quality", "--checkpoint={pretrain}", "--split=test"),
-                f"--num_images={TEST_IMAGES}",
-                "--out={out}/quality.json",
-            ),
-        ),
-        read=read_quality,
-        needs=("pretrain",),
-        title="these towers, the detectors' teacher, on crops of true boxes",
-    ),
+    quality("pretrain_crops", "pretrain",
+            "these towers, the detectors' teacher, on crops of true boxes", "--split=test"),
     detector("start", "the plain detector that all others go on from", f"num_steps={START_STEPS}",
              f"evaluation.every_steps={START_STEPS // 2}", start="pretrain"),
     taught("detector", "control: no distillation"),
@@ -387,8 +374,7 @@ CLAIMS = (
     *lifts("A tenth of the negatives does", "few_negatives"),
     *lifts("… and with it instance-level distillation still does", "ikd_few_negatives",
            "few_negatives"),
-    *lifts("Regions of the whole scene, novel objects among them, lift novel names", "regions",
-           note="Measured with the padding of crops in the teacher's mean."),
+    *lifts("Regions of the whole scene, novel objects among them, lift novel names", "regions"),
     *lifts("… more than labelled boxes do", "regions", "regions_boxes"),
     costs_little("Base names lose at most a point by instance-level distillation", "ikd"),
     *lifts("Global-level distillation lifts novel names", "gkd"),

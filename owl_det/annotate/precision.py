@@ -7,10 +7,9 @@ Precision is the share of pseudo-boxes that are right, recall the share of true 
 found, of all images: those without records count as well.
 """
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class Truth:
     boxes_xyxy: Float32[np.ndarray, "m 4"]  # pixels
     names: tuple[str, ...]
     # Regions that hold many objects of a name, none of them boxed.
-    crowds_xyxy: Float32[np.ndarray, "k 4"] = dataclasses.field(
+    crowds_xyxy: Float32[np.ndarray, "k 4"] = field(
         default_factory=lambda: np.zeros((0, 4), np.float32)
     )
     crowd_names: tuple[str, ...] = ()

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, UInt8
 from tqdm import tqdm
 
 from data_pipelines import transforms
-from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.image_ops import UnreadableImage, is_tolerable
 from data_pipelines.readers.folder import FolderReader
 from data_pipelines.source import Source
 from owl_det import sharding
@@ -56,15 +56,11 @@ class Loader:
         self.num_images = min(len(source), max_images or len(source))
         self.num_unreadable = 0  # in the last pass
         missing = source.missing(self.num_images) if isinstance(source, FolderReader) else []
-        if len(missing) > self._tolerated:
+        if not is_tolerable(len(missing), self.num_images):
             raise DataError(
                 f"{source.name}: {len(missing)} of {self.num_images} images are not there, such as "
                 f"{missing[0]}; add them, or correct the key `images` of the source"
             )
-
-    @property
-    def _tolerated(self) -> float:
-        return max(1, 0.01 * self.num_images)
 
     def batches(self, label: str) -> Iterator[Loaded]:
         """Raises `DataError` after the last if more than 1 % of the images cannot be read."""
@@ -97,7 +93,7 @@ class Loader:
                 self.num_unreadable += int((~loaded.is_readable[: len(indices)]).sum())
                 yield loaded
                 progress.update(len(indices))
-        if self.num_unreadable > self._tolerated:
+        if not is_tolerable(self.num_unreadable, self.num_images):
             raise DataError(
                 f"{self.source.name}: {self.num_unreadable} of {self.num_images} images cannot be "
                 "read, more than 1 %; mend or remove those that the log names"
