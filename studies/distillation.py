@@ -25,6 +25,7 @@ from studies.owl_st import read_training, train
 SIDE = 64  # of the students' input, pixels
 TEST_IMAGES = 512
 TRAIN_IMAGES = 4096
+PRETRAIN_STEPS = 4500
 TOWER_STEPS = 500
 START_STEPS = 1400
 DETECTOR_STEPS = 1000
@@ -220,8 +221,8 @@ ARMS = (
     densevlm("densevlm_none", "control: a threshold of 1, which no region passes; fewer steps",
              "distill.densevlm.threshold=1.0", "num_steps=50"),
     # Detectors.
-    train("pretrain", "pretrain_shapes",
-          "towers whose tokens know names: stage 1 of the study of self-training"),
+    train("pretrain", "pretrain_shapes", "towers whose tokens know names",
+          f"num_steps={PRETRAIN_STEPS}", f"evaluation.every_steps={PRETRAIN_STEPS}"),
     quality("pretrain_crops", "pretrain",
             "these towers, the detectors' teacher, on crops of true boxes", "--split=test"),
     detector("start", "the plain detector that all others go on from", f"num_steps={START_STEPS}",
