@@ -1,8 +1,9 @@
 """The teacher of the miniature distillation studies: small towers that know whole pictures well.
 
 They see one picture at a time, at a quarter of the students' pixels, and no mosaics: like CLIP,
-they name a crop far better than the tokens of a scene. Half of the pictures are single objects,
-half are objects on ground that has names too.
+they name a crop far better than the tokens of a scene. Pictures are single objects, sharp and
+blurred (crops of small objects are blurred too), objects on ground that has names, and scenes whose
+captions name several objects, as those do that students learn from.
 
 Command:  python -m owl_det.main --config=configs/teacher_shapes.py --workdir=W
 Hardware: two CPU cores.
@@ -22,10 +23,15 @@ def get_config() -> ConfigDict:
     config: Any = pretrain_shapes.get_config()
     config.name = "teacher_shapes"
     config.batch_size = 128
-    config.num_steps = 3000
+    config.num_steps = 4000
     config.model.image_size = SIDE
-    source = ShapesWorldSource(split="panoptic_text", num_images=16_384, image_size=SIDE)
-    base.add_source(config.data.train, "panoptic_text", source)
+    for name, split, side in (
+        ("blurred", "image_text", SIDE // 2),
+        ("panoptic_text", "panoptic_text", SIDE),
+        ("scenes", "crowded", SIDE),
+    ):
+        source = ShapesWorldSource(split=split, num_images=8192, image_size=side)
+        base.add_source(config.data.train, name, source)
     config.data.augment.mosaic_sizes = (1,)
     config.data.augment.mosaic_probabilities = (1.0,)
     config.selection.token_drop_rate = 0.0

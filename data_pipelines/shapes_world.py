@@ -17,6 +17,8 @@ of them has enough boxes for its AP to mean something.
 Two splits have captions and no boxes, as images from the web: "image_text" (one object, most often
 a large one, every name equally likely) for contrastive pretraining, and "crowded" (scenes as in
 training, every name equally likely) for pseudo-annotation. "image_text_test" measures the former.
+"balanced" is for distillation: boxes of base names as in "train", but every name equally likely,
+and captions that name all objects, so that there is something to learn of the novel ones.
 
 An image is a pure function of (version, split, image size, index). The data set is a yardstick:
 whatever changes an image, a name or a split changes `VERSION`.
@@ -114,6 +116,7 @@ SPLITS = {
     "image_text": Split(2, "none", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
     "image_text_test": Split(3, "all", False, 1, SINGLE_SIZE_RANGE, naming=0.95, article=0.5),
     "crowded": Split(4, "none"),
+    "balanced": Split(5, "base", max_objects=4, naming=1.0),
 }
 DETECTION_SPLITS = ("train", "test")
 
@@ -207,7 +210,7 @@ class ShapesWorld:
             )
             for i, entry in enumerate(object_names())
             # Only what is annotated may be asked for in training, also as a negative.
-            if split != "train" or entry.group == "base"
+            if SPLITS[split].annotated != "base" or entry.group == "base"
         )
 
     def __len__(self) -> int:

@@ -203,7 +203,7 @@ class HierKdInstanceConfig:
     boxes: Literal["truth", "predicted"] = "truth"  # what is cropped; only "truth" can be cached
     min_iou: float = 0.5  # of a matched token's box with the true one
     crop_scale: float = 1.0  # 1.5 shows more of the surroundings (table 2 of the paper)
-    max_crops: int = 20  # of one image: the first objects; every slot costs a pass of the teacher
+    max_crops: int = 20  # of one image, chosen at random; every slot costs a pass of the teacher
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,6 +276,7 @@ class ShapesWorldSource:
         "image_text",
         "image_text_test",
         "crowded",
+        "balanced",
         "panoptic",  # with stuff, as those below
         "panoptic_test",
         "panoptic_text",

@@ -216,12 +216,15 @@ def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
             f"{folder}: holds no {', '.join(sorted(wanted - held))}; run owl-det cache-teacher "
             "with this config into a new folder"
         )
-    for key in ("teacher", "dense_teacher"):
-        path = getattr(config.distill, key)
-        if path and manifest[f"{key}_id"] not in (
-            "",
-            model_id(_open(path, key, config).loaded.params),
-        ):
+    distill = config.distill
+    named = {"teacher": distill.teacher, "dense_teacher": distill.dense_teacher or distill.teacher}
+    ids = {
+        path: model_id(_open(path, key, config).loaded.params)
+        for key, path in named.items()
+        if path and manifest[f"{key}_id"]
+    }
+    for key, path in named.items():
+        if path in ids and manifest[f"{key}_id"] not in ("", ids[path]):
             raise ConfigError(
                 f"config.distill.{key}: {path} is not the checkpoint that config.distill.cache "
                 f"{folder} was made with; name that one, or none"
@@ -248,8 +251,11 @@ def _cached_signals(
     arrays: PyTree, batch: Batch, *, config: Config, wanted: frozenset[str]
 ) -> TeacherSignals:
     """The outputs that a batch brought along; of instances those that a teacher would look at."""
+    outputs = sorted(wanted - {"names"})
+    if not outputs:
+        return TeacherSignals()
     assert batch.teacher is not None
-    found = {name: unit_length(batch.teacher[name], 0.0) for name in sorted(wanted - {"names"})}
+    found = {name: unit_length(batch.teacher[name], 0.0) for name in outputs}
     if "instances" in found:
         chosen = hierkd.some_instances(
             batch.boxes, batch.is_instance, config.distill.hierkd_instance.max_crops

@@ -51,6 +51,9 @@ class Arm:
     In its commands `{out}` is the arm's own folder, `{seed}` the seed, and `{name}` the folder of
     another arm, which `needs` names and which is run before. `read` takes the folder and gives the
     metrics to keep. Commands must be such that running one again goes on with it.
+
+    A shared arm is run once, with seed 0, and serves every seed: a teacher, say, that all students
+    have in common.
     """
 
     name: str
@@ -58,6 +61,11 @@ class Arm:
     read: Callable[[Path], Metrics]
     needs: tuple[str, ...] = ()
     title: str = ""  # what it is, for the report
+    is_shared: bool = False
+
+    def seed(self, seed: int) -> int:
+        """The seed of its run that serves `seed`."""
+        return 0 if self.is_shared else seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,10 @@ class Study:
     pictures: tuple[tuple[str, str, str], ...] = ()  # caption, arm, file in the arm's folder
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` if an arm is named that is not there, or not before it is needed."""
+        """Raises `ValueError` if an arm is named that is not there, or not before it is needed.
+
+        So it does where a shared arm needs one that is not.
+        """
         known: list[str] = []
         for arm in self.arms:
             places = {"out", "seed", *arm.needs}
@@ -102,6 +113,8 @@ class Study:
                 raise ValueError(f"arm {arm.name}: needs an arm that is not there before it")
             if arm.name in (*known, "out", "seed"):
                 raise ValueError(f"arm {arm.name}: the name is taken")
+            if arm.is_shared and not all(self.arm(name).is_shared for name in arm.needs):
+                raise ValueError(f"arm {arm.name}: shared, but needs an arm that is not")
             known.append(arm.name)
         named = [*self.main, *self.curves, *(arm for _, arm in self.thresholds)]
         named += [arm for _, arm, _ in self.pictures]
@@ -127,7 +140,10 @@ def run(
     workdir = workdir.resolve()
     workers = Workers(jobs)
     wanted = _with_needs(study, names)
-    todo = [(seed, arm) for seed in seeds for arm in _to_run(study, wanted, workdir, seed)]
+    every = (
+        (arm.seed(seed), arm) for seed in seeds for arm in _to_run(study, wanted, workdir, seed)
+    )
+    todo = list(dict.fromkeys(every))  # a shared arm once
     started = time.time()
     count = itertools.count(1)
 
@@ -140,7 +156,11 @@ def run(
         _run_arm(study, arm, seed, workdir, workers)
 
     needs = {
-        (seed, arm): [other for other in todo if other[0] == seed and other[1].name in arm.needs]
+        (seed, arm): [
+            other
+            for other in todo
+            if other[1].name in arm.needs and other[0] == other[1].seed(seed)
+        ]
         for seed, arm in todo
     }
     workers.run(todo, needs, work)
@@ -148,7 +168,7 @@ def run(
 
 
 def result_file(study: Study, arm: Arm, seed: int) -> Path:
-    return study.results / f"{arm.name}-seed{seed}.json"
+    return study.results / f"{arm.name}-seed{arm.seed(seed)}.json"
 
 
 def is_finished(study: Study, arm: Arm, seed: int) -> bool:
@@ -278,7 +298,7 @@ def _to_run(study: Study, wanted: Sequence[Arm], workdir: Path, seed: int) -> li
 
 
 def _folder(workdir: Path, seed: int, arm: Arm) -> Path:
-    return workdir / f"seed{seed}" / arm.name
+    return workdir / f"seed{arm.seed(seed)}" / arm.name
 
 
 def _run_arm(study: Study, arm: Arm, seed: int, workdir: Path, workers: Workers) -> None:

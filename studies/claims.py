@@ -4,7 +4,8 @@ A claim is judged by the paired differences arm − times · control over the se
 (without a control: the metric itself). It is "held" if their mean is at least `at_least`, else "not
 held". With three or more seeds ", within noise" is added where `at_least` lies in the 95 %
 confidence interval of the mean (Student's t: 4.3 standard errors either way with three seeds); with
-fewer, noise is unknown and the verdict says so. A result whose needed arms have been run again
+fewer, noise is unknown and the verdict says so. An arm that is shared by all seeds is compared with
+each of them. A result whose needed arms have been run again
 since, with another outcome, counts as missing: what is compared comes from the same weights.
 """
 
@@ -26,6 +27,7 @@ class Results:
 
     by_arm: Mapping[str, Mapping[int, Mapping[str, Any]]]
     seeds: tuple[int, ...]
+    shared: frozenset[str]  # arms that are run once for all seeds
     outdated: tuple[str, ...]  # files of other versions, or of other weights than are there now
 
     def metrics(self, arm: str) -> dict[int, Metrics]:
@@ -49,7 +51,8 @@ def read_results(study: Study) -> Results:
         else:
             outdated.append(file.name)
     seeds = sorted({seed for results in by_arm.values() for seed in results} or {0})
-    return Results(by_arm, tuple(seeds), tuple(outdated))
+    shared = frozenset(arm.name for arm in study.arms if arm.is_shared)
+    return Results(by_arm, tuple(seeds), shared, tuple(outdated))
 
 
 def value_of(metrics: Metrics, metric: str) -> float | None:
@@ -80,6 +83,12 @@ def judge(claim: Claim, results: Results) -> Judgement | None:
     """None if no seed has both arm and control."""
     arm = results.values(claim.arm, claim.metric)
     control = results.values(claim.control, claim.metric) if claim.control else {}
+    measured = arm.keys() | control.keys()
+    # The one value of a shared arm stands beside every seed of the other.
+    if claim.arm in results.shared and arm:
+        arm = dict.fromkeys(measured, arm[0])
+    if claim.control in results.shared and control:
+        control = dict.fromkeys(measured, control[0])
     seeds = sorted(arm.keys() & control.keys()) if claim.control else sorted(arm)
     if not seeds:
         return None

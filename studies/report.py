@@ -189,7 +189,8 @@ def _state(study: Study, results: Results) -> list[Block]:
     missing: list[str] = []
     wanted = sorted({*results.seeds, *range(REPORT_SEEDS)})
     for arm in study.arms:
-        seeds = [str(seed) for seed in wanted if seed not in results.by_arm[arm.name]]
+        of_arm = [0] if arm.is_shared else wanted
+        seeds = [str(seed) for seed in of_arm if seed not in results.by_arm[arm.name]]
         if seeds:
             missing.append(f"{arm.name} (seed{'s' * (len(seeds) > 1)} {', '.join(seeds)})")
     blocks: list[Block] = [Heading("What is missing")]

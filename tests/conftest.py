@@ -41,6 +41,14 @@ def repository_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Tiny towers of their own size, as a checkpoint."""
+    from tests import tiny_distillation  # it imports JAX, which reads the variables above
+
+    return tiny_distillation.save_towers(tmp_path_factory.mktemp("teacher") / "towers")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data that lies beside a checkout, in ../shared/data; the test is skipped without it."""
     path = (ROOT / "../shared/data").resolve()

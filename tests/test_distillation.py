@@ -4,7 +4,6 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,14 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from safetensors import safe_open
 
 from data_pipelines.input import TrainInput
-from data_pipelines.shapes_world import ShapesWorld
 from owl_det import (
-    cache_teacher,
     checkpoint,
-    crops,
     inference,
     optim,
     sharding,
@@ -30,94 +25,12 @@ from owl_det import (
     train_step,
 )
 from owl_det import lesson as lesson_lib
-from owl_det.config import Config, HierKdInstanceConfig, MeshConfig, ShapesWorldSource
-from owl_det.errors import CheckpointError, ConfigError, DataError
+from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
+from owl_det.errors import CheckpointError, ConfigError
 from owl_det.losses import branch, branches, hierkd
-from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
-from owl_det.resolve import resolve_model
-from owl_det.types import LoadedModel, Student, Targets, Teacher, TeacherSignals
-from tests import tiny
-
-KEY = jax.random.key(5)
-THINGS, STUFF = ("red star", "blue ring", "green cross"), ("grey wall", "noise")
-
-WEIGHTS: dict[str, Any] = {
-    "gridclip_grid": {"weight": 1.0},
-    "gridclip_image": {"weight": 10.0},
-    "clipself": {"weight": 1.0},
-    "densevlm": {"weight": 1.0, "things": THINGS, "stuff": STUFF, "threshold": 0.0},
-    "hierkd_instance": {"weight": 1.0, "min_iou": 0.0, "max_crops": 3},
-    "hierkd_global": {"weight": 1.0},
-}
-
-
-def config(*names: str, **changes: Any) -> Config:
-    """A tiny detector with the named branches on (of `WEIGHTS`)."""
-    distill = {name: WEIGHTS[name] for name in names}
-    distill |= {
-        "teacher": "given",
-        "require_same_text": False,
-        "dense_image_size": 24,
-        "regions": {"max_regions": 6},
-    }
-    distill |= changes.pop("distill", {})
-    base: dict[str, Any] = {"batch_size": 4, "data__with_captions": True}
-    base |= {"model__image__num_layers": 1, "model__text__num_layers": 1}
-    base["optimizer__clip"] = {"scope": "none"}
-    return tiny.config(**(base | changes), distill=distill)
-
-
-@pytest.fixture(scope="module")
-def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Tiny towers of their own size, as a checkpoint."""
-    return _save_towers(tmp_path_factory.mktemp("teacher") / "towers")
-
-
-def _save_towers(folder: Path, **changes: Any) -> str:
-    made = tiny.config(
-        task="contrastive",
-        model__contrastive="softmax",
-        data__with_captions=True,
-        optimizer__clip={"scope": "none"},
-        model__image_size=16,
-        model__image__num_layers=1,
-        model__text__num_layers=1,
-        **changes,
-    )
-    loaded = LoadedModel(
-        kind="towers",
-        params=tiny.params(made, 9),
-        model=made.model,
-        preprocess=made.preprocess,
-        eval_prompts="none",
-        step=0,
-    )
-    checkpoint.save_model(folder, loaded)
-    return str(folder)
-
-
-def open_teaching(config: Config, folder: str) -> tuple[Config, Any]:
-    """The config with the teacher filled in, and its teachers on one device."""
-    config = dataclasses.replace(
-        config, distill=dataclasses.replace(config.distill, teacher=folder)
-    )
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    return config, teachers.open_teachers(config, mesh)
-
-
-def take(config: Config, teaching: Any, num_shards: int = 1) -> tuple[Any, Any]:
-    """Gradients and metrics of the first batch from fresh parameters."""
-    dim = teaching.teacher_dim if teaching else 0
-    params = train_step.init_state(config, teacher_dim=dim).params
-
-    @jax.jit
-    def run(params: Any, batch: Any) -> Any:
-        return train_step.loss_and_gradients(
-            params, batch, KEY, config=config, num_shards=num_shards, teaching=teaching
-        )
-
-    return run(params, tiny.batch(config, num_shards))
+from owl_det.types import Student, Targets, Teacher, TeacherSignals
+from tests import tiny, tiny_distillation
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +49,17 @@ def documented_branch(repository_root: Path, tmp_path_factory: pytest.TempPathFa
 def all_at_once(teacher_folder: str, documented_branch: Any) -> tuple[Config, Any, Any, Any]:
     """One step's gradients with every branch on: config, teaching, gradients, metrics."""
     custom = {"custom": {"my_branch": documented_branch}}
-    made, teaching = open_teaching(config(*WEIGHTS, distill=custom), teacher_folder)
-    return made, teaching, *take(made, teaching)
+    made, teaching = tiny_distillation.open_teaching(
+        tiny_distillation.config(*tiny_distillation.WEIGHTS, distill=custom), teacher_folder
+    )
+    return made, teaching, *tiny_distillation.take(made, teaching)
 
 
 @pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     made, _, gradients, metrics = all_at_once
     total = sum(float(metrics[name]) for name in ("class", "l1", "giou", "objectness"))
-    assert set(made.distill.active()) == {*WEIGHTS, "my_branch"}
+    assert set(made.distill.active()) == {*tiny_distillation.WEIGHTS, "my_branch"}
     for name, entry in made.distill.active().items():
         value = float(metrics[f"distill/{name}"])
         assert np.isfinite(value) and value > 0, name
@@ -168,9 +83,15 @@ def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any
 @pytest.mark.parametrize("scope", ["shared_text", "none", "exact"])
 def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder: str) -> None:
     """The one branch that runs a teacher there has a step under every clipping scope."""
-    entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted", "crop_scale": 1.5}
-    made, teaching = open_teaching(
-        config(distill={"hierkd_instance": entry}, optimizer__clip={"scope": scope}),
+    entry = {
+        **tiny_distillation.WEIGHTS["hierkd_instance"],
+        "boxes": "predicted",
+        "crop_scale": 1.5,
+    }
+    made, teaching = tiny_distillation.open_teaching(
+        tiny_distillation.config(
+            distill={"hierkd_instance": entry}, optimizer__clip={"scope": scope}
+        ),
         teacher_folder,
     )
     params = jax.eval_shape(
@@ -179,7 +100,7 @@ def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder:
     assert teaching.embed_boxes is not None
     gradients, metrics = jax.eval_shape(
         lambda p, b: train_step.loss_and_gradients(
-            p, b, KEY, config=made, num_shards=1, teaching=teaching
+            p, b, tiny_distillation.KEY, config=made, num_shards=1, teaching=teaching
         ),
         params,
         tiny.batch(made),
@@ -237,12 +158,14 @@ def test_shuffled_targets_are_another_images() -> None:
 @pytest.mark.parametrize("last_block", ["full", pytest.param("values", marks=pytest.mark.slow)])
 def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) -> None:
     block = {"model__image__last_block": last_block}
-    distilled, teaching = open_teaching(config(*WEIGHTS, **block), teacher_folder)
+    distilled, teaching = tiny_distillation.open_teaching(
+        tiny_distillation.config(*tiny_distillation.WEIGHTS, **block), teacher_folder
+    )
     state = jax.eval_shape(
         lambda: train_step.init_state(distilled, teacher_dim=teaching.teacher_dim)
     )
     assert lesson_lib.BRANCHES in state.params
-    plain = config(**block)
+    plain = tiny_distillation.config(**block)
     wanted = jax.eval_shape(lambda: train_step.init_state(plain)).params
     ours = lesson_lib.model_params(state.params)
     assert jax.tree.structure(ours) == jax.tree.structure(wanted)
@@ -259,7 +182,9 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
 def test_checkpoints_keep_branch_parameters_out_of_the_model(
     teacher_folder: str, tmp_path: Path
 ) -> None:
-    made, teaching = open_teaching(config("gridclip_image", "clipself"), teacher_folder)
+    made, teaching = tiny_distillation.open_teaching(
+        tiny_distillation.config("gridclip_image", "clipself"), teacher_folder
+    )
     state = train_step.init_state(made, teacher_dim=teaching.teacher_dim)
     checkpoints = checkpoint.Checkpoints(tmp_path, made)
     checkpoints.save(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), "v")
@@ -337,238 +262,7 @@ def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str
     if changes.get("task") == "contrastive":
         changes["model__contrastive"] = "softmax"
     with pytest.raises(ConfigError, match=message):
-        config(*names, **changes)
-
-
-def test_a_teacher_is_asked_for_by_name(teacher_folder: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="config.distill.teacher: the active branches need"):
-        open_teaching(config("clipself"), "")
-    with pytest.raises(CheckpointError, match="no checkpoint there"):
-        open_teaching(config("clipself"), str(tmp_path))
-    made, teaching = open_teaching(config("clipself"), teacher_folder)
-    assert teaching.embed_boxes is None and set(teaching.arrays) == {"image"}
-
-
-def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> None:
-    made, teaching = open_teaching(
-        config("gridclip_image", "clipself", distill={"require_same_text": True}), teacher_folder
-    )
-    towers = checkpoint.load_model(teacher_folder).params
-    shorter = {**towers["text"], "position_embedding": towers["text"]["position_embedding"][:4]}
-    teachers.check_same_text(teaching, {"text": shorter}, made)
-    other = jax.tree.map(lambda x: x + 1, towers)
-    with pytest.raises(ConfigError, match="clipself: the student's text tower is not the teacher"):
-        teachers.check_same_text(teaching, other, made)
-    adapted, teaching = open_teaching(
-        config("gridclip_image", distill={"require_same_text": True}), teacher_folder
-    )
-    teachers.check_same_text(teaching, other, adapted)  # has an adapter: any teacher will do
-
-
-@pytest.mark.slow
-def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> None:
-    text = {"num_positions": 8, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16}
-    model, preprocess = resolve_model(
-        {
-            "image_size": 64,
-            "embedding_dim": 24,
-            "text": text,
-            "resnet": {"width": 4, "num_blocks": (1, 1, 1, 1), "num_heads": 2},
-        },
-        {},
-    )
-    shapes = resnet.parameter_shapes(model, preprocess)
-    rng = np.random.default_rng(0)
-    loaded = LoadedModel(
-        kind="resnet",
-        params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes),
-        model=model,
-        preprocess=preprocess,
-        eval_prompts="none",
-        step=0,
-    )
-    checkpoint.save_model(tmp_path / "resnet", loaded)
-    made, teaching = open_teaching(
-        config("gridclip_image", "densevlm", distill={"dense_image_size": 96}),
-        str(tmp_path / "resnet"),
-    )
-    assert teaching.teacher_dim == 24 and set(teaching.arrays) == {"image", "names"}
-    np.testing.assert_allclose(np.linalg.norm(teaching.arrays["names"], axis=-1), 1, rtol=1e-3)
-    signals = jax.eval_shape(teaching.signals, teaching.arrays, tiny.batch(made))
-    assert signals.tiles.shape == (4, 1, 24) and signals.dense_regions.shape == (4, 6, 24)
-    with pytest.raises(ConfigError, match="dense_image_size: 80 is no multiple of the 32 pixels"):
-        open_teaching(
-            config("densevlm", distill={"dense_image_size": 80}), str(tmp_path / "resnet")
-        )
-
-
-def test_dense_teachers_that_cannot_name_tokens_are_refused(
-    teacher_folder: str, tmp_path: Path
-) -> None:
-    with pytest.raises(ConfigError, match="25 is no multiple of the dense teacher's patches of 8"):
-        open_teaching(config("densevlm", distill={"dense_image_size": 25}), teacher_folder)
-    pooled = {"model__image__pooling": "map", "model__image__projection": "none"}
-    folder = _save_towers(tmp_path / "siglip", **pooled, model__image__width=16)
-    with pytest.raises(ConfigError, match="dense_teacher: .*siglip pools by attention"):
-        open_teaching(config("densevlm"), folder)
-
-
-def test_teachers_are_held_once(teacher_folder: str) -> None:
-    """On the mesh, not on the first device too."""
-    _, teaching = open_teaching(config("clipself", "densevlm"), teacher_folder)
-    for name in ("image", "dense"):
-        assert teaching.signals.keywords[name].loaded.params == {}
-    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in teaching.teacher_ids)
-
-
-def test_vectors_of_another_width_are_refused(teacher_folder: str) -> None:
-    made, teaching = open_teaching(config("clipself"), teacher_folder)
-    wider = dataclasses.replace(teaching, teacher_dim=24)
-    with pytest.raises(ConfigError, match="config.model.embedding_dim: 16, but distill.clipself"):
-        teachers.check_same_text(wider, {}, made)
-
-
-# --- cached teachers -----------------------------------------------------------------------------
-
-
-def _cached_config(
-    folder: str, cache: Path | None, names: Sequence[str] = tuple(WEIGHTS), **regions: Any
-) -> Config:
-    distill = {"teacher": folder, "regions": {"max_regions": 6, **regions}}
-    distill |= {"cache": str(cache)} if cache else {}
-    source = {"kind": "shapes_world", "image_size": 32, "num_images": 6}
-    return config(*names, data__train={"shapes": source}, distill=distill)
-
-
-@pytest.mark.parametrize(
-    ("kind", "names"),
-    [
-        ("patches", ("gridclip_image", "clipself")),
-        *(
-            pytest.param(kind, tuple(WEIGHTS), marks=pytest.mark.slow)
-            for kind in ("patches", "proposals")
-        ),
-    ],
-)
-def test_a_cache_says_what_the_teacher_says(
-    kind: str, names: tuple[str, ...], teacher_folder: str, tmp_path: Path
-) -> None:
-    online = _cached_config(teacher_folder, None, names, kind=kind)
-    counts = cache_teacher.run(online, tmp_path / "cache", shard_size=4, batch_size=4)
-    assert counts == {"images": 6, "unreadable": 0, "shards": 2, "shards_there": 0}
-    cached = _cached_config(teacher_folder, tmp_path / "cache", names, kind=kind)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    signals = []
-    for made in (online, cached):
-        teaching, batch = teachers.open_teachers(made, mesh), tiny.batch(made)
-        assert teaching is not None
-        signals.append(jax.jit(lambda a, b, t=teaching: t.signals(a, b))(teaching.arrays, batch))
-        assert ("image" in teaching.arrays) == (made is online)
-    wanted = branches.needs(online.distill) & {f.name for f in dataclasses.fields(TeacherSignals)}
-    for field in wanted:
-        ours, theirs = (np.asarray(getattr(s, field)) for s in signals)
-        is_real = _is_real(field, online)
-        assert is_real.any() and ours.shape == theirs.shape, field
-        # float16 holds eleven bits.
-        np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field)
-
-
-@pytest.mark.slow
-def test_a_mosaic_finds_the_vectors_of_its_tiles(teacher_folder: str, tmp_path: Path) -> None:
-    """Of each tile its image's, of each object that of its box, whatever the order."""
-    names, cache = ("gridclip_image", "hierkd_instance"), tmp_path / "cache"
-    made = _cached_config(teacher_folder, None, names)
-    cache_teacher.run(made, cache, shard_size=8, batch_size=8)
-    mosaics = dataclasses.replace(made.data.augment, mosaic_sizes=(2,), mosaic_probabilities=(1.0,))
-    cached = dataclasses.replace(
-        made,
-        data=dataclasses.replace(made.data, augment=mosaics),
-        distill=dataclasses.replace(made.distill, cache=str(cache)),
-    )
-    batch = jax.tree.map(np.asarray, tiny.batch(cached))
-    assert batch.teacher is not None
-    with safe_open(cache / "shapes" / "000000.safetensors", "numpy") as file:
-        tiles, instances, start = map(file.get_tensor, ("tiles", "instances", "box_start"))
-    world = ShapesWorld(image_size=32, num_images=6)
-    compared = 0
-    for b, t in np.argwhere(batch.tile_image_id >= 0):
-        image = int(batch.tile_image_id[b, t])
-        np.testing.assert_allclose(batch.teacher["tiles"][b, t], tiles[image], atol=1e-3)
-        x, y, w, h = batch.tile_boxes[b, t]
-        corners = world[image].boxes_xyxy / 32 * [w, h, w, h] + [x - w / 2, y - h / 2] * 2
-        centres = (corners[:, :2] + corners[:, 2:]) / 2
-        for slot in np.flatnonzero(batch.is_instance[b]):
-            distance = np.abs(centres - batch.boxes[b, slot, :2]).max(-1, initial=0)
-            for row in np.flatnonzero(distance < 0.005):
-                expected = instances[start[image] + row]
-                np.testing.assert_allclose(batch.teacher["instances"][b, slot], expected, atol=1e-3)
-                compared += 1
-    assert compared >= batch.is_instance.sum() > 4
-
-
-def _is_real(field: str, made: Config) -> np.ndarray:
-    """Which rows of a signal stand for something, by the batch alone."""
-    batch = tiny.batch(made)
-    chosen = hierkd.some_instances(
-        batch.boxes, batch.is_instance, made.distill.hierkd_instance.max_crops
-    )
-    masks: dict[str, Any] = {
-        "tiles": batch.tile_image_id >= 0,
-        "instances": hierkd.at(batch.is_instance, chosen),
-        "captions": batch.is_caption,
-        "regions": batch.is_region,
-        "dense_regions": batch.is_region,
-    }
-    return np.asarray(masks[field])
-
-
-def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
-    teacher_folder: str, tmp_path: Path
-) -> None:
-    made = _cached_config(teacher_folder, None, ["gridclip_image"])
-    folder = tmp_path / "cache"
-    cache_teacher.run(made, folder, shard_size=4, batch_size=2, shard_index=1, shard_step=2)
-    cached = _cached_config(teacher_folder, folder, ["gridclip_image"])
-    with pytest.raises(DataError, match="000000.safetensors: is missing; run the same"):
-        TrainInput(cached)
-    before = (folder / "shapes" / "000001.safetensors").read_bytes()
-    counts = cache_teacher.run(made, folder, shard_size=4, batch_size=2)
-    assert counts["shards"] == 1 and counts["shards_there"] == 1
-    assert (folder / "shapes" / "000001.safetensors").read_bytes() == before
-    TrainInput(cached)
-    other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
-    with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
-        TrainInput(other)
-    source = dataclasses.replace(cached.data.train["shapes"], num_images=11)
-    more = dataclasses.replace(cached.data, train={"shapes": source})
-    with pytest.raises(DataError, match="another data set shapes"):
-        TrainInput(dataclasses.replace(cached, data=more))
-    # Vectors of another checkpoint under the folder's name.
-    manifest = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(
-        re.sub('"teacher_id": "[0-9a-f]*"', '"teacher_id": "0000"', manifest, count=1)
-    )
-    with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
-        TrainInput(cached).example(0)
-
-
-def test_the_command_reads_configs_and_changes(repository_root: Path, tmp_path: Path) -> None:
-    file = str(repository_root / "configs" / "distill_shapes.py")
-    made = cache_teacher.read_config(
-        file, ["distill.teacher=some/folder", "config.data.train.shapes.num_images=12"]
-    )
-    assert made.distill.teacher == "some/folder"
-    source = made.data.train["shapes"]
-    assert isinstance(source, ShapesWorldSource) and source.num_images == 12
-    with pytest.raises(ConfigError, match="distill.teachr: no such key; did you mean"):
-        cache_teacher.read_config(file, ["distill.teachr=x"])
-    with pytest.raises(ConfigError, match="--set: 'seed' is not key=value"):
-        cache_teacher.read_config(file, ["seed"])
-    with pytest.raises(ConfigError, match="cannot be read"):
-        cache_teacher.read_config(str(tmp_path / "absent.py"), [])
-    plain = config()
-    with pytest.raises(ConfigError, match="no active branch has teacher outputs to cache"):
-        cache_teacher.run(plain, tmp_path / "cache")
+        tiny_distillation.config(*names, **changes)
 
 
 # --- whole steps ---------------------------------------------------------------------------------
@@ -579,8 +273,8 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     """With mosaics, token dropping, instance selection and few negatives besides."""
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
-    made = config(
-        *WEIGHTS,
+    made = tiny_distillation.config(
+        *tiny_distillation.WEIGHTS,
         batch_size=8,
         distill={"teacher": teacher_folder},
         optimizer__clip={"scope": "global"},
@@ -602,7 +296,7 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     for _ in range(50):
         batch = jax.device_put(tiny.to_batch(next(batches)), sharding.batch_sharding(mesh))
         state, metrics = step(state, batch)
-        for name in WEIGHTS:
+        for name in tiny_distillation.WEIGHTS:
             assert np.isfinite(metrics[f"distill/{name}"]), name
         assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
     batches.close()
@@ -617,12 +311,12 @@ def test_two_data_shards_take_the_gradients_of_one_device(
     """Of branches that look at an image by itself, and of the one that compares the batch."""
     if jax.device_count() < 2:
         pytest.skip("needs two devices")
-    entry = {**WEIGHTS["hierkd_instance"], "boxes": "predicted"}
+    entry = {**tiny_distillation.WEIGHTS["hierkd_instance"], "boxes": "predicted"}
     distill = {"teacher": teacher_folder, "hierkd_instance": entry}
-    made = config(*names, distill=distill, optimizer__clip={"scope": "global"})
+    made = tiny_distillation.config(*names, distill=distill, optimizer__clip={"scope": "global"})
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2), jax.devices()[:2])
     teaching = teachers.open_teachers(made, mesh)
-    _, held = open_teaching(made, teacher_folder)
+    _, held = tiny_distillation.open_teaching(made, teacher_folder)
     assert teaching is not None
     params = train_step.init_state(made, teacher_dim=teaching.teacher_dim).params
     placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
@@ -632,7 +326,7 @@ def test_two_data_shards_take_the_gradients_of_one_device(
     def run(params: Any, batch: Any, teaching: Any, mesh: Any) -> Any:
         return jax.jit(
             lambda p, b, t: train_step.loss_and_gradients(
-                p, b, KEY, config=made, num_shards=2, mesh=mesh, teaching=t
+                p, b, tiny_distillation.KEY, config=made, num_shards=2, mesh=mesh, teaching=t
             )
         )(params, batch, teaching)
 
@@ -649,7 +343,7 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     teacher_folder: str, tmp_path: Path
 ) -> None:
     """Through the loop: teachers opened, towers as the start, branch parameters saved and found."""
-    made = config(
+    made = tiny_distillation.config(
         "gridclip_image",
         "clipself",
         task="distill",
@@ -691,13 +385,13 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
 def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
     scope: str, teacher_folder: str
 ) -> None:
-    names = [name for name in WEIGHTS if name != "hierkd_global"]
+    names = [name for name in tiny_distillation.WEIGHTS if name != "hierkd_global"]
     made = []
     for clip in ({"scope": scope, "norm": 1e6}, {"scope": "none"}):
-        each, teaching = open_teaching(
-            config(*names, batch_size=2, optimizer__clip=clip), teacher_folder
+        each, teaching = tiny_distillation.open_teaching(
+            tiny_distillation.config(*names, batch_size=2, optimizer__clip=clip), teacher_folder
         )
-        made.append(take(each, teaching))
+        made.append(tiny_distillation.take(each, teaching))
     (ours, metrics), (theirs, wanted) = made
     np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-4)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
@@ -705,21 +399,10 @@ def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
 
 
 @pytest.mark.slow
-def test_a_cache_trains_as_its_teacher(teacher_folder: str, tmp_path: Path) -> None:
-    online = _cached_config(teacher_folder, None)
-    cache_teacher.run(online, tmp_path / "cache", shard_size=16, batch_size=2)
-    cached = _cached_config(teacher_folder, tmp_path / "cache")
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    found = [take(made, teachers.open_teachers(made, mesh))[1] for made in (online, cached)]
-    for name in ("loss", *(f"distill/{name}" for name in WEIGHTS)):
-        np.testing.assert_allclose(found[1][name], found[0][name], rtol=2e-3, err_msg=name)
-
-
-@pytest.mark.slow
 def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: str) -> None:
     towers = checkpoint.load_model(teacher_folder)
-    made, teaching = open_teaching(
-        config(
+    made, teaching = tiny_distillation.open_teaching(
+        tiny_distillation.config(
             "clipself",
             "densevlm",
             "gridclip_image",
@@ -739,7 +422,7 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
         held = dataclasses.replace(teaching, arrays=arrays)
         return train_step.tower_losses(
             params,
-            train_step.split_batch(batch, KEY)[0]._replace(
+            train_step.split_batch(batch, tiny_distillation.KEY)[0]._replace(
                 lesson=lesson_lib.lesson_of(batch, held)
             ),
             made,
@@ -794,39 +477,6 @@ def test_instances_count_where_the_matched_token_has_their_box() -> None:
     np.testing.assert_allclose(found, [np.mean(counted)], rtol=1e-5)
 
 
-def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
-    """Tokens of a crop's padding are no part of the mean: a loop over the others."""
-    loaded = checkpoint.load_model(_save_towers(tmp_path / "towers", model__image__pooling="mean"))
-    tower = teachers.Tower("towers", loaded.model, loaded.preprocess)
-    image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
-    box = np.array([[0.5, 0.25, 1.0, 0.5]], np.float32)
-    found = tower.embed_boxes(loaded.params, jnp.asarray(image), jnp.asarray(box)[:, None])
-    pixels = crops.crop_and_resize(
-        jnp.asarray(image), jnp.asarray(box), loaded.model.image_size, loaded.preprocess
-    )
-    _, tokens = tower.module.apply(
-        {"params": loaded.params}, pixels, method=lambda m, x: m.image.embed_all(x)
-    )
-    side = loaded.model.image_size // loaded.model.image.patch_size
-    content = np.asarray(tokens).reshape(side, side, -1)[: side // 2].reshape(-1, tokens.shape[-1])
-    wanted = content.mean(0) / np.linalg.norm(content.mean(0))
-    np.testing.assert_allclose(found[0, 0], wanted, atol=1e-5)
-
-
-def test_a_cache_of_drawings_of_another_size_is_refused(
-    teacher_folder: str, tmp_path: Path
-) -> None:
-    cache_teacher.run(_cached_config(teacher_folder, None, ["clipself"]), tmp_path / "cache")
-    made = _cached_config(teacher_folder, tmp_path / "cache", ["clipself"])
-    TrainInput(made)
-    ((name, entry),) = made.data.train.items()
-    assert isinstance(entry, ShapesWorldSource)
-    smaller = dataclasses.replace(entry, image_size=entry.image_size // 2)
-    changed = dataclasses.replace(made, data=dataclasses.replace(made.data, train={name: smaller}))
-    with pytest.raises(DataError, match="another data set"):
-        TrainInput(changed)
-
-
 def test_every_object_is_chosen_alike() -> None:
     """Of twelve in random places; fillers only where there are no more."""
     rng = np.random.default_rng(0)
@@ -860,6 +510,6 @@ def test_what_a_custom_branch_cannot_have_is_named(
     module.BRANCH = branch.Branch(loss=lambda *_: jnp.zeros(1), needs=needs)  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     entry = {"custom": {"mine": {"module": module.__name__, "weight": 1.0}}}
-    made = config(distill=entry, **changes)
+    made = tiny_distillation.config(distill=entry, **changes)
     with pytest.raises(ConfigError, match=message):
         branches.check(made)

@@ -67,8 +67,8 @@ def check(config: Config) -> None:
             )
         if "captions" in wanted and not config.data.with_captions:
             raise ConfigError(f"config.data.with_captions: distill.{name} needs captions")
-        if wanted & {"names", "dense_regions"} and not (densevlm.things and densevlm.stuff):
-            raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things and stuff")
+        if wanted & {"names", "dense_regions"} and not (densevlm.things or densevlm.stuff):
+            raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things or stuff")
         if branch.needs_heads and config.task != "detection":
             raise ConfigError(f"config.distill.{name}: needs a detector's heads (task detection)")
         if branch.couples(entry) and config.optimizer.clip.scope in PER_EXAMPLE:

@@ -125,11 +125,16 @@ class AttentionPool(nn.Module):
         return self.out(mixed)[:, 0]
 
     def dense(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w e"]:
-        """Every position through the value and output projections alone: no mixing, no positions.
+        """Every position through the value and output projections alone: no mixing.
 
-        Source: MaskCLIP (arXiv 2112.01071, section 3.2). Works for maps of any size.
+        As CLIPSelf's code extracts them (arXiv 2310.01403); the learned positions are resized
+        bilinearly to the map, which may have any size.
         """
-        return self.out(self.value(x))
+        side = self.model.image_size // STRIDE
+        grid = self.position_embedding[1:].reshape(side, side, -1)
+        shape = (*x.shape[1:3], grid.shape[-1])
+        positions = jax.image.resize(grid, shape, "bilinear", antialias=False)
+        return self.out(self.value(x + positions[None].astype(x.dtype)))
 
 
 class ResNetTower(nn.Module):

@@ -301,7 +301,11 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
         pool = module.visual.attnpool
         image = pool(grids[0])
         # Values only: what one position gives if it attends to itself alone.
-        dense = pool.c_proj(pool.v_proj(grids[1].permute(0, 2, 3, 1)))
+        learned = pool.positional_embedding[1:].T.reshape(1, -1, *grids[0].shape[2:])
+        positions = torch.nn.functional.interpolate(
+            learned, grids[1].shape[2:], mode="bilinear", align_corners=False
+        )
+        dense = pool.c_proj(pool.v_proj((grids[1] + positions).permute(0, 2, 3, 1)))
         text = module.text(torch.from_numpy(TOKENS))
         unit = torch.nn.functional.normalize
         logits = module.logit_scale.exp() * unit(image) @ unit(text).T

@@ -21,11 +21,11 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def arm(name: str, *options: str, needs: Sequence[str] = (), title: str = "") -> Arm:
+def arm(name: str, *options: str, needs: Sequence[str] = (), **fields: Any) -> Arm:
     """Writes its value, plus those of the arms it needs; notes each call in calls.txt."""
     command = (MODULE, "arm", "--out={out}", "--seed={seed}", *options)
     command += tuple(f"--add={{{needed}}}" for needed in needs)
-    return Arm(name=name, commands=(command,), read=read, needs=tuple(needs), title=title)
+    return Arm(name=name, commands=(command,), read=read, needs=tuple(needs), **fields)
 
 
 def study(results: Path, *study_arms: Arm, **fields: Any) -> Study:

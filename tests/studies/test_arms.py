@@ -34,6 +34,41 @@ def test_runs_what_is_needed_once_for_each_seed(tmp_path: Path) -> None:
     assert _value(study, "third") == 111.0
 
 
+def _with_teacher(results: Path) -> arms.Study:
+    """`student` needs `teacher`, which all seeds share."""
+    return fake_study.study(
+        results,
+        fake_study.arm("teacher", "--value=1", is_shared=True),
+        fake_study.arm("student", "--value=10", needs=("teacher",)),
+    )
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_shared_arm_runs_once_for_all_seeds(jobs: int, tmp_path: Path) -> None:
+    study, work = _with_teacher(tmp_path / "results"), tmp_path / "work"
+    arms.run(study, ["student"], [0, 1, 2], work, jobs)
+    assert [_value(study, "student", seed) for seed in (0, 1, 2)] == [11.0, 12.0, 13.0]
+    assert _calls(work) == {"teacher": 1, "student": 1}
+    assert _calls(work, 1) == _calls(work, 2) == {"student": 1}
+    assert {file.name for file in study.results.iterdir()} == {
+        *("teacher-seed0.json", "student-seed0.json", "student-seed1.json", "student-seed2.json")
+    }
+
+
+def test_a_later_seed_finds_the_shared_arm(tmp_path: Path) -> None:
+    study, work = _with_teacher(tmp_path / "results"), tmp_path / "work"
+    arms.run(study, ["student"], [1], work)
+    arms.run(study, ["student"], [0], work)
+    assert _calls(work) == {"teacher": 1, "student": 1}
+    assert _calls(work, 1) == {"student": 1}
+
+
+def test_a_shared_arm_needs_shared_ones_alone(tmp_path: Path) -> None:
+    own, shared = fake_study.arm("own"), fake_study.arm("all", needs=("own",), is_shared=True)
+    with pytest.raises(ValueError, match="arm all: shared, but needs an arm that is not"):
+        fake_study.study(tmp_path, own, shared)
+
+
 def test_arms_side_by_side_wait_for_what_they_need(tmp_path: Path) -> None:
     study, work = fake_study.chain(tmp_path / "results"), tmp_path / "work"
     arms.run(study, ["third"], [0, 1, 2], work, jobs=2)

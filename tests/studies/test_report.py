@@ -102,6 +102,22 @@ def test_differences_are_paired_over_common_seeds(study: Study, put: Callable[..
     ]
 
 
+def test_a_shared_arm_is_compared_with_every_seed(study: Study, put: Callable[..., None]) -> None:
+    first, *others = study.arms
+    study = dataclasses.replace(study, arms=(dataclasses.replace(first, is_shared=True), *others))
+    put("first", AP50_novel=0.1)
+    for seed, value in enumerate((0.2, 0.3, 0.4)):
+        put("second", seed, AP50_novel=value)
+    (row,) = _rows(report.write(study, None), "Helps")
+    assert row[4:6] == ["+20.0 ± 5.8", "3 of 3 seeds"]
+    less = dataclasses.replace(CLAIM, arm="first", control="second")
+    judgement = judge(less, read_results(study))
+    assert judgement is not None
+    assert judgement.differences == pytest.approx((-0.1, -0.2, -0.3))
+    text = report.write(study, None).read_text()
+    assert "Not yet run: third (seeds 0, 1, 2)." in text
+
+
 def test_factor_bound_and_claims_without_control(study: Study, put: Callable[..., None]) -> None:
     put("first", AP50_novel=0.1)
     put("second", AP50_novel=0.19)
