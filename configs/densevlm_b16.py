@@ -9,7 +9,8 @@ Command:  python -m owl_det.main --config=configs/densevlm_b16.py --workdir=W \
 Hardware: four A40s in the paper, 23 minutes an epoch. Time: not measured here; never run at full
           size.
 Expected: with EVA-CLIP B/16, P of L/14 and 316 names: COCO boxes 73.4, things 71.0, stuff 45.6
-          (arXiv 2412.06244). Here the names are the 133 of COCO's panoptic labels.
+          (arXiv 2412.06244). Here the names are the 133 of COCO's panoptic labels, in the order
+          of speech: "brick wall", where `owl-det evaluate-regions` asks for "wall brick".
 """
 
 from typing import Any

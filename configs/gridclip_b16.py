@@ -9,8 +9,9 @@ Command:  python -m owl_det.main --config=configs/gridclip_b16.py --workdir=W \
           config.data.augment.flip=False and config.data.augment.crop_probability=0.
 Paper:    arXiv 2303.09252 aligns the grid of a ResNet-50 FCOS detector. Its losses are here: every
           token against the names (weight 1), and the image's embedding with the teacher's (L1,
-          weight 10); 24 epochs. Its head, optimiser and input are not. The teacher is the CLIP that
-          the student starts from (a ViT-B/32 in the paper).
+          weight 10). Its head, optimiser and input are not; its 24 epochs are 9,400 batches of 256
+          images, here of mosaics, of 4.3 images in the mean. The teacher is the CLIP that the
+          student starts from (a ViT-B/32 in the paper).
 Hardware: TPU or GPU with the memory of configs/owlvit_b16.py at this batch, and the teacher's.
           Time: not measured here; never run at full size.
 """
@@ -28,7 +29,7 @@ def get_config() -> ConfigDict:
     owlvit_b32.use_lvis(config)
     owlvit_b32.use_paper_training(config)
     hierkd_b16.use_clip_towers(config)
-    config.num_steps = 9_400  # 24 epochs of the 100,170 images
+    config.num_steps = 9_400  # the paper's 24 epochs of 100,170 images, were they single
     config.distill.gridclip_grid.weight = 1.0
     config.distill.gridclip_image.weight = 10.0
     return config

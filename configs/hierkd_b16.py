@@ -7,9 +7,12 @@ Command:  python -m owl_det.main --config=configs/hierkd_b16.py --workdir=W \
           annotations/{instances_train2017,captions_train2017,instances_val2017}.json, train2017/
           and val2017/. On NVIDIA GPUs add --config.model.attention=cudnn.
 Paper:    arXiv 2203.10593 distils a ResNet-50 ATSS detector. Its losses are here: instance level
-          (L1, weight 1), global level (weight 1), a tenth of the negatives; 12 epochs. Its head,
-          optimiser and input are not. Teacher and student are one CLIP, whose texts stay as they
-          are: queries lie in the space of the teacher's vectors.
+          (L1, weight 1), global level (weight 1), a tenth of the negatives. Its head, optimiser and
+          input are not; its 12 epochs are 10,000 batches of 128 images, here of mosaics, of 4.3
+          images in the mean. Crops are those of the true boxes, which a cache can know; of
+          predicted ones, as in the paper: --config.distill.hierkd_instance.boxes=predicted.
+          Teacher and student are one CLIP, whose texts stay as they are: queries lie in the space
+          of the teacher's vectors.
 Hardware: TPU or GPU with the memory of configs/owlvit_b16.py at this batch, and the teacher's.
           Time: not measured here; never run at full size.
 """
@@ -41,7 +44,8 @@ def get_config() -> ConfigDict:
     data.with_captions = True
     config.model.text.num_positions = 77  # captions are longer than names
     config.batch_size = 128
-    config.num_steps = 10_000  # 12 epochs of the 107,761 images that show a base name
+    # The paper's 12 epochs of the 107,761 images that show a base name, were they single.
+    config.num_steps = 10_000
     config.optimizer.clip.scope = "global"  # the contrast couples the images of a batch
     config.distill.hierkd_instance.weight = 1.0
     config.distill.hierkd_instance.max_crops = 8

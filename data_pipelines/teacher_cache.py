@@ -214,7 +214,10 @@ class TeacherCache:
         file, starts = self._shard(name, shard)
         opened = _Row(file, starts, row, f"image {index} of {name}")
         if not starts["is_readable"][row]:
-            raise DataError(f"{self._folder}: {opened.where} could not be read when it was made")
+            raise DataError(
+                f"{self._folder}: {opened.where} could not be read when it was made; delete "
+                f"{shard_file(self._folder, name, shard)} and run owl-det cache-teacher again"
+            )
         return opened
 
     def _open_shard(self, name: str, shard: int) -> tuple[Any, Arrays]:

@@ -66,6 +66,32 @@ def test_a_cache_says_what_the_teacher_says(
         np.testing.assert_allclose(ours[is_real], theirs[is_real], atol=1e-3, err_msg=field)
 
 
+def test_a_cache_of_dense_features_knows_whose_they_are(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    """Without a dense teacher of its own, DenseVLM's is the teacher: another one is refused."""
+    made = _cached_config(teacher_folder, None, ["densevlm"])
+    cache_teacher.run(made, tmp_path / "cache", shard_size=8, batch_size=8)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    teachers.open_teachers(_cached_config(teacher_folder, tmp_path / "cache", ["densevlm"]), mesh)
+    other = tiny_distillation.save_towers(tmp_path / "other", model__image__width=48)
+    with pytest.raises(ConfigError, match="is not the checkpoint that config.distill.cache"):
+        teachers.open_teachers(_cached_config(other, tmp_path / "cache", ["densevlm"]), mesh)
+
+
+def test_a_branch_without_a_teacher_trains_beside_a_cache(
+    teacher_folder: str, tmp_path: Path
+) -> None:
+    made = _cached_config(teacher_folder, None, ["gridclip_image"])
+    cache_teacher.run(made, tmp_path / "cache", shard_size=8, batch_size=8)
+    cached = _cached_config(teacher_folder, tmp_path / "cache", ["gridclip_grid"])
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    teaching = teachers.open_teachers(cached, mesh)
+    assert teaching is not None
+    signals = teaching.signals(teaching.arrays, tiny.batch(cached))
+    assert jax.tree.leaves(signals) == []
+
+
 @pytest.mark.slow
 def test_a_mosaic_finds_the_vectors_of_its_tiles(teacher_folder: str, tmp_path: Path) -> None:
     """Of each tile its image's, of each object that of its box, whatever the order."""

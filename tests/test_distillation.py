@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from configs import base
 from data_pipelines.input import TrainInput
 from owl_det import (
     checkpoint,
@@ -29,6 +30,7 @@ from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling.detector import Detector
+from owl_det.resolve import resolve
 from owl_det.types import Student, Targets, Teacher, TeacherSignals
 from tests import tiny, tiny_distillation
 
@@ -37,11 +39,14 @@ from tests import tiny, tiny_distillation
 def documented_branch(repository_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The entry of the branch that docs/add_a_branch.md writes, importable."""
     page = (repository_root / "docs" / "add_a_branch.md").read_text()
-    (code, _) = re.findall(r"```python\n(.*?)```", page, re.S)
+    (code, entry) = re.findall(r"```python\n(.*?)```", page, re.S)
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_branch.py").write_text(code)
     sys.path.insert(0, str(folder))
-    yield {"module": "my_branch", "weight": 0.5, "options": {"margin": 0.9}}
+    made = base.default()
+    exec(entry, {"config": made})
+    assert resolve(made.to_dict()).distill.teacher == "TOWERS"
+    yield made.distill.custom.my_branch.to_dict()
     sys.path.remove(str(folder))
 
 
@@ -436,6 +441,43 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
     assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()
 
 
+@pytest.mark.slow
+def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: str) -> None:
+    """Of all branches, with crops of predicted boxes too; and those boxes learn nothing from it."""
+    entry = {**tiny_distillation.WEIGHTS["hierkd_instance"], "boxes": "predicted"}
+    found = []
+    for names in (tuple(tiny_distillation.WEIGHTS), ("hierkd_instance",), ()):
+        distill = {"hierkd_instance": entry} if names else {}
+        made, teaching = tiny_distillation.open_teaching(
+            tiny_distillation.config(*names, distill=distill), teacher_folder
+        )
+        found.append((made, teaching))
+    made, teaching = found[0]
+    params = train_step.init_state(made, teacher_dim=teaching.teacher_dim).params
+    batch = tiny.batch(made)
+
+    @jax.jit
+    @jax.grad
+    def of_teacher(arrays: Any) -> Any:
+        held = dataclasses.replace(teaching, arrays=arrays)
+        _, metrics = train_step.loss_and_gradients(
+            params, batch, tiny_distillation.KEY, config=made, num_shards=1, teaching=held
+        )
+        return metrics["loss"]
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(of_teacher(teaching.arrays)):
+        assert not np.asarray(leaf).any(), optim.path_name(path)
+
+    taught, plain = (tiny_distillation.take(*each)[0] for each in found[1:])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        taught["box_head"],
+        plain["box_head"],
+    )
+    moved = np.abs(taught["image"]["patch_kernel"] - plain["image"]["patch_kernel"])
+    assert moved.max() > 1e-5
+
+
 def _student(**fields: Any) -> Student:
     given: dict[str, Any] = {field.name: None for field in dataclasses.fields(Student)}
     return Student(**(given | fields))
@@ -497,7 +539,7 @@ def test_every_object_is_chosen_alike() -> None:
     [
         (("tile",), {}, "mine: needs 'tile'; known are captions,"),
         (("captions",), {"data__with_captions": False}, "config.data.with_captions: distill"),
-        (("names",), {}, "config.distill.densevlm: distill.mine needs its things"),
+        (("names",), {}, "config.distill.densevlm: distill.mine needs its things or stuff"),
     ],
 )
 def test_what_a_custom_branch_cannot_have_is_named(

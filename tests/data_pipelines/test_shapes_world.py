@@ -71,3 +71,22 @@ def test_captions_name_objects_and_carry_noise() -> None:
     captions = [world[i].captions[0] for i in range(200)]
     assert any("free png download" in text for text in captions)
     assert any("pink" in text or "heart" in text for text in captions), "novel words occur"
+
+
+def test_balanced_scenes_box_base_names_and_caption_all() -> None:
+    world = ShapesWorld(split="balanced", image_size=32, num_images=200)
+    assert {group for c in world.categories for group in c.groups} <= {
+        *("base", "rare", "common", "frequent")
+    }
+    num_novel = num_objects = 0
+    for index in range(len(world)):
+        record, scene = world[index], world.scene(index)
+        names = [object_names()[item.category] for item in scene.objects]
+        assert 1 <= len(names) <= 4
+        assert all(entry.name in record.captions[0] for entry in names)
+        boxed = sorted(name for (name,) in record.names)
+        assert boxed == sorted(entry.name for entry in names if entry.group == "base")
+        num_novel += sum(entry.group != "base" for entry in names)
+        num_objects += len(names)
+    # 65 of 113 names.
+    assert 0.5 < num_novel / num_objects < 0.65

@@ -41,7 +41,7 @@ def configs() -> dict[str, Config]:
 
 def test_towers_start_from_their_teacher(configs: dict[str, Config]) -> None:
     assert all(config.seed == 7 for config in configs.values())
-    for name in configs.keys() - {"teacher", "pretrain", *DETECTORS}:
+    for name in configs.keys() - {"teacher", *DETECTORS}:
         config = configs[name]
         assert config.checkpoint.init_from == config.distill.teacher == "/teacher"
         assert config.checkpoint.image_size == distillation.SIDE
@@ -49,15 +49,20 @@ def test_towers_start_from_their_teacher(configs: dict[str, Config]) -> None:
         assert config.distill.dense_teacher == ("/clipself" if "densevlm" in name else "")
 
 
-def test_detectors_go_on_from_one_of_the_teachers_towers(configs: dict[str, Config]) -> None:
+def test_detectors_go_on_from_one_with_the_teachers_texts(configs: dict[str, Config]) -> None:
     for name in DETECTORS:
         config, is_first = configs[name], name == "start"
         assert config.model.image_size == distillation.SIDE
-        assert config.distill.teacher == "/pretrain"
-        assert config.checkpoint.init_from == ("/pretrain" if is_first else "/start")
-        assert config.checkpoint.class_head_from_projection == is_first
+        assert config.distill.teacher == "/teacher"
+        assert config.checkpoint.init_from == ("/teacher" if is_first else "/start")
+        assert config.checkpoint.fresh == (("^image/",) if is_first else ())
         # The text tower stays the teacher's, so that queries and captions share its space.
         assert config.optimizer.frozen == ("^text/",)
+
+
+def test_teachers_are_shared_by_all_seeds() -> None:
+    shared = {arm.name for arm in STUDY.arms if arm.is_shared}
+    assert shared == {"teacher", "crops", "crops_plain", "before"}
 
 
 def test_compared_trainings_differ_in_distillation_alone(configs: dict[str, Config]) -> None:
@@ -79,7 +84,7 @@ def test_compared_trainings_differ_in_distillation_alone(configs: dict[str, Conf
         ("gridclip_shuffled", ["gridclip_image"], {"shuffle_targets": True}),
         ("gkd_shuffled", ["hierkd_global"], {"shuffle_targets": True}),
         ("ikd_few_negatives", ["hierkd_instance"], {}),
-        ("regions_boxes", ["clipself"], {}),
+        ("regions", ["clipself"], {}),
         ("clipself", ["clipself"], {}),
         ("densevlm_all", ["densevlm"], {}),
     ],
