@@ -229,7 +229,7 @@ ARMS = (
              "distill.densevlm.threshold=1.0", "num_steps=50"),
     # Detectors.
     detector("start", "the plain detector that all others go on from; its image tower is new",
-             "checkpoint.fresh=('^image/',)", f"checkpoint.image_size={SIDE}",
+             "checkpoint.fresh=('^image/',)",
              f"num_steps={START_STEPS}", f"evaluation.every_steps={START_STEPS // 2}",
              start="teacher"),
     taught("detector", "control: no distillation"),
