@@ -159,6 +159,10 @@ def _check(config: Config) -> None:
     )
     for pattern in config.optimizer.frozen:
         _check_pattern(pattern, "config.optimizer.frozen")
+    _require(
+        config.model.attention != "cudnn" or config.model.dtype == "bfloat16",
+        "config.model.attention: cudnn computes in bfloat16; set config.model.dtype to it, or xla",
+    )
     for pattern in config.checkpoint.fresh:
         _check_pattern(pattern, "config.checkpoint.fresh")
     _require(

@@ -57,6 +57,7 @@ def run(config: Config, workdir: str) -> None:
 def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
     if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla")
+    logging.info("Devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
     mesh = sharding.make_mesh(config.mesh)
     _check_before_reading(config, sharding.num_data_shards(mesh))
     data = TrainInput(config)

@@ -102,6 +102,28 @@ def test_without_a_connection_the_hub_is_one_clear_line(
     assert "the hub does not give it (no route to host)" in error and "\n" not in error
 
 
+def test_the_hub_is_asked_for_a_revision_and_for_no_pickle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def download(name: str, *, revision: Any, allow_patterns: Any) -> str:
+        asked.append((name, revision))
+        (tmp_path / "snapshot").mkdir(exist_ok=True)
+        (tmp_path / "snapshot" / "config.json").write_text("{}")
+        return str(tmp_path / "snapshot")
+
+    hub = types.SimpleNamespace(snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    for source in ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16@refs/pr/7"):
+        assert cli.main(["convert", source, str(tmp_path / "new"), "--from", "clip"]) == 2
+        error = capsys.readouterr().err
+        assert "pickles (pytorch_model.bin) are not read" in error
+        assert "openai/clip-vit-base-patch16@refs/pr/N" in error
+    name = "openai/clip-vit-base-patch16"
+    assert asked == [(name, None), (name, "refs/pr/7")]
+
+
 def test_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models"]) == 0
     text = capsys.readouterr().out
