@@ -25,12 +25,10 @@ def get_config() -> ConfigDict:
     config.batch_size = 128
     config.num_steps = 4000
     config.model.image_size = SIDE
-    for name, split, side in (
-        ("blurred", "image_text", SIDE // 2),
-        ("panoptic_text", "panoptic_text", SIDE),
-        ("scenes", "crowded", SIDE),
-    ):
-        source = ShapesWorldSource(split=split, num_images=8192, image_size=side)
+    blurred = ShapesWorldSource(split="image_text", num_images=8192, image_size=SIDE // 2)
+    grounds = ShapesWorldSource(split="panoptic_text", num_images=8192, image_size=SIDE)
+    scenes = ShapesWorldSource(split="crowded", num_images=8192, image_size=SIDE)
+    for name, source in (("blurred", blurred), ("panoptic_text", grounds), ("scenes", scenes)):
         base.add_source(config.data.train, name, source)
     config.data.augment.mosaic_sizes = (1,)
     config.data.augment.mosaic_probabilities = (1.0,)
