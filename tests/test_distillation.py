@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import base
+from configs import quickstart
 from data_pipelines.input import TrainInput
 from owl_det import (
     checkpoint,
@@ -43,7 +43,7 @@ def documented_branch(repository_root: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_branch.py").write_text(code)
     sys.path.insert(0, str(folder))
-    made = base.default()
+    made: Any = quickstart.get_config()
     exec(entry, {"config": made})
     assert resolve(made.to_dict()).distill.teacher == "TOWERS"
     yield made.distill.custom.my_branch.to_dict()
