@@ -218,13 +218,12 @@ def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
         )
     distill = config.distill
     named = {"teacher": distill.teacher, "dense_teacher": distill.dense_teacher or distill.teacher}
-    ids = {
-        path: model_id(_open(path, key, config).loaded.params)
-        for key, path in named.items()
-        if path and manifest[f"{key}_id"]
-    }
+    ids: dict[str, str] = {}
     for key, path in named.items():
-        if path in ids and manifest[f"{key}_id"] not in ("", ids[path]):
+        made_with = manifest[f"{key}_id"]  # "" where no branch needed one
+        if path and made_with and path not in ids:
+            ids[path] = model_id(_open(path, key, config).loaded.params)
+        if path and made_with not in ("", ids[path]):
             raise ConfigError(
                 f"config.distill.{key}: {path} is not the checkpoint that config.distill.cache "
                 f"{folder} was made with; name that one, or none"
