@@ -221,9 +221,11 @@ def _open_cache(config: Config, wanted: frozenset[str], mesh: Mesh) -> Teaching:
     ids: dict[str, str] = {}
     for key, path in named.items():
         made_with = manifest[f"{key}_id"]  # "" where no branch needed one
-        if path and made_with and path not in ids:
+        if not path or not made_with:
+            continue
+        if path not in ids:
             ids[path] = model_id(_open(path, key, config).loaded.params)
-        if path and made_with not in ("", ids[path]):
+        if made_with != ids[path]:
             raise ConfigError(
                 f"config.distill.{key}: {path} is not the checkpoint that config.distill.cache "
                 f"{folder} was made with; name that one, or none"
