@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from owl_det import config as config_lib
 from owl_det import flops, optim, sharding, step_shapes
 from owl_det.config import Config
-from owl_det.errors import ConfigError
+from owl_det.resolve import check_attention
 from owl_det.types import TrainState
 
 GIB = 2**30
@@ -37,8 +37,7 @@ def report(config: Config, *, memory_gib: float = 0.0, with_compile: bool = True
     does not fit the model or the devices.
     """
     mesh = sharding.make_mesh(config.mesh)
-    if config.model.attention == "cudnn" and mesh.devices.flat[0].platform != "gpu":
-        raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla here")
+    check_attention(config.model, mesh.devices.flat[0].platform)
     state = step_shapes.state_shapes(config)
     yield config_lib.to_json(config)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

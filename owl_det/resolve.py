@@ -107,6 +107,20 @@ def _require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_attention(model: ModelConfig, platform: str) -> None:
+    """Raises `ConfigError` where the devices cannot compute `model.attention`.
+
+    Not part of `resolve`: checkpoints of other machines have a config too.
+    """
+    if model.attention != "cudnn":
+        return
+    _require(platform == "gpu", "config.model.attention: cudnn needs an NVIDIA GPU; use xla")
+    _require(
+        model.dtype == "bfloat16",
+        "config.model.attention: cudnn computes in bfloat16; set config.model.dtype to it, or xla",
+    )
+
+
 def _check_pattern(pattern: str, key: str) -> None:
     try:
         re.compile(pattern)
@@ -159,10 +173,6 @@ def _check(config: Config) -> None:
     )
     for pattern in config.optimizer.frozen:
         _check_pattern(pattern, "config.optimizer.frozen")
-    _require(
-        config.model.attention != "cudnn" or config.model.dtype == "bfloat16",
-        "config.model.attention: cudnn computes in bfloat16; set config.model.dtype to it, or xla",
-    )
     for pattern in config.checkpoint.fresh:
         _check_pattern(pattern, "config.checkpoint.fresh")
     _require(

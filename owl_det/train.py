@@ -30,6 +30,7 @@ from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
 from owl_det.losses import branches
 from owl_det.metric_log import MetricLog
+from owl_det.resolve import check_attention
 from owl_det.types import Batch, Teaching, TrainState, batch_of
 
 
@@ -55,8 +56,7 @@ def run(config: Config, workdir: str) -> None:
 
 
 def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise ConfigError("config.model.attention: cudnn needs an NVIDIA GPU; use xla")
+    check_attention(config.model, jax.default_backend())
     logging.info("Devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
     mesh = sharding.make_mesh(config.mesh)
     _check_before_reading(config, sharding.num_data_shards(mesh))

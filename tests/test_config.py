@@ -10,9 +10,9 @@ import pytest
 
 from owl_det import config as config_lib
 from owl_det import sharding, step_shapes, train_step
-from owl_det.config import MeshConfig
+from owl_det.config import MeshConfig, ModelConfig
 from owl_det.errors import ConfigError
-from owl_det.resolve import resolve
+from owl_det.resolve import check_attention, resolve
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),
@@ -148,3 +148,12 @@ def test_config_files_are_locked() -> None:
 def test_values_out_of_range_are_named(changes: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=f"config.{key}"):
         resolve({"data": SOURCE, **changes})
+
+
+def test_attention_of_a_gpu_is_asked_of_gpus_in_bfloat16() -> None:
+    check_attention(ModelConfig(), "cpu")
+    check_attention(ModelConfig(attention="cudnn", dtype="bfloat16"), "gpu")
+    with pytest.raises(ConfigError, match="cudnn needs an NVIDIA GPU"):
+        check_attention(ModelConfig(attention="cudnn", dtype="bfloat16"), "cpu")
+    with pytest.raises(ConfigError, match="set config.model.dtype"):
+        check_attention(ModelConfig(attention="cudnn"), "gpu")
