@@ -104,7 +104,7 @@ def prepare_theirs(
 
     torch.set_num_threads(arguments.threads)
     folder, peer, size = arguments.folder, arguments.one, arguments.batch_size
-    settings = transformers.AutoConfig.from_pretrained(folder)
+    settings: Any = transformers.AutoConfig.from_pretrained(folder)
     model: Any = getattr(transformers, settings.architectures[0]).from_pretrained(
         folder, attn_implementation="eager" if peer == "eager" else "sdpa"
     )
