@@ -40,8 +40,9 @@ def config(*names: str, **changes: Any) -> Config:
     return tiny.config(**(base | changes), distill=distill)
 
 
-def save_towers(folder: Path, **changes: Any) -> str:
-    made = tiny.config(
+def towers_config(**changes: Any) -> Config:
+    """Tiny towers, smaller than the detector's."""
+    return tiny.config(
         task="contrastive",
         model__contrastive="softmax",
         data__with_captions=True,
@@ -51,6 +52,11 @@ def save_towers(folder: Path, **changes: Any) -> str:
         model__text__num_layers=1,
         **changes,
     )
+
+
+def save_towers(folder: Path, **changes: Any) -> str:
+    """Writes such towers as a checkpoint; returns its path."""
+    made = towers_config(**changes)
     loaded = LoadedModel(
         kind="towers",
         params=tiny.params(made, 9),

@@ -15,20 +15,12 @@ from owl_det.config import Config
 from owl_det.types import LoadedModel
 from studies import distillation, teacher_quality
 from studies.distillation import STUDY
-from tests import tiny
+from tests import tiny, tiny_distillation
 from tests.studies.resolved import resolved
 
 TRAININGS = [arm for arm in STUDY.arms if arm.commands[0][0] == "owl_det.main"]
 DETECTORS = [arm.name for arm in TRAININGS if "annotator_shapes" in arm.commands[0][1]]
-TOWERS = tiny.config(
-    task="contrastive",
-    model__contrastive="softmax",
-    data__with_captions=True,
-    optimizer__clip={"scope": "none"},
-    model__image_size=16,
-    model__image__num_layers=1,
-    model__text__num_layers=1,
-)
+TOWERS = tiny_distillation.towers_config()
 MEASURED = [arm for arm in STUDY.arms if arm.read is distillation.read_towers]
 
 
