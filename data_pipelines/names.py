@@ -1,0 +1,137 @@
+"""Names of categories: how they are written, lists of them, and which of them are the same."""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_pipelines import text_file
+from data_pipelines.features import Names
+from owl_det.errors import DataError
+
+# Characters without a shape that text picks up on its way: control characters, byte order marks,
+# zero width spaces, soft hyphens, marks of direction. Joiners stay: some scripts need them.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
+)
+_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
+_NUMBERED = re.compile(r"\d+\s*[.:)\]]\s*[^\d\s]|[(\[]\d+[)\]]|n\d{8}\b|/m/\w+\b")
+_LEADING_NUMBER = re.compile(r"(\d{1,9})\s+\S")
+
+
+def plain(name: str) -> str:
+    """A name as it is asked for: `traffic_light ` → `traffic light`.
+
+    Unicode's composed form (NFC) without control characters; underscores are spaces, and so is any
+    run of white space. Upper case stays: lower case is the prompts' matter.
+    """
+    seen = _UNSEEN.sub("", re.sub(r"[\s_]", " ", name))
+    return re.sub(r" +", " ", unicodedata.normalize("NFC", seen)).strip()
+
+
+def require_distinct(names: Iterable[str], where: str) -> None:
+    """Names are the keys under which everything is asked and evaluated.
+
+    Raises `DataError`, which begins with `where`, on a name that is empty, and on two that are one
+    text to the model: they differ in case, white space, underscores or Unicode form only.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        key = plain(name).lower()
+        if not key:
+            raise DataError(f"{where}: a category has an empty name; give it one")
+        if key in seen and seen[key] == name:
+            raise DataError(f"{where}: two categories are called {name!r}; rename or merge them")
+        if key in seen:
+            raise DataError(
+                f"{where}: the categories {seen[key]!r} and {name!r} are one text to the model; "
+                "rename or merge them"
+            )
+        seen[key] = name
+
+
+def read_list(file: str | Path, *, is_numbered: bool = False) -> Names:
+    """The plain names of a text list, one a line; empty lines are left out.
+
+    What follows a `#` at the start of a line or after white space is a comment. `is_numbered`: the
+    place of a name is its class number, so that an empty line or a comment in between is an error.
+
+    Raises `DataError`, naming the line, if the file cannot be read or holds no name, or if it is
+    no such list: CSV, YAML, JSON, XML, names with numbers before them, names in quotes.
+    """
+    file = Path(file)
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror}; name a text list, one name a line") from error
+    return parse_list(text_file.decode(content, file), str(file), is_numbered=is_numbered)
+
+
+def parse_list(text: str, where: str, *, is_numbered: bool = False) -> Names:
+    """As `read_list`, of the text of a list; messages begin with `where`."""
+    rows = text_file.lines(text.removeprefix("\ufeff"))
+    if is_numbered:
+        rows = _without_gaps([row.strip() for row in rows], where)
+    else:
+        rows = [re.split(r"(?:^|\s)#", row, maxsplit=1)[0].strip() for row in rows]
+    entries = [(number, row) for number, row in enumerate(rows, start=1) if plain(row)]
+    if not entries:
+        raise DataError(f"{where}: holds no names; write one name a line")
+    for number, row in entries:
+        fault = _fault(row)
+        if fault:
+            raise DataError(
+                f"{where}: line {number}: {row[:60]!r} {fault}; a list has one name a line and "
+                "nothing else"
+            )
+    _refuse_numbers(entries, where)
+    return tuple(plain(row) for _, row in entries)
+
+
+def _without_gaps(rows: Sequence[str], where: str) -> list[str]:
+    """The rows up to the last that has text; raises `DataError` at one in between that has none."""
+    count = max((i for i, row in enumerate(rows, start=1) if plain(row)), default=0)
+    for number, row in enumerate(rows[:count], start=1):
+        if not plain(row) or row.startswith("#"):
+            kind = "a comment" if row else "empty"
+            raise DataError(
+                f"{where}: line {number}: is {kind}, and a line's place is its class number; "
+                "remove the line, or write the name that belongs there"
+            )
+    return list(rows[:count])
+
+
+def _fault(row: str) -> str:
+    """What shows that a row is no bare name; empty = nothing does."""
+    if row.startswith(("{", "[", "]", "}")):
+        return "is JSON or YAML"
+    if row.endswith(("{", "[")):
+        return "begins a group of another format"
+    if row.startswith("<") and row.endswith(">"):
+        return "is XML or HTML"
+    if row.rstrip(",")[-1:] == _QUOTES.get(row[0], "") and len(row.rstrip(",")) > 1:
+        return "is in quotes"
+    for mark, name in ((",", "a comma"), (";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")):
+        if mark in row:
+            return f"has {name}, as a table (CSV) has"
+    if row.startswith(("- ", "* ", "• ", "---")) or row == "-":
+        return "is an item of a YAML list or of prose"
+    if _NUMBERED.match(row):
+        return "begins with a number or an id"
+    if re.search(r":(\s|$)", row):
+        return "is a line of YAML"
+    return ""
+
+
+def _refuse_numbers(entries: Sequence[tuple[int, str]], where: str) -> None:
+    """Raises `DataError` where names are numbered: `0 cat`, `1 dog`. A `2 door car` is a name."""
+    matches = [_LEADING_NUMBER.match(row) for _, row in entries]
+    numbers = [int(match[1]) if match else -2 for match in matches]
+    follows = [a + 1 == b for a, b in zip(numbers, numbers[1:], strict=False)]
+    index = 0 if all(matches) else follows.index(True) if any(follows) else None
+    if index is not None:
+        number, row = entries[index]
+        raise DataError(
+            f"{where}: line {number}: {row[:60]!r} begins with a number; a list has one name a "
+            "line and nothing else"
+        )
