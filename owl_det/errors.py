@@ -1,4 +1,16 @@
-"""Errors that a user can mend. Commands print them as one line and exit with code 2."""
+"""Errors that a user can mend, and the exit codes of all commands."""
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """What a command's exit code says; one table for all commands (docs/exit_codes.md)."""
+
+    DONE = 0  # or nothing to do
+    LOSSES = 1  # finished, but some images, shards or files were lost; stderr says which
+    REFUSED = 2  # a user's error: nothing was done, or what was saved stays
+    UNFINISHED = 75  # told to stop (SIGTERM); the same command goes on
+    INTERRUPTED = 130  # Ctrl-C
 
 
 class UserError(Exception):

@@ -17,6 +17,7 @@ from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, embeddings, sharding, train_step
 from owl_det import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
+from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import CheckpointError, DataError, UserError
@@ -328,10 +329,10 @@ def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor)
 
 def test_pictures_have_names_of_their_own_and_replace_no_image(tmp_path: Path) -> None:
     paths = [Path(f"{day}/cam/1.jpg") for day in ("day1", "day2")] + [Path("day1/cam/2.jpg")]
-    names = [path.name for path in cli._picture_paths(tmp_path, paths)]
+    names = [path.name for path in images.picture_paths(tmp_path, paths)]
     assert names == ["cam_1.jpg_1.png", "cam_1.jpg_2.png", "2.png"]
     with pytest.raises(UserError, match=r"a\.png is one of the images"):
-        cli._picture_paths(tmp_path, [tmp_path / "a.png"])
+        images.picture_paths(tmp_path, [tmp_path / "a.png"])
 
 
 def test_unusable_image_queries_are_one_clear_error(predictor: Predictor) -> None:

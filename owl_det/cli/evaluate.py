@@ -1,0 +1,173 @@
+"""`owl-det evaluate` and `evaluate-regions`: measure a checkpoint."""
+
+import argparse
+
+from owl_det.cli.options import Commands, local_path
+
+
+def add_evaluate(commands: Commands) -> None:
+    parser = commands.add_parser("evaluate", help="measure a checkpoint on a benchmark")
+    parser.add_argument(
+        "--checkpoint",
+        type=local_path("--checkpoint"),
+        required=True,
+        metavar="DIR",
+        help="workdir or checkpoint",
+    )
+    parser.add_argument(
+        "--dataset",
+        required=True,
+        choices=("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world"),
+    )
+    parser.add_argument(
+        "--annotations",
+        type=local_path("--annotations"),
+        default="",
+        metavar="PATH",
+        help="JSON file; folder of labels (voc, yolo)",
+    )
+    parser.add_argument(
+        "--images",
+        type=local_path("--images"),
+        default="",
+        metavar="DIR",
+        help="of odinw: the folder of data sets",
+    )
+    parser.add_argument(
+        "--split_list",
+        type=local_path("--split_list"),
+        default="",
+        metavar="FILE",
+        help="of voc: image stems",
+    )
+    parser.add_argument(
+        "--split", default="", choices=("valid", "test"), help="of odinw; default: valid"
+    )
+    parser.add_argument(
+        "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
+    )
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="query-box pairs per image: 300; fixed: 3,000"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_images", type=int, default=0, help="per data set; 0 = all")
+    parser.add_argument(
+        "--out", type=local_path("--out"), metavar="FILE.json", help="where to write the metrics"
+    )
+    parser.add_argument(
+        "--results",
+        type=local_path("--results"),
+        metavar="FILE.json",
+        help="where to write detections in COCO's format",
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from owl_det import checkpoint, stablehlo
+    from owl_det.evaluation import benchmark
+
+    settings = benchmark.settings(
+        arguments.dataset,
+        protocol=arguments.protocol,
+        top_k=arguments.top_k,
+        batch_size=arguments.batch_size,
+        max_images=arguments.max_images,
+    )
+    sources = benchmark.open_sources(
+        benchmark.Location(
+            kind=arguments.dataset,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            split_list=arguments.split_list,
+            split=arguments.split,
+        )
+    )
+    if stablehlo.is_export(arguments.checkpoint):
+        model, functions = stablehlo.load(arguments.checkpoint)
+    else:
+        model, functions = checkpoint.load_detector(arguments.checkpoint), None
+    content = benchmark.run(
+        model,
+        sources,
+        settings,
+        prompts=arguments.prompts,
+        results=arguments.results,
+        functions=functions,
+    )
+    print(benchmark.table(content))
+    if arguments.out:
+        benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
+    return 0
+
+
+def add_evaluate_regions(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "evaluate-regions", help="measure dense features: names of true boxes and masks"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=local_path("--checkpoint"),
+        required=True,
+        metavar="DIR",
+        help="of any kind",
+    )
+    parser.add_argument(
+        "--dataset", required=True, choices=("coco_panoptic", "lvis", "coco", "shapes_world")
+    )
+    parser.add_argument(
+        "--annotations", type=local_path("--annotations"), default="", metavar="FILE.json"
+    )
+    parser.add_argument("--images", type=local_path("--images"), default="", metavar="DIR")
+    parser.add_argument(
+        "--segments",
+        type=local_path("--segments"),
+        default="",
+        metavar="DIR",
+        help="of coco_panoptic: folder of PNG files; default: named as --annotations",
+    )
+    parser.add_argument("--split", default="", help="of shapes_world; default: panoptic_test")
+    parser.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--max_images", type=int, default=0, help="0 = all")
+    parser.add_argument(
+        "--out", type=local_path("--out"), metavar="FILE.json", help="where to write the metrics"
+    )
+    parser.set_defaults(run=_evaluate_regions)
+
+
+def _evaluate_regions(arguments: argparse.Namespace) -> int:
+    """A table on stdout; JSON with `--out`."""
+    from owl_det import checkpoint
+    from owl_det.evaluation import benchmark, dense
+
+    source = dense.open_source(
+        dense.Location(
+            kind=arguments.dataset,
+            annotations=arguments.annotations,
+            images=arguments.images,
+            segments=arguments.segments,
+            split=arguments.split,
+        )
+    )
+    model = checkpoint.load_model(arguments.checkpoint)
+    if arguments.image_size:
+        model = checkpoint.resized(model, arguments.image_size)
+    content = dense.run(
+        model,
+        source,
+        eval_prompts=arguments.prompts,
+        batch_size=arguments.batch_size,
+        max_images=arguments.max_images,
+    )
+    print(dense.table(content))
+    if arguments.out:
+        benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
+    return 0

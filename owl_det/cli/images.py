@@ -1,0 +1,51 @@
+"""Images that a command is given, and where the pictures it draws go."""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+from owl_det import files
+from owl_det.errors import ExitCode, UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+def image_paths(arguments: list[str]) -> list[Path]:
+    """The named files, and all images of the named folders. Raises `UserError` if one is absent."""
+    paths: list[Path] = []
+    for path in (files.local(argument, "IMAGE") for argument in arguments):
+        if path.is_dir():
+            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        elif path.exists():
+            paths.append(path)
+        else:
+            raise UserError(f"{path}: no such file or folder")
+    if not paths:
+        raise UserError(f"no images in {', '.join(arguments)}")
+    return paths
+
+
+def picture_paths(out: Path, paths: list[Path]) -> list[Path]:
+    """Where the picture of each image goes: `<out>/<stem>.png`.
+
+    With the folder's name in front where stems are the same, and a number where that is no help.
+    Raises `UserError` if a picture would take the place of an image.
+    """
+    stems = Counter(path.stem for path in paths)
+    names = [p.stem if stems[p.stem] == 1 else f"{p.parent.name}_{p.name}" for p in paths]
+    uses, seen = Counter(names), Counter[str]()
+    targets: list[Path] = []
+    for name in names:
+        seen[name] += 1
+        targets.append(out / (f"{name}.png" if uses[name] == 1 else f"{name}_{seen[name]}.png"))
+    images = {path.resolve() for path in paths}
+    for target in targets:
+        if target.resolve() in images:
+            raise UserError(f"--out {out}: {target} is one of the images; name another folder")
+    return targets
+
+
+def exit_code(num_failed: int, num_images: int) -> int:
+    if num_failed:
+        print(f"owl-det: {num_failed} of {num_images} images could not be read", file=sys.stderr)
+    return ExitCode.LOSSES if num_failed else ExitCode.DONE

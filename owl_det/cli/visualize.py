@@ -1,0 +1,97 @@
+"""`owl-det visualize` and `sample`: pictures of what a model computes, and of shapes world."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from owl_det.cli.images import exit_code, image_paths, picture_paths
+from owl_det.cli.options import Commands, local_path
+from owl_det.errors import UserError
+
+
+def add_visualize(commands: Commands) -> None:
+    parser = commands.add_parser("visualize", help="pictures of what a model computes")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    features = kinds.add_parser("features", help="token embeddings: clusters, likeness to texts")
+    features.add_argument(
+        "images", type=local_path("IMAGE"), nargs="+", metavar="IMAGE", help="files or folders"
+    )
+    features.add_argument(
+        "--checkpoint",
+        type=local_path("--checkpoint"),
+        required=True,
+        metavar="DIR",
+        help="of any kind",
+    )
+    features.add_argument("--query", action="append", default=[], help="a heat map of it; repeat")
+    features.add_argument("--num_clusters", type=int, default=6)
+    features.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    features.add_argument("--prompts", default="", choices=("none", "clip", "clip_best7"))
+    features.add_argument("--out", type=local_path("--out"), required=True, metavar="DIR")
+    features.set_defaults(run=_visualize_features)
+
+
+def _visualize_features(arguments: argparse.Namespace) -> int:
+    """One PNG an image: the image, its clusters, a heat map a query. Prints the paths."""
+    import numpy as np
+
+    from data_pipelines import image_ops
+    from data_pipelines.image_ops import UnreadableImage
+    from owl_det import checkpoint, dense_features, viz
+
+    paths = image_paths(arguments.images)
+    model = checkpoint.load_model(arguments.checkpoint)
+    if arguments.image_size:
+        model = checkpoint.resized(model, arguments.image_size)
+    features = dense_features.DenseFeatures(model)
+    read: list[tuple[Path, Path]] = []
+    grids: list[np.ndarray] = []
+    for path, target in zip(paths, picture_paths(Path(arguments.out), paths), strict=True):
+        try:
+            grids.append(features.embed(image_ops.decode_image(path.read_bytes())))
+            read.append((path, target))
+        except (UnreadableImage, OSError) as error:
+            print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
+    if not read:
+        return exit_code(len(paths), len(paths))
+    texts = features.encode(arguments.query, arguments.prompts) if arguments.query else []
+    clusters = dense_features.cluster(grids, arguments.num_clusters)
+    for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
+        image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
+        pixels, extent = np.asarray(image), features.extent(image)
+        coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
+        pictures = [viz.titled(pixels, "image"), viz.titled(coloured, "clusters")]
+        for query, text in zip(arguments.query, texts, strict=True):
+            pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
+        viz.save_png(target, viz.picture_grid(pictures))
+        print(target)
+    return exit_code(len(paths) - len(read), len(paths))
+
+
+def add_sample(commands: Commands) -> None:
+    parser = commands.add_parser("sample", help="write images of the embedded data set as PNG")
+    parser.add_argument("--out", type=local_path("--out"), required=True, metavar="DIR")
+    parser.add_argument("--num_images", type=int, default=4)
+    parser.add_argument("--image_size", type=int, default=64)
+    parser.set_defaults(run=_sample)
+
+
+def _sample(arguments: argparse.Namespace) -> int:
+    from data_pipelines import image_ops
+    from data_pipelines.shapes_world import ShapesWorld
+
+    for key in ("num_images", "image_size"):
+        if getattr(arguments, key) < 1:
+            raise UserError(f"--{key}: must be positive, got {getattr(arguments, key)}")
+    world = ShapesWorld(
+        split="test", image_size=arguments.image_size, num_images=arguments.num_images
+    )
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    for index in range(len(world)):
+        path = out / f"shapes_{index:04d}.png"
+        record = world[index]
+        image_ops.decode_image(record.image).save(path)
+        names = ", ".join(name for group in record.names for name in group)
+        print(f"{path}: {names}")
+    return 0

@@ -1,0 +1,132 @@
+"""What every command does around its work: quiet libraries, exit codes, progress bars."""
+
+import logging as std_logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from absl import logging
+from tqdm import tqdm
+
+from owl_det.errors import ExitCode, UserError
+
+LINE_SECONDS = 30.0  # between progress lines where stderr is a file
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
+
+
+def run(name: str, command: Callable[[], int]) -> int:
+    """Runs a command and returns its exit code (`errors.ExitCode`).
+
+    A user's error is one line on stderr that starts with `name`; so is Ctrl-C.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()  # here, where a closed pipe can still be met
+        return code
+    except BrokenPipeError:  # of `| head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.DONE
+    except (UserError, OSError) as error:
+        fail(name, error)
+        return ExitCode.REFUSED
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+
+
+def fail(name: str, error: Exception) -> None:
+    """Prints an error as one line; nothing is logged after it."""
+    # Threads may still be logging what they skip: the error shall be the last line.
+    logging.set_verbosity(logging.FATAL)
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+
+
+def quiet_libraries() -> None:
+    """Keeps lines of other libraries that do not concern the user off the terminal.
+
+    To be called before TensorFlow or JAX is imported. What a user has set in the environment stays.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # oneDNN, CUDA that is not there
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)  # "no libtpu.so"
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # Python's warnings are for those who write the code
+    logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_is_of_interest)
+
+
+def plain_warnings(name: str) -> None:
+    """Warnings of this package as `name: warning: …` on stderr; nothing below a warning."""
+    logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(_Plain(name))
+
+
+class _Plain(std_logging.Formatter):
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def format(self, record: std_logging.LogRecord) -> str:
+        return f"{self._name}: {record.levelname.lower()}: {record.getMessage()}"
+
+
+def _is_of_interest(record: std_logging.LogRecord) -> bool:
+    """Orbax tells every step of a save and restore; only its errors matter to a user."""
+    return record.levelno >= std_logging.ERROR or "/orbax/" not in record.pathname
+
+
+def progress(
+    items: Iterable[Any] | None = None,
+    *,
+    unit: str,
+    total: int | None = None,
+    label: str = "",
+    initial: int = 0,
+    leave: bool = True,
+    is_shown: bool = True,
+) -> Any:
+    """A bar with rate and time left on a terminal; elsewhere a plain line now and then."""
+    is_terminal = sys.stderr.isatty()
+    kind: type[tqdm] = tqdm if is_terminal else _LineProgress
+    return kind(
+        items,
+        total=total,
+        desc=label or None,
+        unit=unit,
+        initial=initial,
+        leave=leave,
+        disable=not is_shown,
+        mininterval=1.0 if is_terminal else LINE_SECONDS,
+        **({} if is_terminal else {"maxinterval": LINE_SECONDS, "miniters": 1}),
+    )
+
+
+class _LineProgress(tqdm):
+    """Lines instead of a bar that is drawn over itself: for log files."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        del msg, pos
+        values = self.format_dict
+        if not values["n"] or values["n"] == values["initial"]:
+            return True
+        text = tqdm.format_meter(**{**values, "bar_format": _LINE})
+        print(text.removeprefix(": "), file=sys.stderr, flush=True)
+        return True
+
+    def clear(self, *_: Any, **__: Any) -> None:
+        """There is nothing to wipe out."""
+
+    def moveto(self, n: int) -> None:
+        """Lines stay where they are."""
+
+    def close(self) -> None:
+        """Prints the last state once."""
+        if self.disable:
+            return
+        if self.last_print_n < self.n:
+            self.display()
+        self.leave = True
+        self.disable = True
+        type(self)._decr_instances(self)  # pyright: ignore[reportAttributeAccessIssue]
