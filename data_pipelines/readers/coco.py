@@ -3,13 +3,13 @@
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipelines import label_ops
 from data_pipelines.features import Category, Names
 from data_pipelines.readers import folder
 from data_pipelines.readers.folder import LabelledImage
@@ -73,13 +73,15 @@ class CocoReader(folder.FolderReader):
         texts = _captions(captions) if captions else {}
         if captions and not texts.keys() & entries.keys():
             raise DataError(f"{captions}: holds no caption of an image of {annotations}")
-        labelled, num_degenerate = [], 0
+        labelled = []
+        total, odd = Counter[str](), Counter[str]()
         for image_id, entry in entries.items():
-            image, dropped = _labelled(
+            image, proper = _labelled(
                 entry, boxed.get(image_id, ()), names, is_federated, annotations
             )
             labelled.append(dataclasses.replace(image, captions=texts.get(image_id, ())))
-            num_degenerate += dropped
+            total += proper.dropped
+            odd += proper.odd
         categories = _categories(content, annotations, names, labelled, groups or {})
         super().__init__(
             "lvis" if is_federated else "coco",
@@ -87,7 +89,8 @@ class CocoReader(folder.FolderReader):
             images,
             labelled,
             categories,
-            num_degenerate,
+            total,
+            odd,
         )
 
 
@@ -279,17 +282,16 @@ def _labelled(
     names: Mapping[int, str],
     is_federated: bool,
     file: Path,
-) -> tuple[LabelledImage, int]:
-    """The labels of an image, and how many degenerate boxes were dropped."""
+) -> tuple[LabelledImage, folder.Proper]:
+    """The labels of an image, with what was dropped of them."""
     where = f"{file}: image {entry['id']}"
     if abs(entry["id"]) > _MAX_ID:
         raise DataError(f"{where}: id does not fit into 32 bits; number the images anew")
     height, width = _integer(entry, "height", where), _integer(entry, "width", where)
     corners = np.array([(x, y, x + w, y + h) for (x, y, w, h), *_ in boxed]).reshape(-1, 4)
-    boxes, kept_names, is_crowd, dropped = folder.keep_proper(
+    proper = folder.keep_proper(
         corners, [box.name for box in boxed], [box.is_crowd for box in boxed], height, width
     )
-    is_kept = label_ops.drop_degenerate(corners, height, width)
     negatives, not_exhaustive = None, ()
     if is_federated:
         negatives = _named(_field(entry, "neg_category_ids", where), names, where)
@@ -298,14 +300,14 @@ def _labelled(
     image = LabelledImage(
         files=_files(entry, where),
         image_id=entry["id"],
-        boxes_xyxy=boxes,
-        names=kept_names,
-        is_crowd=is_crowd,
+        boxes_xyxy=proper.boxes_xyxy,
+        names=proper.names,
+        is_crowd=proper.is_crowd,
         negatives=negatives,
-        not_exhaustive=(*not_exhaustive, *dropped),
-        areas=np.array([box.area for box in boxed], np.float32)[is_kept],
+        not_exhaustive=(*not_exhaustive, *proper.not_exhaustive),
+        areas=np.array([box.area for box in boxed], np.float32)[proper.is_kept],
     )
-    return image, len(dropped)
+    return image, proper
 
 
 def _files(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:

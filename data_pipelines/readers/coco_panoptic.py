@@ -4,6 +4,7 @@ Format: https://cocodataset.org/#format-data, "Panoptic Segmentation".
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,11 +74,13 @@ class CocoPanopticReader(folder.FolderReader):
         self._names = names
         self._segments = [found[image_id] for image_id in entries]
         self._sizes = [(height, width) for _, height, width in entries.values()]
-        labelled, num_degenerate = [], 0
+        labelled = []
+        dropped, odd = Counter[str](), Counter[str]()
         for image_id, (file, height, width) in entries.items():
-            image, dropped = _labelled(image_id, file, height, width, found[image_id][1], names)
+            image, proper = _labelled(image_id, file, height, width, found[image_id][1], names)
             labelled.append(image)
-            num_degenerate += dropped
+            dropped += proper.dropped
+            odd += proper.odd
         counts = _counts(self._segments)
         categories = [
             Category(
@@ -89,7 +92,7 @@ class CocoPanopticReader(folder.FolderReader):
             for category_id, name in names.items()
         ]
         super().__init__(
-            "coco_panoptic", annotations.stem, images, labelled, categories, num_degenerate
+            "coco_panoptic", annotations.stem, images, labelled, categories, dropped, odd
         )
 
     def regions(self, index: int) -> Regions:
@@ -201,27 +204,28 @@ def _labelled(
     width: int,
     segments: Sequence[_Segment],
     names: Mapping[int, _Name],
-) -> tuple[LabelledImage, int]:
-    """The labels of an image, and how many degenerate boxes were dropped."""
+) -> tuple[LabelledImage, folder.Proper]:
+    """The labels of an image, with what was dropped of them."""
     things = [segment for segment in segments if names[segment.category_id].is_thing]
     stuff = [segment for segment in segments if not names[segment.category_id].is_thing]
-    boxes, kept, is_crowd, dropped = folder.keep_proper(
+    proper = folder.keep_proper(
         [segment.box_xyxy for segment in things],
         [names[segment.category_id].text for segment in things],
         [segment.is_crowd for segment in things],
         height,
         width,
     )
-    unboxed: Names = (*(names[segment.category_id].text for segment in stuff), *dropped)
+    of_stuff = (names[segment.category_id].text for segment in stuff)
+    unboxed: Names = (*of_stuff, *proper.not_exhaustive)
     image = LabelledImage(
         files=(file,),
         image_id=image_id,
-        boxes_xyxy=boxes,
-        names=kept,
-        is_crowd=is_crowd,
+        boxes_xyxy=proper.boxes_xyxy,
+        names=proper.names,
+        is_crowd=proper.is_crowd,
         not_exhaustive=tuple(dict.fromkeys(unboxed)),
     )
-    return image, len(dropped)
+    return image, proper
 
 
 def _is_region(segment: _Segment) -> bool:

@@ -1,10 +1,14 @@
 """What readers of image folders share: labels in memory, image files read when asked for."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -13,7 +17,14 @@ from jaxtyping import Bool, Float, Float32
 from data_pipelines import label_ops
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.label_counts import LabelCounts, dropped_text
 from owl_det.errors import DataError
+
+# Why boxes are dropped, and what looks wrong of boxes that are kept: "3 of 42 boxes …".
+NOT_FINITE, NO_AREA, OUTSIDE = "not finite", "without area", "outside their images"
+BEYOND, TINY = "reach beyond their images", "are below a pixel"
+_BEYOND_SHARE, _BEYOND_PIXELS = 0.01, 2  # of the side, and on top of that
+_ODD_SHARE = 0.01  # of all boxes; less is usual in large data sets
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
@@ -43,12 +54,17 @@ class FolderReader:
         folder: Path,
         images: Sequence[LabelledImage],
         categories: Sequence[Category],
-        degenerate_boxes: int,
+        dropped: Mapping[str, int],
+        odd: Mapping[str, int] = MappingProxyType({}),
+        *,
+        examples: Mapping[str, str] = MappingProxyType({}),
     ):
-        """`version` is `kind` and a hash of everything else but the folders and the name.
+        """`version` is `kind` and a hash of the images and categories, without the folders.
 
-        Logs how many degenerate boxes were dropped, if any. Raises `DataError` if the folder is
-        missing, there are no images, or the first hundred of them are all missing.
+        `dropped` counts the boxes of the files that are not used by reason ("without area"), `odd`
+        those that are used but look wrong ("reach beyond their images"); `examples` says for a
+        reason where one of them is. Both are logged, and are part of `counts`. Raises `DataError`
+        if the folder is missing, there are no images, or the first hundred of them are all missing.
         """
         require_folder(folder, "images")
         if not images:
@@ -61,12 +77,11 @@ class FolderReader:
         self.name = name
         self.categories = tuple(categories)
         self.version = f"{kind}-{_digest(images, categories)}"
-        self.degenerate_boxes = degenerate_boxes
         self._folder = folder
         self._images = images
         self._all_names = tuple(category.name for category in categories)
-        if degenerate_boxes:
-            logging.warning("%s: dropped %d degenerate boxes", name, degenerate_boxes)
+        self.counts = _count(images, self._all_names, dropped)
+        _warn(name, self.counts, odd, examples)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -112,23 +127,66 @@ class FolderReader:
         return tuple([name for name in self._all_names if name not in present])
 
 
+class Proper(NamedTuple):
+    """What `keep_proper` makes of the boxes of one image."""
+
+    boxes_xyxy: Float32[np.ndarray, "k 4"]  # of those kept, clipped to the image
+    names: Names
+    is_crowd: Bool[np.ndarray, " k"]
+    is_kept: Bool[np.ndarray, " m"]  # of all boxes given
+    not_exhaustive: Names  # of the boxes dropped: they are in the image but not boxed
+    dropped: Counter[str]  # reason → boxes
+    odd: Counter[str]  # what looks wrong but is kept → boxes
+
+
 def keep_proper(
     boxes_xyxy: Sequence[Sequence[float]] | Float[np.ndarray, "m 4"],
     names: Sequence[str],
     is_crowd: Sequence[bool] | Bool[np.ndarray, " m"],
     height: float,
     width: float,
-) -> tuple[Float32[np.ndarray, "m 4"], Names, Bool[np.ndarray, " m"], Names]:
-    """Clips boxes to the image and drops degenerate ones; the last entry is the names of those.
+) -> Proper:
+    """Clips boxes to the image and drops those that are not finite or have no area in it.
 
-    A dropped name is in the image but not boxed, so it belongs to `not_exhaustive`.
+    `height` and `width` are in the unit of the boxes: pixels, or 1 for boxes relative to the image.
     """
     boxes = np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
     keep = label_ops.drop_degenerate(boxes, height, width)
-    clipped = label_ops.clip_boxes(boxes[keep], height, width)
-    kept_names = tuple(name for name, kept in zip(names, keep, strict=True) if kept)
-    dropped = tuple(name for name, kept in zip(names, keep, strict=True) if not kept)
-    return clipped, kept_names, np.asarray(is_crowd, bool)[keep], dropped
+    return Proper(
+        boxes_xyxy=label_ops.clip_boxes(boxes[keep], height, width),
+        names=tuple(itertools.compress(names, keep)),
+        is_crowd=np.asarray(is_crowd, bool)[keep],
+        is_kept=keep,
+        not_exhaustive=tuple(itertools.compress(names, ~keep)),
+        dropped=_reasons(boxes[~keep]),
+        odd=_oddities(boxes[keep], height, width),
+    )
+
+
+def _reasons(boxes_xyxy: Float[np.ndarray, "m 4"]) -> Counter[str]:
+    """Why boxes are dropped."""
+    is_finite = np.isfinite(boxes_xyxy).all(axis=1)
+    has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
+    counts = Counter(
+        {
+            NOT_FINITE: int((~is_finite).sum()),
+            NO_AREA: int((is_finite & ~has_area).sum()),
+            OUTSIDE: int((is_finite & has_area).sum()),
+        }
+    )
+    return +counts
+
+
+def _oddities(boxes_xyxy: Float[np.ndarray, "m 4"], height: float, width: float) -> Counter[str]:
+    """What looks wrong of boxes that are kept. Relative boxes are no matter of pixels."""
+    is_relative = (height, width) == (1, 1)
+    sides = np.array([width, height], np.float64)
+    # Files round: COCO's boxes reach up to a pixel beyond their images.
+    slack = sides * _BEYOND_SHARE + (0 if is_relative else _BEYOND_PIXELS)
+    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
+    is_beyond = ((low < -slack) | (high > sides + slack)).any(axis=1)
+    is_tiny = ((high - low) < 1).all(axis=1) & (not is_relative)
+    return +Counter({BEYOND: int(is_beyond.sum()), TINY: int(is_tiny.sum())})
 
 
 def image_counts(images: Iterable[LabelledImage], names: Iterable[str]) -> dict[str, int]:
@@ -175,6 +233,47 @@ def require_distinct(names: Iterable[str], where: str) -> None:
         if name in seen:
             raise DataError(f"{where}: two categories are called {name!r}; rename or merge them")
         seen.add(name)
+
+
+def _count(
+    images: Sequence[LabelledImage], names: Sequence[str], dropped: Mapping[str, int]
+) -> LabelCounts:
+    boxes = dict.fromkeys(names, 0)
+    num_empty = num_crowd = num_negatives = 0
+    for image in images:
+        usable = list(itertools.compress(image.names, ~image.is_crowd))
+        for name in usable:
+            boxes[name] += 1
+        num_empty += not usable
+        num_crowd += len(image.names) - len(usable)
+        if image.negatives is not None:
+            num_negatives += len(image.negatives)
+        else:
+            num_negatives += len(names) - len({*image.names, *image.not_exhaustive})
+    return LabelCounts(
+        num_images=len(images),
+        num_empty=num_empty,
+        boxes=boxes,
+        num_crowd=num_crowd,
+        dropped=dict(dropped),
+        num_negatives=num_negatives,
+        is_federated=any(image.negatives is not None for image in images),
+    )
+
+
+def _warn(
+    name: str, counts: LabelCounts, odd: Mapping[str, int], examples: Mapping[str, str]
+) -> None:
+    """One line for all boxes that are not used, or used though they look wrong."""
+    total = counts.num_read
+    parts = [dropped_text(counts.dropped, total)] if counts.num_dropped else []
+    notable = {what: count for what, count in odd.items() if count > _ODD_SHARE * total}
+    parts += [f"{count} of {total} boxes {what}" for what, count in notable.items()]
+    if not parts:
+        return
+    shown = [examples[key] for key in (*counts.dropped, *notable) if key in examples]
+    such = f" (such as {'; '.join(shown)})" if shown else ""
+    logging.warning("%s: %s%s", name, "; ".join(parts), such)
 
 
 def _find(folder: Path, image: LabelledImage) -> Path | None:

@@ -72,7 +72,7 @@ class TfdsReader:
             raise UnreadableImage(f"{source}: {error}") from error
         objects = entry["objects"]
         y0, x0, y1, x1 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
-        boxes, names, is_crowd, dropped = folder.keep_proper(
+        boxes, names, is_crowd, _, dropped, *_ = folder.keep_proper(
             np.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=1),
             [self._names[label] for label in objects["label"]],
             objects["is_crowd"] if self._has_crowds else np.zeros(len(x0), bool),

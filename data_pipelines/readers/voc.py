@@ -2,6 +2,7 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,20 @@ class VocReader(folder.FolderReader):
         rename = _renaming(names, queries)
         image_ids = {stem: index for index, stem in enumerate(files, start=1)}
 
-        labelled, num_degenerate = [], 0
+        labelled = []
+        dropped, odd = Counter[str](), Counter[str]()
         for stem in stems:
-            image, dropped = _labelled(parsed[stem], files[stem], images, image_ids[stem], rename)
+            image, proper = _labelled(parsed[stem], files[stem], images, image_ids[stem], rename)
             labelled.append(image)
-            num_degenerate += dropped
+            dropped += proper.dropped
+            odd += proper.odd
         counts = folder.image_counts(labelled, rename.values())
         categories = [
             Category(id=index, name=query, frequency=float(counts[query]))
             for index, query in enumerate(rename.values(), start=1)
         ]
         name = f"{annotations.parent.name}/{split_list.stem if split_list else 'all'}"
-        super().__init__("voc", name, images, labelled, categories, num_degenerate)
+        super().__init__("voc", name, images, labelled, categories, dropped, odd)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +167,8 @@ def _renaming(names: Names, queries: Names) -> dict[str, str]:
 
 def _labelled(
     parsed: _Parsed, file: Path, images: Path, image_id: int, rename: dict[str, str]
-) -> tuple[LabelledImage, int]:
-    """The labels of an image, and how many degenerate boxes were dropped."""
+) -> tuple[LabelledImage, folder.Proper]:
+    """The labels of an image, with what was dropped of them."""
     unknown = [name for name in parsed.names if name not in rename]
     if unknown:
         raise DataError(
@@ -178,7 +181,7 @@ def _labelled(
         (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (math.nan,) * 4
         for x0, y0, x1, y1 in parsed.corners
     ]
-    boxes, names, is_crowd, dropped = folder.keep_proper(
+    proper = folder.keep_proper(
         corners,
         [rename[name] for name in parsed.names],
         [False] * len(corners),
@@ -188,12 +191,12 @@ def _labelled(
     image = LabelledImage(
         files=files,
         image_id=image_id,
-        boxes_xyxy=boxes,
-        names=names,
-        is_crowd=is_crowd,
-        not_exhaustive=dropped,
+        boxes_xyxy=proper.boxes_xyxy,
+        names=proper.names,
+        is_crowd=proper.is_crowd,
+        not_exhaustive=proper.not_exhaustive,
     )
-    return image, len(dropped)
+    return image, proper
 
 
 def _image_files(filename: str, stem: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """YOLO: one txt file an image, one box a line."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,21 +50,21 @@ class YoloReader(folder.FolderReader):
                 f"{paths[0].with_suffix('.txt')}; correct the key `labels`"
             )
 
-        labelled, num_degenerate = [], 0
+        labelled = []
+        dropped, odd = Counter[str](), Counter[str]()
         for image_id, path in enumerate(paths, start=1):
             boxes, box_names = _read_labels((label_folder / path).with_suffix(".txt"), names)
-            boxes, kept_names, is_crowd, dropped = folder.keep_proper(
-                boxes, box_names, [False] * len(boxes), 1, 1
-            )
-            num_degenerate += len(dropped)
+            proper = folder.keep_proper(boxes, box_names, [False] * len(boxes), 1, 1)
+            dropped += proper.dropped
+            odd += proper.odd
             labelled.append(
                 LabelledImage(
                     files=(path.as_posix(),),
                     image_id=image_id,
-                    boxes_xyxy=boxes,
-                    names=kept_names,
-                    is_crowd=is_crowd,
-                    not_exhaustive=dropped,
+                    boxes_xyxy=proper.boxes_xyxy,
+                    names=proper.names,
+                    is_crowd=proper.is_crowd,
+                    not_exhaustive=proper.not_exhaustive,
                 )
             )
         counts = folder.image_counts(labelled, names)
@@ -71,7 +72,7 @@ class YoloReader(folder.FolderReader):
             Category(id=index, name=name, frequency=float(counts[name]))
             for index, name in enumerate(names)
         ]
-        super().__init__("yolo", root.name, image_folder, labelled, categories, num_degenerate)
+        super().__init__("yolo", root.name, image_folder, labelled, categories, dropped, odd)
 
     def _boxes_xyxy(self, labels: LabelledImage, image: bytes) -> Float32[np.ndarray, "m 4"]:
         height, width = image_ops.image_size(image)

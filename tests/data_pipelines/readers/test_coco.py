@@ -104,8 +104,10 @@ def test_degenerate_boxes_are_counted_and_their_names_are_no_negatives(write, ca
     made["annotations"][2]["category_id"] = 91
     with caplog.at_level("WARNING"):
         reader = write(made)
-    assert reader.degenerate_boxes == 1
-    assert [r.getMessage() for r in caplog.records] == ["instances: dropped 1 degenerate boxes"]
+    assert reader.counts.dropped == {"without area": 1}
+    assert [r.getMessage() for r in caplog.records] == [
+        "instances: 1 of 3 boxes dropped: 1 without area"
+    ]
     assert reader[0].negatives == () and reader[0].not_exhaustive == ("dog",)
 
 

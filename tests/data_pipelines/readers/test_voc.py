@@ -82,7 +82,7 @@ def test_degenerate_boxes_are_dropped_and_counted(voc, caplog):
     voc.add("a", box("cat", 5, 5, 5, 9), box("dog", 9, 5, 3, 9), box("emu", 1, 1, 2, 2))
     with caplog.at_level("WARNING"):
         reader = voc.open()
-    assert reader.degenerate_boxes == 2 and "dropped 2 degenerate" in caplog.text
+    assert reader.counts.num_dropped == 2 and "boxes dropped: 2 without area" in caplog.text
     assert reader[0].names == (("emu",),) and reader[0].negatives == ()
     np.testing.assert_array_equal(reader[0].boxes_xyxy, [[0, 0, 2, 2]])
 
@@ -174,7 +174,7 @@ def test_real_blood_cells(shared_data):
     with pytest.raises(DataError, match="'Platelets' is not among the names"):
         VocReader(root / "Annotations", root / "JPEGImages", names=names, queries=queries)
     everything = VocReader(root / "Annotations", root / "JPEGImages")
-    assert len(everything) == 364 and everything.degenerate_boxes == 2
+    assert len(everything) == 364 and everything.counts.num_dropped == 2
     assert [c.name for c in everything.categories] == ["Platelets", "RBC", "WBC"]
 
     test = VocReader(

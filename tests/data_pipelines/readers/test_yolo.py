@@ -24,7 +24,7 @@ def open_(root, **options) -> YoloReader:
 
 def test_records(root):
     reader = open_(root, names=("cat", "dog"))
-    assert len(reader) == 2 and reader.degenerate_boxes == 0
+    assert len(reader) == 2 and reader.counts.num_dropped == 0
     one, empty = reader[0], reader[1]
     assert one.names == (("dog",), ("cat",)) and one.negatives == ()
     np.testing.assert_allclose(
@@ -59,7 +59,7 @@ def test_boxes_are_clipped_and_degenerate_ones_counted(root):
     (root / "labels/b.txt").write_text("0 1 1 0.5 0.5\n1 0.5 0.5 0 0.1\n")
     reader = open_(root, names=("cat", "dog"))
     np.testing.assert_array_equal(reader[0].boxes_xyxy, [[150, 75, 200, 100]])
-    assert reader.degenerate_boxes == 1
+    assert reader.counts.num_dropped == 1
     assert reader[0].negatives == () and reader[0].not_exhaustive == ("dog",)
 
 
