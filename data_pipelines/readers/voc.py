@@ -178,7 +178,7 @@ def _labelled(
     files = _image_files(parsed.filename, file.stem)
     height, width = parsed.size or _measure(images, files)
     corners = [
-        (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (math.nan,) * 4
+        (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (x0, y0, x0, y0)
         for x0, y0, x1, y1 in parsed.corners
     ]
     proper = folder.keep_proper(

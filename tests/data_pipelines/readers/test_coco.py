@@ -106,7 +106,7 @@ def test_degenerate_boxes_are_counted_and_their_names_are_no_negatives(write, ca
         reader = write(made)
     assert reader.counts.dropped == {"without area": 1}
     assert [r.getMessage() for r in caplog.records] == [
-        "instances: 1 of 3 boxes dropped: 1 without area"
+        "instances: 1 of 3 boxes dropped: 1 without area; 1 of 3 boxes reach beyond their images"
     ]
     assert reader[0].negatives == () and reader[0].not_exhaustive == ("dog",)
 
