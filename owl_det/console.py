@@ -4,7 +4,8 @@ import logging as std_logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 from absl import logging
@@ -37,9 +38,7 @@ def run(name: str, command: Callable[[], int]) -> int:
 
 
 def fail(name: str, error: Exception) -> None:
-    """Prints an error as one line; nothing is logged after it."""
-    # Threads may still be logging what they skip: the error shall be the last line.
-    logging.set_verbosity(logging.FATAL)
+    """Prints an error as one line."""
     print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
@@ -53,23 +52,33 @@ def quiet_libraries() -> None:
     std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)  # "no libtpu.so"
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # Python's warnings are for those who write the code
-    logging.use_absl_handler()
-    logging.get_absl_handler().addFilter(_is_of_interest)
+    logging.get_absl_logger().addFilter(_is_of_interest)
 
 
-def plain_warnings(name: str) -> None:
-    """Warnings of this package as `name: warning: …` on stderr; nothing below a warning."""
+@contextmanager
+def plain_warnings(name: str) -> Generator[None, None, None]:
+    """In this block warnings of this package are `name: warning: …` on stderr, and no more."""
+    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
+    before = logger.handlers, logger.propagate
     logging.set_verbosity(logging.WARNING)
-    logging.get_absl_handler().setFormatter(_Plain(name))
+    logger.handlers, logger.propagate = [_PlainLines(name)], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = before
+        logging.set_verbosity(verbosity)
 
 
-class _Plain(std_logging.Formatter):
+class _PlainLines(std_logging.Handler):
+    """absl's own handler wants flags that were parsed by absl."""
+
     def __init__(self, name: str):
         super().__init__()
         self._name = name
 
-    def format(self, record: std_logging.LogRecord) -> str:
-        return f"{self._name}: {record.levelname.lower()}: {record.getMessage()}"
+    def emit(self, record: std_logging.LogRecord) -> None:
+        line = f"{self._name}: {record.levelname.lower()}: {record.getMessage()}"
+        print(line, file=sys.stderr, flush=True)
 
 
 def _is_of_interest(record: std_logging.LogRecord) -> bool:

@@ -20,15 +20,22 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand. Returns an exit code (`owl_det.errors.ExitCode`)."""
     given = options.with_underscores(sys.argv[1:] if argv is None else argv)
     console.quiet_libraries()
-    console.plain_warnings("owl-det")
-    return console.run("owl-det", lambda: _run(given))
+    with console.plain_warnings("owl-det"):
+        return console.run("owl-det", lambda: _run(given))
 
 
 def _run(given: list[str]) -> int:
-    parser = options.Parser(prog="owl-det", description="Open-vocabulary detection.")
+    arguments = parser().parse_args(given)
+    options.refuse_addresses(arguments)
+    return arguments.run(arguments)
+
+
+def parser() -> options.Parser:
+    """The parser of all subcommands; `run` of what it parses is the handler."""
+    root = options.Parser(prog="owl-det", description="Open-vocabulary detection.")
     version = f"%(prog)s {metadata.version('owl-det')}"
-    parser.add_argument("--version", action="version", version=version)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    root.add_argument("--version", action="version", version=version)
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict.add_predict(commands)
     predict.add_embed(commands)
     predict.add_search(commands)
@@ -43,5 +50,4 @@ def _run(given: list[str]) -> int:
     cache_teacher.add_cache_teacher(commands)
     visualize.add_visualize(commands)
     convert.add_export(commands)
-    arguments = parser.parse_args(given)
-    return arguments.run(arguments)
+    return root

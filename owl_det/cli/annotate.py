@@ -11,7 +11,7 @@ def add_annotate(commands: Commands) -> None:
     parser = commands.add_parser("annotate", help="pseudo-boxes for image-text pairs (OWL-ST)")
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="the annotator",
@@ -23,7 +23,7 @@ def add_annotate(commands: Commands) -> None:
     )
     parser.add_argument(
         "--output",
-        type=local_path("--output"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="folder of the records",
@@ -47,8 +47,8 @@ def add_annotate(commands: Commands) -> None:
     parser.add_argument(
         "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
     )
-    parser.add_argument("--min_box_score", type=float, default=0.1)
-    parser.add_argument("--min_image_score", type=float, default=0.3)
+    parser.add_argument("--min_box_score", type=float, default=0.1, help="of a box that trains")
+    parser.add_argument("--min_image_score", type=float, default=0.3, help="of an image's best box")
     parser.add_argument(
         "--keep_below",
         type=float,
@@ -61,7 +61,7 @@ def add_annotate(commands: Commands) -> None:
         default=0,
         help="of each image, so many curated names that are wrongly detected; 0 = none",
     )
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
     parser.add_argument(
         "--shards",
@@ -72,7 +72,7 @@ def add_annotate(commands: Commands) -> None:
     )
     parser.add_argument("--shard_index", type=int, help="do only this shard")
     parser.add_argument("--shard_step", type=int, default=0, help="and every so-many-th after it")
-    parser.add_argument("--runner", choices=["direct", "beam"], default="direct")
+    parser.add_argument("--runner", choices=["direct", "beam"], default="direct", help="engine")
     parser.add_argument(
         "--beam_option", action="append", default=[], help="--beam_option=--runner=…; repeat"
     )
@@ -110,7 +110,7 @@ def add_annotate_precision(
         "annotate-precision", help="share of right pseudo-boxes, where the truth is known"
     )
     parser.add_argument(
-        "records", type=local_path("RECORDS"), metavar="RECORDS", help="what owl-det annotate wrote"
+        "records", type=local_path, metavar="RECORDS", help="what owl-det annotate wrote"
     )
     parser.add_argument(
         "--source",
@@ -122,7 +122,7 @@ def add_annotate_precision(
     parser.add_argument("--min_image_score", type=float, help="likewise")
     parser.add_argument(
         "--out",
-        type=local_path("--out"),
+        type=local_path,
         metavar="FILE.json",
         help="where to write the same as JSON",
     )

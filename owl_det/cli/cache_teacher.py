@@ -13,7 +13,7 @@ def add_cache_teacher(commands: Commands) -> None:
     )
     parser.add_argument(
         "--config",
-        type=local_path("--config"),
+        type=local_path,
         required=True,
         metavar="FILE",
         help="of the training; .py, .json",
@@ -23,13 +23,13 @@ def add_cache_teacher(commands: Commands) -> None:
     )
     parser.add_argument(
         "--out",
-        type=local_path("--out"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="the training's distill.cache",
     )
     parser.add_argument("--shard_size", type=int, default=256, help="images in a file")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--shard_index", type=int, default=0, help="first shard of this process")
     parser.add_argument("--shard_step", type=int, default=1, help="and every so-many-th after it")
     parser.set_defaults(run=_cache_teacher)

@@ -10,7 +10,7 @@ from owl_det.cli.options import Commands, local_path
 def add_convert(commands: Commands) -> None:
     parser = commands.add_parser("convert", help="weights of other programs to ours and back")
     parser.add_argument("source", metavar="SRC", help="file, folder or name on the hub")
-    parser.add_argument("target", type=local_path("TARGET"), metavar="DST", help="new folder")
+    parser.add_argument("target", type=local_path, metavar="DST", help="new folder")
     # Names are checked by the list of formats itself, which takes seconds to import.
     sources = "scenic, hf, clip, siglip, lit, clip_resnet, owl_det"
     parser.add_argument("--from", dest="from_format", required=True, metavar="FORMAT", help=sources)
@@ -52,9 +52,9 @@ def _models(arguments: argparse.Namespace) -> int:
 def add_export(commands: Commands) -> None:
     parser = commands.add_parser("export", help="write a checkpoint for other runtimes")
     parser.add_argument("source", metavar="SRC", help="workdir or checkpoint")
-    parser.add_argument("target", type=local_path("TARGET"), metavar="DST", help="new folder")
+    parser.add_argument("target", type=local_path, metavar="DST", help="new folder")
     formats = ("stablehlo", "saved_model", "onnx")
-    parser.add_argument("--format", choices=formats, default="stablehlo")
+    parser.add_argument("--format", choices=formats, default="stablehlo", help="of the files")
     parser.set_defaults(run=_export)
 
 

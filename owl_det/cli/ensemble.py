@@ -11,14 +11,14 @@ def add_ensemble(commands: Commands) -> None:
     parser = commands.add_parser("ensemble", help="average two checkpoints of one model")
     parser.add_argument(
         "--self_trained",
-        type=local_path("--self_trained"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="has weight 1 - w",
     )
     parser.add_argument(
         "--fine_tuned",
-        type=local_path("--fine_tuned"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="has weight w",
@@ -33,7 +33,7 @@ def add_ensemble(commands: Commands) -> None:
         help=f"evaluates weights instead, by default {weights}",
     )
     parser.add_argument(
-        "--out", type=local_path("--out"), metavar="DIR", help="default: runs/ensemble, runs/sweep"
+        "--out", type=local_path, metavar="DIR", help="default: runs/ensemble, runs/sweep"
     )
     source = "kind=shapes_world,split=test"
     parser.add_argument(

@@ -9,7 +9,7 @@ def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a checkpoint on a benchmark")
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="workdir or checkpoint",
@@ -17,25 +17,26 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--dataset",
         required=True,
+        help="benchmark or format of the labels",
         choices=("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world"),
     )
     parser.add_argument(
         "--annotations",
-        type=local_path("--annotations"),
+        type=local_path,
         default="",
         metavar="PATH",
         help="JSON file; folder of labels (voc, yolo)",
     )
     parser.add_argument(
         "--images",
-        type=local_path("--images"),
+        type=local_path,
         default="",
         metavar="DIR",
         help="of odinw: the folder of data sets",
     )
     parser.add_argument(
         "--split_list",
-        type=local_path("--split_list"),
+        type=local_path,
         default="",
         metavar="FILE",
         help="of voc: image stems",
@@ -52,14 +53,14 @@ def add_evaluate(commands: Commands) -> None:
     parser.add_argument(
         "--top_k", type=int, default=0, help="query-box pairs per image: 300; fixed: 3,000"
     )
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--max_images", type=int, default=0, help="per data set; 0 = all")
     parser.add_argument(
-        "--out", type=local_path("--out"), metavar="FILE.json", help="where to write the metrics"
+        "--out", type=local_path, metavar="FILE.json", help="where to write the metrics"
     )
     parser.add_argument(
         "--results",
-        type=local_path("--results"),
+        type=local_path,
         metavar="FILE.json",
         help="where to write detections in COCO's format",
     )
@@ -111,21 +112,26 @@ def add_evaluate_regions(commands: Commands) -> None:
     )
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="of any kind",
     )
     parser.add_argument(
-        "--dataset", required=True, choices=("coco_panoptic", "lvis", "coco", "shapes_world")
+        "--dataset",
+        required=True,
+        choices=("coco_panoptic", "lvis", "coco", "shapes_world"),
+        help="format of the labels",
     )
     parser.add_argument(
-        "--annotations", type=local_path("--annotations"), default="", metavar="FILE.json"
+        "--annotations", type=local_path, default="", metavar="FILE.json", help="labels"
     )
-    parser.add_argument("--images", type=local_path("--images"), default="", metavar="DIR")
+    parser.add_argument(
+        "--images", type=local_path, default="", metavar="DIR", help="folder of the images"
+    )
     parser.add_argument(
         "--segments",
-        type=local_path("--segments"),
+        type=local_path,
         default="",
         metavar="DIR",
         help="of coco_panoptic: folder of PNG files; default: named as --annotations",
@@ -135,10 +141,10 @@ def add_evaluate_regions(commands: Commands) -> None:
     parser.add_argument(
         "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
     )
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--max_images", type=int, default=0, help="0 = all")
     parser.add_argument(
-        "--out", type=local_path("--out"), metavar="FILE.json", help="where to write the metrics"
+        "--out", type=local_path, metavar="FILE.json", help="where to write the metrics"
     )
     parser.set_defaults(run=_evaluate_regions)
 

@@ -1,7 +1,9 @@
 """What the options of all commands share: spelling, defaults in the help, paths, filters."""
 
 import argparse
-from collections.abc import Callable, Sequence
+import os
+import re
+from collections.abc import Sequence
 from typing import NoReturn, TypeAlias
 
 from owl_det import files
@@ -46,12 +48,20 @@ def with_underscores(arguments: Sequence[str]) -> list[str]:
     return spelt
 
 
-def local_path(flag: str) -> Callable[[str], str]:
-    """The `type` of an argument that takes a path: `~` is the home folder.
+def local_path(text: str) -> str:
+    """The `type` of an argument that takes a path: `~` is the home folder."""
+    return os.path.expanduser(text)
 
-    Raises `UserError` for an address: argparse would put its usage around another error.
-    """
-    return lambda text: str(files.local(text, flag))
+
+def refuse_addresses(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` where any argument but a query is an address, such as gs://bucket."""
+    for name, value in vars(arguments).items():
+        texts = value if isinstance(value, list) else [value]
+        for text in texts if name != "query" else ():
+            # The parts of a source, kind=coco,path=…, too.
+            parts = re.split("[,=]", text) if isinstance(text, str) else ()
+            for part in parts:
+                files.local(part)
 
 
 def add_filters(parser: argparse.ArgumentParser) -> None:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 def add_predict(commands: Commands) -> None:
     parser = commands.add_parser("predict", help="detect named things in images")
     parser.add_argument(
-        "images", type=local_path("IMAGE"), nargs="+", metavar="IMAGE", help="files or folders"
+        "images", type=local_path, nargs="+", metavar="IMAGE", help="files or folders"
     )
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="workdir or checkpoint",
@@ -39,7 +39,7 @@ def add_predict(commands: Commands) -> None:
     add_filters(parser)
     parser.add_argument("--image_size", type=int, help="inference resolution; default: the model's")
     parser.add_argument(
-        "--out", type=local_path("--out"), metavar="DIR", help="where to write drawn pictures"
+        "--out", type=local_path, metavar="DIR", help="where to write drawn pictures"
     )
     parser.set_defaults(run=_predict)
 
@@ -142,23 +142,23 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
 def add_embed(commands: Commands) -> None:
     parser = commands.add_parser("embed", help="embed images once, to search them later")
     parser.add_argument(
-        "images", type=local_path("IMAGE"), nargs="+", metavar="IMAGE", help="files or folders"
+        "images", type=local_path, nargs="+", metavar="IMAGE", help="files or folders"
     )
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="workdir or checkpoint",
     )
     parser.add_argument(
-        "--out", type=local_path("--out"), required=True, metavar="EMB", help="folder to write"
+        "--out", type=local_path, required=True, metavar="EMB", help="folder to write"
     )
     parser.add_argument(
         "--num_tokens", type=int, default=0, help="tokens kept by objectness; 0 = all, exact"
     )
     parser.add_argument("--image_size", type=int, help="inference resolution; default: the model's")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--shard_size", type=int, default=256, help="images in a file")
     parser.set_defaults(run=_embed)
 
@@ -200,11 +200,11 @@ def _embed(arguments: argparse.Namespace) -> int:
 def add_search(commands: Commands) -> None:
     parser = commands.add_parser("search", help="detect named things in embedded images")
     parser.add_argument(
-        "embeddings", type=local_path("EMBEDDINGS"), metavar="EMB", help="what owl-det embed wrote"
+        "embeddings", type=local_path, metavar="EMB", help="what owl-det embed wrote"
     )
     parser.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="workdir or checkpoint",

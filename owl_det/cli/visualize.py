@@ -14,20 +14,24 @@ def add_visualize(commands: Commands) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     features = kinds.add_parser("features", help="token embeddings: clusters, likeness to texts")
     features.add_argument(
-        "images", type=local_path("IMAGE"), nargs="+", metavar="IMAGE", help="files or folders"
+        "images", type=local_path, nargs="+", metavar="IMAGE", help="files or folders"
     )
     features.add_argument(
         "--checkpoint",
-        type=local_path("--checkpoint"),
+        type=local_path,
         required=True,
         metavar="DIR",
         help="of any kind",
     )
     features.add_argument("--query", action="append", default=[], help="a heat map of it; repeat")
-    features.add_argument("--num_clusters", type=int, default=6)
+    features.add_argument("--num_clusters", type=int, default=6, help="colours of the picture")
     features.add_argument("--image_size", type=int, default=0, help="default: the model's")
-    features.add_argument("--prompts", default="", choices=("none", "clip", "clip_best7"))
-    features.add_argument("--out", type=local_path("--out"), required=True, metavar="DIR")
+    features.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="default: as trained"
+    )
+    features.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="where the pictures go"
+    )
     features.set_defaults(run=_visualize_features)
 
 
@@ -70,9 +74,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
 def add_sample(commands: Commands) -> None:
     parser = commands.add_parser("sample", help="write images of the embedded data set as PNG")
-    parser.add_argument("--out", type=local_path("--out"), required=True, metavar="DIR")
-    parser.add_argument("--num_images", type=int, default=4)
-    parser.add_argument("--image_size", type=int, default=64)
+    parser.add_argument(
+        "--out", type=local_path, required=True, metavar="DIR", help="where the images go"
+    )
+    parser.add_argument("--num_images", type=int, default=4, help="pictures to draw")
+    parser.add_argument("--image_size", type=int, default=64, help="side in pixels")
     parser.set_defaults(run=_sample)
 
 

@@ -1,0 +1,99 @@
+import argparse
+from pathlib import Path
+
+import pytest
+
+from owl_det import cli
+from owl_det.cli import options
+from owl_det.errors import ExitCode
+
+COMMANDS = (
+    *("predict", "embed", "search", "evaluate", "evaluate-regions", "sample", "convert", "models"),
+    *("annotate", "annotate-precision", "ensemble", "cache-teacher", "export"),
+)
+
+
+def test_dashes_and_underscores_are_one() -> None:
+    given = ["predict", "--query-image=a-b.png", "--top_k", "--nms-iou", "-", "--", "--a-b"]
+    expected = ["predict", "--query_image=a-b.png", "--top_k", "--nms_iou", "-", "--", "--a-b"]
+    assert options.with_underscores(given) == expected
+
+
+def test_a_flag_is_written_out() -> None:
+    parser = options.Parser(prog="tool")
+    parser.add_argument("--threshold")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--thres", "1"])
+
+
+def test_help_names_defaults_once() -> None:
+    parser = options.Parser(prog="tool")
+    parser.add_argument("--size", type=int, default=8, help="of a batch")
+    parser.add_argument("--side", type=int, default=0, help="default: the model's")
+    parser.add_argument("--list", action="append", default=[], help="repeat")
+    shown = parser.format_help()
+    assert "of a batch (default: 8)" in shown
+    assert shown.count("default") == 2
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    (action,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return action.choices
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_says_what_it_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: owl-det" in capsys.readouterr().out
+    parser = _subparsers(cli.parser())[command]
+    silent = [action.dest for action in parser._actions if not (action.help or "").strip()]
+    assert silent == []
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["predict", "gs://b/a.png", "--checkpoint=x", "--query=a"],
+        ["predict", "a.png", "--checkpoint=gs://b/x", "--query=a"],
+        ["predict", "a.png", "--checkpoint=x", "--query=a", "--out=s3://b/x"],
+        ["predict", "a.png", "--checkpoint=x", "--query_image=https://b/a.png:1,2,3,4"],
+        ["embed", "a.png", "--checkpoint=x", "--out=gs://b/x"],
+        ["search", "gs://b/x", "--checkpoint=x", "--query=a"],
+        ["evaluate", "--checkpoint=x", "--dataset=coco", "--annotations=gs://a", "--images=x"],
+        ["evaluate", "--checkpoint=x", "--dataset=coco", "--annotations=a", "--images=gs://x"],
+        ["evaluate", "--checkpoint=x", "--dataset=shapes_world", "--out=gs://b/m.json"],
+        ["evaluate", "--checkpoint=x", "--dataset=shapes_world", "--results=gs://b/m.json"],
+        ["evaluate-regions", "--checkpoint=x", "--dataset=shapes_world", "--out=gs://b/m.json"],
+        ["sample", "--out=gs://b/x"],
+        ["convert", "s3://b/x", "new", "--from=scenic"],
+        ["convert", "x", "s3://b/new", "--from=scenic"],
+        ["export", "gs://b/x", "new"],
+        ["export", "x", "gs://b/new"],
+        ["annotate", "--checkpoint=x", "--input=gs://b/x", "--output=new"],
+        ["annotate", "--checkpoint=x", "--input=x", "--output=gs://b/new"],
+        ["annotate", "--checkpoint=x", "--input=x", "--output=new", "--vocabulary=gs://b/names"],
+        ["annotate", "--checkpoint=x", "--input=x", "--output=new", "--labels=gs://b/names"],
+        ["annotate-precision", "gs://b/x"],
+        ["annotate-precision", "x", "--source=kind=coco,path=gs://b,annotations=a,images=b"],
+        ["ensemble", "--self_trained=gs://x", "--fine_tuned=x", "--weight=0.5"],
+        ["ensemble", "--self-trained=x", "--fine-tuned=x", "--weight=0.5", "--out=gs://x"],
+        ["cache-teacher", "--config=gs://b/c.py", "--out=new"],
+        ["cache-teacher", "--config=configs/clipself_shapes.py", "--out=gs://b/new"],
+        ["visualize", "features", "gs://b/a.png", "--checkpoint=x", "--out=new"],
+        ["visualize", "features", "a.png", "--checkpoint=x", "--out=gs://b/new"],
+    ],
+    ids=" ".join,
+)
+def test_addresses_are_refused_by_every_command(
+    argv: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(argv) == ExitCode.REFUSED
+    shown = capsys.readouterr().err
+    assert "is an address" in shown and shown.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,110 @@
+"""What all commands do around their work, in real processes where a terminal matters."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from owl_det import console
+from owl_det.errors import DataError, ExitCode
+
+
+def _raise(error: BaseException) -> int:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (DataError("a.json:\n  is   empty"), ExitCode.REFUSED, "tool: a.json: is empty\n"),
+        (OSError(28, "No space left on device", "x"), ExitCode.REFUSED, "No space left on device"),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED, "tool: interrupted\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_code(
+    error: BaseException, code: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert console.run("tool", lambda: _raise(error)) == code
+    shown = capsys.readouterr().err
+    assert line in shown and shown.count("\n") == 1
+
+
+def test_what_is_no_users_error_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        console.run("tool", lambda: 1 // 0)
+
+
+def _python(code: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONWARNINGS": ""},
+    )
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    code = (
+        "import sys\nfrom owl_det import console\n"
+        "def work():\n    for i in range(10**6): print('line', i)\n    return 0\n"
+        "sys.exit(console.run('tool', work))"
+    )
+    with _python(code) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()  # as `| head -1` does
+        assert process.stderr.read() == ""
+        assert process.wait() == ExitCode.DONE
+
+
+def test_control_c_is_one_line() -> None:
+    code = (
+        "import sys, time\nfrom owl_det import console\n"
+        "def work():\n    print('works', flush=True)\n    time.sleep(60)\n    return 0\n"
+        "sys.exit(console.run('tool', work))"
+    )
+    with _python(code) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "works\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read() == "tool: interrupted\n"
+        assert process.wait() == ExitCode.INTERRUPTED
+
+
+def test_progress_in_a_file_is_plain_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "LINE_SECONDS", 0.0)
+    for _ in console.progress(range(3), unit="image", label="evaluate val"):
+        pass
+    shown = capsys.readouterr().err
+    assert "\r" not in shown and "\x1b" not in shown
+    lines = shown.splitlines()
+    assert lines[-1].startswith("evaluate val: 3 of 3, ")
+    assert all(lines) and len(set(lines)) == len(lines)
+
+
+def test_progress_that_is_not_shown_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(console.progress(range(3), unit="image", is_shown=False)) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_our_warnings_are_plain_and_orbax_is_quiet(tmp_path: Path) -> None:
+    library = tmp_path / "orbax" / "noise.py"
+    library.parent.mkdir()
+    library.write_text("from absl import logging\nlogging.warning('no metadata')\n")
+    code = (
+        "import runpy, warnings\nfrom absl import logging\nfrom owl_det import console\n"
+        "console.quiet_libraries()\n"
+        "with console.plain_warnings('tool'):\n"
+        "    logging.info('detail')\n    logging.warning('3 of 4 boxes')\n"
+        "    warnings.warn('of a library')\n"
+        f"    runpy.run_path({str(library)!r})"
+    )
+    with _python(code) as process:
+        _, shown = process.communicate()
+    assert shown == "tool: warning: 3 of 4 boxes\n"
