@@ -1,6 +1,8 @@
 """Errors that a user can mend, and the exit codes of all commands."""
 
 import enum
+from collections.abc import Generator
+from contextlib import contextmanager
 
 
 class ExitCode(enum.IntEnum):
@@ -25,5 +27,26 @@ class DataError(UserError):
     """A data set that is missing, empty, malformed or too damaged to use."""
 
 
+class SourceError(DataError):
+    """A data set that the keys of a config's source, or the flags of a command, describe wrongly.
+
+    The message is in the words of a config, unless `in_flags` is around it.
+    """
+
+    def __init__(self, problem: str, *, keys: str, flags: str):
+        """`keys` and `flags` are the remedy: what to change in a config, and of a command."""
+        super().__init__(f"{problem}; {keys}")
+        self.of_command = f"{problem}; {flags}"
+
+
 class CheckpointError(UserError):
     """A checkpoint that is missing or does not fit the model."""
+
+
+@contextmanager
+def in_flags() -> Generator[None, None, None]:
+    """Around a command that flags tell of a data set: messages name them, not a config's keys."""
+    try:
+        yield
+    except SourceError as error:
+        raise DataError(error.of_command) from None

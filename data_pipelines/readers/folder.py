@@ -14,17 +14,20 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Float32
 
-from data_pipelines import label_ops
+from data_pipelines import label_ops, text_file
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts, dropped_text
-from owl_det.errors import DataError
+from owl_det.errors import DataError, SourceError
 
 # Why boxes are dropped, and what looks wrong of boxes that are kept: "3 of 42 boxes …".
 NOT_FINITE, NO_AREA, OUTSIDE = "not finite", "without area", "outside their images"
 BEYOND, TINY = "reach beyond their images", "are below a pixel"
 _BEYOND_SHARE, _BEYOND_PIXELS = 0.01, 2  # of the side, and on top of that
 _ODD_SHARE = 0.01  # of all boxes; less is usual in large data sets
+
+# The flag of a command that stands for a key of a source, where its name is another.
+_FLAGS = {"labels": "--annotations", "path": "--annotations"}
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
@@ -70,9 +73,10 @@ class FolderReader:
         if not images:
             raise DataError(f"{folder}: the data set {name} has no images")
         if not any(_find(folder, image) for image in images[:100]):
-            raise DataError(
+            raise misplaced(
                 f"{folder}: holds none of the first {min(100, len(images))} images of {name}, "
-                f"such as {images[0].files[0]}; correct the key `images` of the source"
+                f"such as {images[0].files[0]}",
+                "images",
             )
         self.name = name
         self.categories = tuple(categories)
@@ -198,30 +202,33 @@ def image_counts(images: Iterable[LabelledImage], names: Iterable[str]) -> dict[
     return counts
 
 
+def misplaced(problem: str, key: str) -> SourceError:
+    """The error of a file or folder to which a key of the source, or a flag, points wrongly."""
+    return SourceError(
+        problem,
+        keys=f"correct the key `{key}` or `path` of the source "
+        "(or data.path, where the source has no path of its own)",
+        flags=f"correct {_FLAGS.get(key, f'--{key}')}",
+    )
+
+
 def require_folder(folder: Path, key: str) -> None:
+    """Raises `SourceError` if there is no such folder."""
     if not folder.is_dir():
-        raise DataError(
-            f"{folder}: no such folder; correct the key `{key}` or `path` of the source "
-            "(or data.path, where the source has no path of its own)"
-        )
+        raise misplaced(f"{folder}: no such folder", key)
 
 
 def read_file(file: Path, key: str) -> bytes:
-    """The bytes of a label file; raises `DataError` naming the config key that led there."""
+    """The bytes of a label file; raises `SourceError` naming the key that led there."""
     try:
         return file.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{file}: {error.strerror}; correct the key `{key}` or `path` of the source "
-            "(or data.path, where the source has no path of its own)"
-        ) from error
+        raise misplaced(f"{file}: {error.strerror}", key) from error
 
 
 def read_text(file: Path, key: str) -> str:
-    try:
-        return read_file(file, key).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 text ({error}); convert it to UTF-8") from error
+    """The text of a label file; raises as `read_file` and `text_file.decode`."""
+    return text_file.decode(read_file(file, key), file)
 
 
 def require_distinct(names: Iterable[str], where: str) -> None:

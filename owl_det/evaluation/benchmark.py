@@ -19,7 +19,7 @@ from owl_det import config as config_lib
 from owl_det import inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
-from owl_det.errors import UserError
+from owl_det.errors import UserError, in_flags
 from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
 from owl_det.modeling.detector import Detector
 
@@ -70,6 +70,7 @@ def settings(
     )
 
 
+@in_flags()
 def open_sources(location: Location) -> dict[str, Source]:
     """The data sets of a benchmark by name.
 
@@ -88,6 +89,7 @@ def open_sources(location: Location) -> dict[str, Source]:
     return {location.kind: source_lib.build(_entry(location), "")}
 
 
+@in_flags()
 def run(
     model: LoadedModel,
     sources: Mapping[str, Source],

@@ -25,7 +25,7 @@ from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tok
 from owl_det import config as config_lib
 from owl_det import dense_features, sharding
 from owl_det.config import MeshConfig
-from owl_det.errors import UserError
+from owl_det.errors import UserError, in_flags
 from owl_det.evaluation.benchmark import columns
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy
@@ -217,6 +217,7 @@ class Location:
     num_shapes: int = 1024  # shapes_world: number of its images
 
 
+@in_flags()
 def open_source(location: Location) -> RegionSource:
     """Raises `UserError` naming the flag that is missing or does not apply, and `DataError`."""
     _check(location)

@@ -18,7 +18,7 @@ from data_pipelines.readers.folder import FolderReader
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import PreprocessConfig
-from owl_det.errors import DataError
+from owl_det.errors import DataError, SourceError
 
 
 class Loaded(NamedTuple):
@@ -57,9 +57,11 @@ class Loader:
         self.num_unreadable = 0  # in the last pass
         missing = source.missing(self.num_images) if isinstance(source, FolderReader) else []
         if not is_tolerable(len(missing), self.num_images):
-            raise DataError(
+            raise SourceError(
                 f"{source.name}: {len(missing)} of {self.num_images} images are not there, such as "
-                f"{missing[0]}; add them, or correct the key `images` of the source"
+                f"{missing[0]}",
+                keys="add them, or correct the key `images` of the source",
+                flags="add them, or correct --images",
             )
 
     def batches(self, label: str) -> Iterator[Loaded]:
