@@ -28,11 +28,11 @@ from benchmarks import train_step as train_benchmark
 from data_pipelines.pseudo_records import ShardWriter, encode_image
 from data_pipelines.readers.image_text import Sample
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import train_step
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.annotate.label_spaces import Curated, LabelSpace
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.model, "dense", dtype=arguments.dtype, image_size=arguments.image_size
     )
     model = LoadedModel(
-        params=jax.jit(lambda: train_step.init_params(config, jax.random.key(0)))(),
+        params=jax.jit(lambda: build.init_params(config, jax.random.key(0)))(),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts=arguments.prompts,

@@ -30,6 +30,7 @@ from owl_det import cache_teacher, checkpoint, sharding, teachers, train_step
 from owl_det.cache_teacher import read_config
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.types import LoadedModel, batch_of
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "distill_shapes.py"
@@ -73,7 +74,7 @@ def save_teacher(folder: Path) -> str:
     config = read_config(str(CONFIG), [*towers, *off, *start])
     loaded = LoadedModel(
         kind="towers",
-        params=train_step.init_params(config, jax.random.key(0)),
+        params=build.init_params(config, jax.random.key(0)),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

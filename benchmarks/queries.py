@@ -21,9 +21,9 @@ import numpy as np
 from benchmarks import command
 from benchmarks import train_step as train_benchmark
 from benchmarks.inference import peak_resident, reset_peak
-from owl_det import train_step
 from owl_det.embeddings import QueryEmbeddings
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.predictor import Predictor
 from owl_det.types import LoadedModel
 
@@ -31,7 +31,7 @@ from owl_det.types import LoadedModel
 def make_predictor(model: str, seed: int = 0) -> Predictor:
     """A detector of `benchmarks.train_step.MODELS` with random parameters, in float32."""
     config = train_benchmark.make_config(model, "dense", dtype="float32")
-    params = jax.jit(lambda: train_step.init_params(config, jax.random.key(seed)))()
+    params = jax.jit(lambda: build.init_params(config, jax.random.key(seed)))()
     return Predictor(
         LoadedModel(
             params=params,

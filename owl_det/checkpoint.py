@@ -32,10 +32,10 @@ from jaxtyping import PyTree
 
 from data_pipelines import tokenizer
 from owl_det import config as config_lib
-from owl_det import lesson, optim, train_step
+from owl_det import path_rules
 from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.modeling import resnet
+from owl_det.modeling import build, resnet
 from owl_det.modeling.detector import TOWERS
 from owl_det.resolve import resolve, resolve_model
 from owl_det.types import LoadedModel, Params, TrainState
@@ -85,7 +85,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                params=ocp.args.StandardSave(lesson.model_params(state.params)),
+                params=ocp.args.StandardSave(build.model_params(state.params)),
                 optimizer=ocp.args.StandardSave(_training_item(state)),
                 run=ocp.args.JsonSave(self._run_file(step, input_version)),
             ),
@@ -100,7 +100,7 @@ class Checkpoints:
         assert step is not None
         folder = self._manager.directory / str(step)
         saved = _read_run_file(Path(folder))
-        model = lesson.model_params(template.params)
+        model = build.model_params(template.params)
         _check_shapes(Path(folder), model)
         current = self._run_file(step, input_version)
         _check_same_model(saved, current, Path(folder))
@@ -121,7 +121,7 @@ class Checkpoints:
                 "weights alone"
             ) from error
         optimizer = restored["optimizer"]
-        branches = {lesson.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
+        branches = {build.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
         return TrainState(
             step=optimizer["step"],
             params={**restored["params"], **branches},
@@ -142,7 +142,7 @@ class Checkpoints:
 def _training_item(state: TrainState) -> dict[str, Any]:
     """What only training needs: step, optimiser, parameters of distillation branches."""
     item = {"step": state.step, "state": state.opt_state}
-    branches = state.params.get(lesson.BRANCHES)
+    branches = state.params.get(build.BRANCHES)
     return item | ({"branches": branches} if branches else {})
 
 
@@ -257,12 +257,8 @@ def parameter_shapes(model: LoadedModel) -> PyTree:
     # Shapes do not depend on the attention, and only a GPU traces the one of cuDNN.
     architecture = dataclasses.replace(model.model, attention="xla")
     config = Config(model=architecture, preprocess=model.preprocess)
-    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
-    return _towers_of(shapes) if model.kind == "towers" else shapes
-
-
-def _towers_of(params: PyTree) -> PyTree:
-    return {name: value for name, value in params.items() if name in TOWERS}
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
+    return build.towers_of(shapes) if model.kind == "towers" else shapes
 
 
 def _describe(folder: Path) -> LoadedModel:
@@ -375,7 +371,7 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
         raise CheckpointError(f"{where}: a ResNet is a teacher; no detector starts from it")
     if config.checkpoint.class_head_from_projection:
         _check_has_projection(loaded, where)
-    target = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    target = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     is_fresh = _is_fresh(target, config.checkpoint.fresh)
     anew = [name for name, part in is_fresh.items() if all(jax.tree.leaves(part))]
     towers = [name for name in ("image", "text") if name not in anew]
@@ -397,7 +393,7 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     if config.model.contrastive == "none":
         params = {key: x for key, x in params.items() if key not in ("logit_scale", "logit_bias")}
     if loaded.kind == "towers":
-        _compare(params, _towers_of(target), where)
+        _compare(params, build.towers_of(target), where)
         params |= _fresh_heads(config)
     if config.checkpoint.class_head_from_projection:
         projection = loaded.params["image"]["visual_projection"]
@@ -409,13 +405,13 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
 def _is_fresh(target: PyTree, patterns: tuple[str, ...]) -> PyTree:
     """Which parameters start anew. Raises `ConfigError` for a pattern that fits none."""
     rules = [*((pattern, True) for pattern in patterns), ("", False)]
-    return optim.apply_rules(target, rules, optional=("",))
+    return path_rules.apply_rules(target, rules, optional=("",))
 
 
 def _with_fresh(params: Params, is_fresh: PyTree, config: Config) -> Params:
     if not any(jax.tree.leaves(is_fresh)):
         return params
-    made = jax.jit(lambda: train_step.init_params(config, jax.random.key(config.seed)))()
+    made = jax.jit(lambda: build.init_params(config, jax.random.key(config.seed)))()
     logging.info("Freshly initialised: %s", ", ".join(config.checkpoint.fresh))
     return jax.tree.map(lambda old, new, fresh: new if fresh else old, params, made, is_fresh)
 
@@ -461,7 +457,7 @@ def _check_same_architecture(
 
 def _fresh_heads(config: Config) -> Params:
     def heads() -> Params:
-        params = train_step.init_params(config, jax.random.key(config.seed))
+        params = build.init_params(config, jax.random.key(config.seed))
         return {name: value for name, value in params.items() if name not in TOWERS}
 
     made = jax.jit(heads)()
@@ -637,11 +633,11 @@ def _check_shapes(folder: Path, template: PyTree) -> None:
 def _compare(saved: PyTree, template: PyTree, where: str) -> None:
     """Raises `CheckpointError` at the first parameter that is missing, unknown or misshapen."""
     saved_shapes = {
-        optim.path_name(path): tuple(leaf.shape)
+        path_rules.path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(saved)
     }
     wanted = {
-        optim.path_name(path): tuple(leaf.shape)
+        path_rules.path_name(path): tuple(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(template)
     }
     for name, shape in wanted.items():

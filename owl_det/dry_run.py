@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from owl_det import config as config_lib
-from owl_det import flops, optim, sharding, step_shapes
+from owl_det import flops, optim, path_rules, sharding, step_shapes
 from owl_det.config import Config
 from owl_det.resolve import check_attention
 from owl_det.types import TrainState
@@ -65,7 +65,7 @@ def parameter_table(params: Any, config: Config, mesh: Mesh) -> list[str]:
     by_group: dict[str, int] = {}
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for (path, leaf), place, group in zip(leaves, placed, groups, strict=True):
-        name = optim.path_name(path)
+        name = path_rules.path_name(path)
         module = name.split("/")[0]
         if module not in by_module:
             rows.append((f"{module}:", "", "", "", "", ""))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from owl_det.config import Config
 from owl_det.losses.branches import distill_losses
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import BRANCHES, make_detector, model_params
 from owl_det.scoring import unit_length
 from owl_det.types import (
     Batch,
@@ -25,8 +25,6 @@ from owl_det.types import (
     TeacherSignals,
     Teaching,
 )
-
-BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
 
 
 class Lesson(NamedTuple):
@@ -46,11 +44,6 @@ class Shared(NamedTuple):
 
     teaching: Teaching
     names: Array | None  # the student's texts of DenseVLM's names
-
-
-def model_params(params: Params) -> Params:
-    """The parameters without those of branches: what inference and checkpoints hold."""
-    return {name: value for name, value in params.items() if name != BRANCHES}
 
 
 def lesson_of(batch: Batch, teaching: Teaching) -> Lesson:
@@ -116,8 +109,7 @@ def student_names(params: Params, teaching: Teaching, config: Config) -> Array |
         return None
     tokens = jnp.asarray(teaching.name_tokens)
     variables = {"params": model_params(params)}
-    detector = Detector(config.model, config.preprocess)
-    names = detector.apply(variables, tokens, method="encode_text")
+    names = make_detector(config).apply(variables, tokens, method="encode_text")
     return jax.lax.stop_gradient(unit_length(cast(Array, names)))
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, PyTree
 
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
-from owl_det.optim import apply_rules, path_name
+from owl_det.path_rules import apply_rules, path_name
 
 P = PartitionSpec
 

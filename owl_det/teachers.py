@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
 from data_pipelines import teacher_cache, tokenizer
-from owl_det import checkpoint, crops, optim, sharding
+from owl_det import checkpoint, crops, path_rules, sharding
 from owl_det.config import Config, ModelConfig, PreprocessConfig
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.losses import branches, hierkd
@@ -40,9 +40,9 @@ def model_id(params: PyTree) -> str:
     """Sixteen hex digits that change with any value, shape or name of the parameters."""
     content = hashlib.sha256()
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    for path, leaf in sorted(leaves, key=lambda item: optim.path_name(item[0])):
+    for path, leaf in sorted(leaves, key=lambda item: path_rules.path_name(item[0])):
         values = np.asarray(leaf)
-        content.update(f"{optim.path_name(path)} {values.dtype} {values.shape}\n".encode())
+        content.update(f"{path_rules.path_name(path)} {values.dtype} {values.shape}\n".encode())
         content.update(np.ascontiguousarray(values).tobytes())
     return content.hexdigest()[:16]
 

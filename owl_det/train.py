@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, lesson, memory, optim, sharding, step_shapes, teachers, train_step
+from owl_det import checkpoint, memory, optim, sharding, step_shapes, teachers, train_step
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -30,6 +30,7 @@ from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
 from owl_det.losses import branches
 from owl_det.metric_log import MetricLog
+from owl_det.modeling import build
 from owl_det.resolve import check_attention
 from owl_det.types import Batch, Teaching, TrainState, batch_of
 
@@ -155,7 +156,7 @@ def evaluate(
 
 def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
     started = time.time()
-    values = measure(lesson.model_params(state.params))
+    values = measure(build.model_params(state.params))
     step = int(state.step)
     log.scalars(step, {f"eval/{measure.name}/{key}": value for key, value in values.items()})
     shown = [f"{key} {value:.3f}" for key, value in values.items() if "top1" in key or "_r1" in key]
@@ -171,7 +172,7 @@ def _measure_detection(
     from owl_det.evaluation.coco import confusion_matrix
 
     started, step, name = time.time(), int(state.step), measure.name
-    result = measure(lesson.model_params(state.params))
+    result = measure(build.model_params(state.params))
     if jax.process_index() != 0:
         return {}
     evaluator = result.evaluator
@@ -197,7 +198,7 @@ def _measure_detection(
 
 
 def _open_evaluations(config: Config, mesh: Mesh) -> list[Evaluate | EvaluateTowers]:
-    detector = train_step.make_detector(config)
+    detector = build.make_detector(config)
     settings = dataclasses.replace(
         config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
     )
@@ -253,7 +254,7 @@ def _check_before_reading(config: Config, num_shards: int) -> None:
     step_shapes.batch_shapes(config, num_shards)
     if config.optimizer.clip.scope in branches.PER_EXAMPLE:
         train_step.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
-    params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     optim.groups(params, config.optimizer)
 
 

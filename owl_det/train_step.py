@@ -28,7 +28,7 @@ from owl_det.losses import branches, contrastive
 from owl_det.losses.branch import Dims
 from owl_det.losses.total import total_loss
 from owl_det.matching import match
-from owl_det.modeling.detector import TOWERS, Detector
+from owl_det.modeling.build import BRANCHES, init_params, make_detector, model_params
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.types import (
     Batch,
@@ -57,36 +57,17 @@ class Examples(NamedTuple):
     lesson: Lesson | None = None
 
 
-def make_detector(config: Config) -> Detector:
-    return Detector(config.model, config.preprocess)
-
-
-def init_params(config: Config, key: Key[Array, ""]) -> Params:
-    """Freshly initialised parameters; without heads where the task trains towers alone."""
-    side, length = config.model.image_size, config.model.text.num_positions
-    variables = make_detector(config).init(
-        key,
-        jnp.zeros((1, side, side, 3), jnp.uint8),
-        jnp.zeros((1, 1, length), jnp.int32),
-        jnp.ones((1, 1), bool),
-    )
-    params = cast(Params, variables["params"])
-    if config.task != "detection":
-        return {name: value for name, value in params.items() if name in TOWERS}
-    return params
-
-
 def init_state(config: Config, params: Params | None = None, teacher_dim: int = 0) -> TrainState:
     """The state before the first step; from `params` if they are given.
 
-    Parameters of distillation branches are beside the model's, under `lesson.BRANCHES`;
+    Parameters of distillation branches are beside the model's, under `modeling.build.BRANCHES`;
     `teacher_dim` is the width of the teacher's vectors.
     """
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
     dims = Dims(config.model.embedding_dim, teacher_dim)
     added = branches.init(config.distill, jax.random.key(config.seed), dims)
-    params = {**params, lesson_lib.BRANCHES: added} if added else params
+    params = {**params, BRANCHES: added} if added else params
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
@@ -186,7 +167,7 @@ def example_losses(
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Forward pass of the image side and the loss of each example."""
     detector = make_detector(config)
-    variables = {"params": optim.hold_frozen(lesson_lib.model_params(params), config.optimizer)}
+    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
     features = detector.apply(
         variables, examples.image, config.selection, examples.key, method="encode_image"
     )
@@ -230,7 +211,7 @@ def tower_losses(
 ) -> tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]:
     """Distillation into the tokens of an image tower, each through the visual projection."""
     assert shared is not None
-    variables = {"params": optim.hold_frozen(lesson_lib.model_params(params), config.optimizer)}
+    variables = {"params": optim.hold_frozen(model_params(params), config.optimizer)}
     features = make_detector(config).apply(
         variables, examples.image, config.selection, examples.key, method="patch_features"
     )

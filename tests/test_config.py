@@ -12,6 +12,7 @@ from owl_det import config as config_lib
 from owl_det import sharding, step_shapes, train_step
 from owl_det.config import MeshConfig, ModelConfig
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.resolve import check_attention, resolve
 
 NAMES = (
@@ -107,7 +108,7 @@ def test_image_towers_have_the_size_of_clip(name: str, published: int) -> None:
     """CLIP's visual towers at 224 px without their projection, as its model files hold them."""
     config = resolve(_load(name).to_dict())
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=224))
-    params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     width = config.model.image.width
     projection = width * config.model.embedding_dim
     count = sum(x.size for x in jax.tree.leaves(params["image"]))

@@ -17,8 +17,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import densevlm_b16
-from owl_det import optim, train_step
+from owl_det import optim, path_rules, train_step
 from owl_det.config import Config
+from owl_det.modeling import build
 from owl_det.resolve import resolve
 
 NAMES = (
@@ -43,7 +44,7 @@ def test_towers_have_the_parameters_of_clip(name: str, published: int) -> None:
     text = dataclasses.replace(config.model.text, num_positions=77)
     model = dataclasses.replace(config.model, image_size=224, text=text)
     config = dataclasses.replace(config, model=model)
-    params = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     count = sum(x.size for x in jax.tree.leaves((params["image"], params["text"])))
     assert count + model.image.width * model.embedding_dim + 1 == published
 
@@ -316,7 +317,7 @@ def test_distillation_configs_train_what_they_say(name: str) -> None:
     assert {key: _at(config, key) for key in own} == own
     shapes = jax.eval_shape(lambda: train_step.init_state(config, teacher_dim=16)).params
     groups = jax.tree_util.tree_leaves_with_path(optim.groups(shapes, config.optimizer))
-    moving = {optim.path_name(path) for path, group in groups if group != "frozen"}
+    moving = {path_rules.path_name(path) for path, group in groups if group != "frozen"}
     assert moving
     if config.task == "distill":
         assert all(name.startswith("image/") for name in moving)

@@ -19,7 +19,7 @@ from data_pipelines.input import TrainInput
 from owl_det import (
     checkpoint,
     inference,
-    optim,
+    path_rules,
     sharding,
     teachers,
     train,
@@ -29,6 +29,7 @@ from owl_det import lesson as lesson_lib
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.losses import branch, branches, hierkd
+from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.resolve import resolve
 from owl_det.types import Student, Targets, Teacher, TeacherSignals
@@ -76,10 +77,12 @@ def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
 @pytest.mark.slow
 def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
     _, teaching, gradients, _ = all_at_once
-    added = gradients[lesson_lib.BRANCHES]
+    added = gradients[build.BRANCHES]
     assert set(added) == {"gridclip_grid", "gridclip_image", "hierkd_global", "my_branch"}
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(added))
-    names = {optim.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)}
+    names = {
+        path_rules.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(gradients)
+    }
     assert not any("visual_projection" in name for name in names)
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
 
@@ -169,10 +172,10 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
     state = jax.eval_shape(
         lambda: train_step.init_state(distilled, teacher_dim=teaching.teacher_dim)
     )
-    assert lesson_lib.BRANCHES in state.params
+    assert build.BRANCHES in state.params
     plain = tiny_distillation.config(**block)
     wanted = jax.eval_shape(lambda: train_step.init_state(plain)).params
-    ours = lesson_lib.model_params(state.params)
+    ours = build.model_params(state.params)
     assert jax.tree.structure(ours) == jax.tree.structure(wanted)
     image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
 
@@ -195,7 +198,7 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
     checkpoints.save(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), "v")
     checkpoints.wait()
     loaded = checkpoint.load_detector(tmp_path)
-    assert set(loaded.params) == set(lesson_lib.model_params(state.params))
+    assert set(loaded.params) == set(build.model_params(state.params))
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
             x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -436,7 +439,7 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
 
     of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(state.params, teaching.arrays)
     for path, leaf in jax.tree_util.tree_leaves_with_path(of_teacher):
-        assert not np.asarray(leaf).any(), optim.path_name(path)
+        assert not np.asarray(leaf).any(), path_rules.path_name(path)
     assert np.abs(of_student["image"]["patch_kernel"]).max() > 0
     assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()
 
@@ -466,7 +469,7 @@ def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: st
         return metrics["loss"]
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(of_teacher(teaching.arrays)):
-        assert not np.asarray(leaf).any(), optim.path_name(path)
+        assert not np.asarray(leaf).any(), path_rules.path_name(path)
 
     taught, plain = (tiny_distillation.take(*each)[0] for each in found[1:])
     jax.tree.map(

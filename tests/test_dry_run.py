@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl_det import dry_run, flops, optim, sharding, step_shapes
+from owl_det import dry_run, flops, path_rules, sharding, step_shapes
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
 from tests import tiny
@@ -36,7 +36,7 @@ def test_the_table_holds_every_parameter_and_adds_up() -> None:
     text = "\n".join(dry_run.parameter_table(params, config, mesh))
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, _ in leaves:
-        assert optim.path_name(path).split("/", 1)[-1] in text
+        assert path_rules.path_name(path).split("/", 1)[-1] in text
     count = sum(leaf.size for _, leaf in leaves)
     assert _number(r"^all: +([\d,]+) parameters", text) == count
     modules = [_number(rf"^{name}: +([\d,]+) parameters", text) for name in params]

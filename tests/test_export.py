@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from owl_det import checkpoint, cli, embeddings, export, inference, stablehlo, train_step
+from owl_det import checkpoint, cli, embeddings, export, inference, stablehlo
 from owl_det.errors import CheckpointError, UserError
+from owl_det.modeling import build
 from owl_det.predictor import Predictor
 from owl_det.types import LoadedModel, Params
 from tests import tiny
@@ -36,7 +37,7 @@ def _images() -> list[np.ndarray]:
 @lru_cache
 def _params() -> Params:
     config = tiny.config()
-    return jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1))
+    return jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
 
 
 def _model(**changes: Any) -> LoadedModel:

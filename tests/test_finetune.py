@@ -14,10 +14,11 @@ import pytest
 
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, train, train_step
+from owl_det import checkpoint, train
 from owl_det.config import Config
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
+from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS, Detector
 from owl_det.predictor import Predictor
 from owl_det.resolve import resolve
@@ -36,7 +37,7 @@ def _towers(seed: int = 3, **changes: Any) -> LoadedModel:
         "model__activation": "gelu",
     }
     config = tiny.config(**(settings | changes))
-    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: 0.2 * rng.standard_normal(x.shape, np.float32), shapes)
     return LoadedModel(
@@ -141,7 +142,7 @@ def test_a_detector_starts_from_towers(
     np.testing.assert_array_equal(
         params["text"]["position_embedding"], theirs["text"]["position_embedding"][:8]
     )
-    made = lambda: train_step.init_params(config, jax.random.key(config.seed))  # noqa: E731
+    made = lambda: build.init_params(config, jax.random.key(config.seed))  # noqa: E731
     fresh = jax.jit(lambda: {name: made()[name] for name in HEADS})()
     for name in HEADS:
         jax.tree.map(np.testing.assert_array_equal, params[name], fresh[name])
@@ -189,7 +190,7 @@ def test_a_detector_with_attention_pooling_learns(tmp_path: Path) -> None:
     config = checkpoint.take_model(_finetune(tmp_path / "siglip"), tmp_path)
     params = checkpoint.adapt(siglip, config)
     assert set(params) == {"image", "text"} | HEADS - {"merge_norm"}
-    detector = train_step.make_detector(config)
+    detector = build.make_detector(config)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)), jnp.uint8)
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 90, (2, 3, 10)))
 
@@ -239,7 +240,7 @@ def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     contrastive, detector = (
         Detector(towers.model, towers.preprocess),
-        train_step.make_detector(config),
+        build.make_detector(config),
     )
     dense, ours = jax.jit(
         lambda theirs, params: (

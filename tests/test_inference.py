@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_pipelines import image_ops
-from owl_det import inference, train_step
+from owl_det import inference
+from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.types import TokenEmbeddings
 from tests import tiny
@@ -23,7 +24,7 @@ IS_QUERY = jnp.array([True, True, False, True])
 @pytest.fixture(scope="module")
 def model() -> tuple[Detector, Any]:
     config = tiny.config()
-    return train_step.make_detector(config), tiny.params(config, seed=2)
+    return build.make_detector(config), tiny.params(config, seed=2)
 
 
 def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:

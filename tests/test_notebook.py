@@ -7,7 +7,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl_det import checkpoint, train_step
+from owl_det import checkpoint
+from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -37,7 +38,7 @@ def test_it_runs(
     pytest.importorskip("ipykernel", reason="needs the extra notebook")
     config = tiny.config()
     model = LoadedModel(
-        params=jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1)),
+        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import optim, sharding, train_step
+from owl_det import optim, path_rules, sharding, train_step
 from owl_det.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from tests import tiny
 
 
@@ -49,7 +50,7 @@ def test_groups_move_at_their_own_rates() -> None:
 
     updates = take()
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
-        name = optim.path_name(path)
+        name = path_rules.path_name(path)
         rate = 0.0 if name.startswith("box_head") else 0.25 if name.startswith("text/") else 0.5
         np.testing.assert_allclose(leaf, -rate, err_msg=name)
 
@@ -61,14 +62,14 @@ def test_weight_decay_spares_gains_and_biases() -> None:
         optimizer={"kind": "sgd", "weight_decay": 0.5, "frozen": ["box_head/"]},
     )
     rates = config.optimizer.learning_rate, config.optimizer.text_learning_rate
-    shapes = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), shapes)
     zeros = jax.tree.map(np.zeros_like, ones)
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     updates, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p))(zeros, ones)
     spared = set()
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
-        name = optim.path_name(path)
+        name = path_rules.path_name(path)
         if not np.any(leaf):
             spared.add(name.split("/")[-1].split("_")[-1] if "box_head" not in name else "frozen")
             continue
@@ -103,7 +104,7 @@ def test_adafactor_factors_within_layers() -> None:
     )
     state = jax.eval_shape(lambda: train_step.init_state(config))
     shapes = {
-        optim.path_name(path): leaf.shape
+        path_rules.path_name(path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(state.opt_state)
     }
     rows = {k: v for k, v in shapes.items() if "v_row" in k and "image" in k and "mlp_in" in k}

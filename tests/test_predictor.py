@@ -14,7 +14,7 @@ from data_pipelines import image_ops, transforms
 from data_pipelines.features import Record
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli, embeddings, sharding, train_step
+from owl_det import checkpoint, cli, embeddings, sharding
 from owl_det import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
 from owl_det.cli import images
@@ -22,6 +22,7 @@ from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation.evaluate import Evaluate
+from owl_det.modeling import build
 from owl_det.predictor import Detections, Predictor
 from tests import tiny
 
@@ -124,7 +125,7 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
 def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
     evaluate = Evaluate(
-        train_step.make_detector(tiny.config()),
+        build.make_detector(tiny.config()),
         source,
         mesh,
         "images",

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, optim, sharding, train_step
+from owl_det import checkpoint, path_rules, sharding, train_step
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
+from owl_det.modeling import build
 from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -40,7 +41,7 @@ def _small(name: str, **changes: Any) -> Config:
 
 
 def _init(config: Config, seed: int = 0) -> Any:
-    return jax.jit(lambda: train_step.init_params(config, jax.random.key(seed)))()
+    return jax.jit(lambda: build.init_params(config, jax.random.key(seed)))()
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_the_loss_of_a_batch_falls(name: str) -> None:
     for path, is_same in jax.tree_util.tree_leaves_with_path(
         jax.tree.map(np.array_equal, before, jax.device_get(state.params))
     ):
-        place = optim.path_name(path)
+        place = path_rules.path_name(path)
         assert is_same == (place.startswith("image/") and name == "pretrain_lit_b16"), place
 
 
@@ -106,7 +107,7 @@ def test_eight_devices_contrast_the_whole_batch(name: str) -> None:
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(wanted), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=optim.path_name(path))
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6, err_msg=path_rules.path_name(path))
 
 
 # --- starting from another model's image tower ---------------------------------------------------

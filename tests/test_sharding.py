@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from owl_det import optim, sharding, train_step
+from owl_det import path_rules, sharding, train_step
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.resolve import resolve
 from tests import tiny
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devi
 
 def _specs(tree: Any) -> dict[str, P]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {optim.path_name(path): sharding.spec for path, sharding in leaves}
+    return {path_rules.path_name(path): sharding.spec for path, sharding in leaves}
 
 
 def _state(kind: str) -> Any:
@@ -48,7 +49,7 @@ def test_every_big_parameter_is_split() -> None:
     params = _state("sgd").params
     specs = _specs(sharding.parameter_shardings(params, mesh))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = optim.path_name(path)
+        name = path_rules.path_name(path)
         is_small = leaf.size < 1000 or "position" in name
         assert is_small or any(specs[name]), f"{name}, {leaf.shape}, lies whole on every device"
     assert specs["text/token_embedding"] == P(None, "fsdp")
@@ -58,7 +59,7 @@ def test_every_big_parameter_is_split() -> None:
 def test_attention_pooling_is_split_by_its_width() -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8, tensor=1))
     config = importlib.import_module("configs.pretrain_siglip_b16").get_config().to_dict()
-    params = jax.eval_shape(lambda: train_step.init_params(resolve(config), jax.random.key(0)))
+    params = jax.eval_shape(lambda: build.init_params(resolve(config), jax.random.key(0)))
     specs = _specs(sharding.parameter_shardings(params, mesh))
     assert specs["image/map_head/out/kernel"] == P(None, None, "fsdp")
 

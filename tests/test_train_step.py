@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from owl_det import optim, sharding, train_step
+from owl_det import path_rules, sharding, train_step
 from owl_det.config import MeshConfig
 from owl_det.types import Batch
 from tests import tiny
@@ -40,7 +40,7 @@ def _assert_close(ours: Any, theirs: Any, rtol: float = 1e-4, atol: float = 1e-6
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
     ):
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=optim.path_name(path))
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, err_msg=path_rules.path_name(path))
 
 
 def _one(batch: Batch, i: int) -> Batch:
@@ -238,4 +238,4 @@ def test_objectness_reaches_only_its_head(params: Any) -> None:
     gradients, _ = _gradients(config, params, tiny.batch(config))
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
         reached = float(jnp.abs(leaf).max())
-        assert (reached > 0) == optim.path_name(path).startswith("objectness_head"), path
+        assert (reached > 0) == path_rules.path_name(path).startswith("objectness_head"), path

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from data_pipelines.input import TrainInput
-from owl_det import train_step
 from owl_det.config import Config
+from owl_det.modeling import build
 from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
@@ -59,7 +59,7 @@ def config(**changes: Any) -> Config:
 
 def params(config: Config, seed: int = 0) -> Any:
     """Random parameters, from one compiled program: leaf by leaf takes many times as long."""
-    return jax.jit(lambda: train_step.init_params(config, jax.random.key(seed)))()
+    return jax.jit(lambda: build.init_params(config, jax.random.key(seed)))()
 
 
 def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from data_pipelines import pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
 from data_pipelines.readers import image_text
 from data_pipelines.readers.image_text import Unreadable
-from owl_det import checkpoint, optim
+from owl_det import checkpoint, path_rules
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
 from owl_det.config import digest
@@ -298,7 +298,7 @@ def _digest_params(params: PyTree) -> str:
     content = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         array = np.ascontiguousarray(leaf)
-        content.update(f"{optim.path_name(path)} {array.shape} {array.dtype}".encode())
+        content.update(f"{path_rules.path_name(path)} {array.shape} {array.dtype}".encode())
         content.update(array.view(np.uint8).data)
     return content.hexdigest()[:16]
 

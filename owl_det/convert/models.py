@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from owl_det import optim, train_step
+from owl_det import path_rules
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import Config, ModelConfig, PreprocessConfig
 from owl_det.convert import rules
 from owl_det.convert.rules import Table
 from owl_det.convert.weights import Weights
 from owl_det.errors import CheckpointError, ConfigError
+from owl_det.modeling import build
 from owl_det.resolve import resolve_model
 from owl_det.types import Params
 
@@ -63,7 +64,7 @@ def parameter_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter by its path; nothing is allocated."""
     config = Config(model=model, preprocess=preprocess)
-    template = jax.eval_shape(lambda: train_step.init_params(config, jax.random.key(0)))
+    template = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     return {name: tuple(leaf.shape) for name, leaf in _leaves(template)}
 
 
@@ -86,5 +87,6 @@ def unflatten(parameters: dict[str, np.ndarray]) -> Params:
 
 def _leaves(tree: Params) -> list[tuple[str, Any]]:
     return [
-        (optim.path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        (path_rules.path_name(path), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]

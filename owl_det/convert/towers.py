@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, optim
+from owl_det import checkpoint, path_rules
 from owl_det.convert import models
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
 from owl_det.convert.weights import Weights
@@ -50,7 +50,7 @@ def load(
         tokenizer=tokenizer,
     )
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
-    shapes = {optim.path_name(path): leaf.shape for path, leaf in leaves}
+    shapes = {path_rules.path_name(path): leaf.shape for path, leaf in leaves}
     return dataclasses.replace(described, params=models.unflatten(to_ours(table, weights, shapes)))
 
 

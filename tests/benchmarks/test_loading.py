@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from benchmarks import loading
-from owl_det import checkpoint, train_step
+from owl_det import checkpoint
+from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -16,7 +17,7 @@ from tests import tiny
 def test_it_prints_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config()
     model = LoadedModel(
-        params=jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1)),
+        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

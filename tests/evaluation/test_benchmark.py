@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import ov_coco
-from owl_det import checkpoint, cli, sharding, train_step
+from owl_det import checkpoint, cli, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
@@ -23,6 +23,7 @@ from owl_det.evaluation.benchmark import Location
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
 from owl_det.export import export
+from owl_det.modeling import build
 from owl_det.predictor import Predictor
 from tests import tiny
 
@@ -33,7 +34,7 @@ NAMES = ("cat", "dog")
 def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
-        params=jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1)),
+        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
         model=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",

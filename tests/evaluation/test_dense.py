@@ -15,12 +15,13 @@ from PIL import Image
 
 from data_pipelines.features import Category, Record
 from data_pipelines.regions import Regions
-from owl_det import checkpoint, cli, dense_features, sharding, train_step
+from owl_det import checkpoint, cli, dense_features, sharding
 from owl_det.config import MeshConfig
 from owl_det.dense_features import Embedded, Functions
 from owl_det.errors import CheckpointError, UserError
 from owl_det.evaluation import dense
 from owl_det.evaluation.dense import CategoryRecall, EvaluateRegions, Location
+from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -92,7 +93,7 @@ def _painted() -> _Painted:
 def model() -> LoadedModel:
     """Towers with all contrastive parameters."""
     config = tiny.config(model__contrastive="softmax")
-    params = jax.jit(lambda key: train_step.init_params(config, key))(jax.random.key(1))
+    params = jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
     return LoadedModel(
         kind="towers",
         params={name: value for name, value in params.items() if name in TOWERS},

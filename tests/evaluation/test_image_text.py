@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 
 from data_pipelines import source
 from data_pipelines.features import Category, Record
-from owl_det import sharding, train_step
+from owl_det import sharding
 from owl_det.config import Config, EvaluationConfig, ShapesWorldSource
 from owl_det.errors import DataError
 from owl_det.evaluation import image_text
 from owl_det.evaluation.image_text import EvaluateTowers
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
+from owl_det.modeling import build
 from owl_det.scoring import unit_length
 from tests import tiny
 
@@ -34,7 +35,7 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def params(config: Config) -> Any:
-    return jax.jit(lambda: train_step.init_params(config, jax.random.key(3)))()
+    return jax.jit(lambda: build.init_params(config, jax.random.key(3)))()
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     entry = ShapesWorldSource(split="image_text_test", image_size=32, num_images=11)
     data = source.build(entry, "")
     settings = EvaluationConfig(batch_size=4)
-    detector: Any = train_step.make_detector(config)
+    detector: Any = build.make_detector(config)
     measure = EvaluateTowers(detector, data, mesh, "x", settings=settings, eval_prompts="none")
     values = measure(params)
 
@@ -160,7 +161,7 @@ class _Pairs:
 
 def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, mesh: Mesh) -> None:
     measure = EvaluateTowers(
-        train_step.make_detector(config),
+        build.make_detector(config),
         _Pairs(),  # pyright: ignore[reportArgumentType]
         mesh,
         "x",

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import train_step
 from owl_det.config import Config
+from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.transformer import Transformer
 from tests import tiny
@@ -127,8 +127,8 @@ def _towers(last_block: str) -> tuple[Config, Detector]:
 
 def test_parameters_and_image_embedding_are_those_of_the_full_tower() -> None:
     (config, full), (other, values) = _towers("full"), _towers("values")
-    params = jax.jit(lambda: train_step.init_params(config, jax.random.key(0)))()
-    shapes = jax.eval_shape(lambda: train_step.init_params(other, jax.random.key(0)))
+    params = jax.jit(lambda: build.init_params(config, jax.random.key(0)))()
+    shapes = jax.eval_shape(lambda: build.init_params(other, jax.random.key(0)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     pixels = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
 

@@ -11,6 +11,7 @@ import pytest
 from owl_det import train_step
 from owl_det.config import Config
 from owl_det.errors import ConfigError
+from owl_det.modeling import build
 from owl_det.types import Batch
 from tests import tiny
 
@@ -30,11 +31,11 @@ def config() -> Config:
 
 @pytest.fixture(scope="module")
 def params(config: Config) -> Any:
-    return jax.jit(lambda: train_step.init_params(config, jax.random.key(0)))()
+    return jax.jit(lambda: build.init_params(config, jax.random.key(0)))()
 
 
 def test_a_tile_is_the_mean_of_its_tokens(config: Config, params: Any) -> None:
-    detector = train_step.make_detector(config)
+    detector = build.make_detector(config)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     image = jnp.asarray(pixels)
     tiles = jnp.array([[[0.25, 0.25, 0.5, 0.5], [0.75, 0.25, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]])

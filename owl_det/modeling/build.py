@@ -1,0 +1,39 @@
+"""The model of a config: its module, fresh parameters, and which of them are the model's."""
+
+from typing import cast
+
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+
+from owl_det.config import Config
+from owl_det.modeling.detector import TOWERS, Detector
+from owl_det.types import Params
+
+BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
+
+
+def make_detector(config: Config) -> Detector:
+    return Detector(config.model, config.preprocess)
+
+
+def init_params(config: Config, key: Key[Array, ""]) -> Params:
+    """Freshly initialised parameters; without heads where the task trains towers alone."""
+    side, length = config.model.image_size, config.model.text.num_positions
+    variables = make_detector(config).init(
+        key,
+        jnp.zeros((1, side, side, 3), jnp.uint8),
+        jnp.zeros((1, 1, length), jnp.int32),
+        jnp.ones((1, 1), bool),
+    )
+    params = cast(Params, variables["params"])
+    return params if config.task == "detection" else towers_of(params)
+
+
+def towers_of(params: Params) -> Params:
+    """The parameters of towers alone, without heads."""
+    return {name: value for name, value in params.items() if name in TOWERS}
+
+
+def model_params(params: Params) -> Params:
+    """The parameters without those of branches: what inference and checkpoints hold."""
+    return {name: value for name, value in params.items() if name != BRANCHES}
