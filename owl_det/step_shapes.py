@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from owl_det import sharding, train_step
+from owl_det import sharding
 from owl_det.config import Config
 from owl_det.errors import ConfigError
+from owl_det.training import train_step
 from owl_det.types import Batch, TrainState
 
 

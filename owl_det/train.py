@@ -20,7 +20,7 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, memory, optim, sharding, step_shapes, teachers, train_step
+from owl_det import checkpoint, memory, optim, sharding, step_shapes, teachers
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -32,6 +32,7 @@ from owl_det.losses import branches
 from owl_det.metric_log import MetricLog
 from owl_det.modeling import build
 from owl_det.resolve import check_attention
+from owl_det.training import gradients, train_step
 from owl_det.types import Batch, Teaching, TrainState, batch_of
 
 
@@ -253,7 +254,7 @@ def _check_before_reading(config: Config, num_shards: int) -> None:
     """Raises `ConfigError` for what only the devices and the parameters' names tell."""
     step_shapes.batch_shapes(config, num_shards)
     if config.optimizer.clip.scope in branches.PER_EXAMPLE:
-        train_step.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
+        gradients.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
     params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     optim.groups(params, config.optimizer)
 

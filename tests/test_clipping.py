@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import train_step
 from owl_det.errors import ConfigError
+from owl_det.training import objectives, train_step
 from owl_det.types import Batch
 from tests import tiny
 
@@ -114,9 +114,14 @@ def test_a_microbatch_that_does_not_divide_is_refused(
 def test_noise_of_a_text_depends_on_the_text_alone() -> None:
     """Not on its row in the table, which differs with the number of data shards."""
     config = tiny.config(model__text__dropout_rate=0.3, model__text__droplayer_rate=0.5)
-    params = tiny.params(config)
+    params, batch = tiny.params(config), tiny.batch(config)
     rows = jnp.array([[49406, i, 49407, 0, 0, 0, 0, 0] for i in (5, 6, 7, 5)])
-    encode = jax.jit(lambda t, key: train_step.encode_queries(params, t, key, config))
+
+    @jax.jit
+    def encode(tokens: Any, key: Any) -> Any:
+        context = objectives.context_of(config, batch, key)
+        return objectives.encode_queries(params, tokens, context)
+
     first, moved = encode(rows, KEY), encode(rows[::-1], KEY)
     np.testing.assert_allclose(first, moved[::-1], atol=1e-6)
     np.testing.assert_allclose(first[0], first[3], atol=1e-6)

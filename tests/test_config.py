@@ -9,11 +9,12 @@ import jax
 import pytest
 
 from owl_det import config as config_lib
-from owl_det import sharding, step_shapes, train_step
+from owl_det import sharding, step_shapes
 from owl_det.config import MeshConfig, ModelConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
 from owl_det.resolve import check_attention, resolve
+from owl_det.training import train_step
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),

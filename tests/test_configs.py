@@ -17,10 +17,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import densevlm_b16
-from owl_det import optim, path_rules, train_step
+from owl_det import optim, path_rules
 from owl_det.config import Config
 from owl_det.modeling import build
 from owl_det.resolve import resolve
+from owl_det.training import train_step
 
 NAMES = (
     *("quickstart", "selftrain_shapes", "bccd", "finetune"),

@@ -16,15 +16,7 @@ from jax.sharding import PartitionSpec
 
 from configs import quickstart
 from data_pipelines.input import TrainInput
-from owl_det import (
-    checkpoint,
-    inference,
-    path_rules,
-    sharding,
-    teachers,
-    train,
-    train_step,
-)
+from owl_det import checkpoint, inference, path_rules, sharding, teachers, train
 from owl_det import lesson as lesson_lib
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
@@ -32,6 +24,7 @@ from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.resolve import resolve
+from owl_det.training import objectives, train_step
 from owl_det.types import Student, Targets, Teacher, TeacherSignals
 from tests import tiny, tiny_distillation
 
@@ -428,14 +421,11 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
 
     def loss(params: Any, arrays: Any) -> Any:
         held = dataclasses.replace(teaching, arrays=arrays)
-        return train_step.tower_losses(
-            params,
-            train_step.split_batch(batch, tiny_distillation.KEY)[0]._replace(
-                lesson=lesson_lib.lesson_of(batch, held)
-            ),
-            made,
-            lesson_lib.Shared(held, lesson_lib.student_names(params, held, made)),
-        )[0].mean()
+        examples, text_key = objectives.split_batch(batch, tiny_distillation.KEY)
+        examples = examples._replace(lesson=lesson_lib.lesson_of(batch, held))
+        shared = lesson_lib.Shared(held, lesson_lib.student_names(params, held, made))
+        context = objectives.context_of(made, batch, text_key, shared=shared)
+        return objectives.tower_losses(params, batch, examples, context)[0].mean()
 
     of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(state.params, teaching.arrays)
     for path, leaf in jax.tree_util.tree_leaves_with_path(of_teacher):

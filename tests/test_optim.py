@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import optim, path_rules, sharding, train_step
+from owl_det import optim, path_rules, sharding
 from owl_det.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
+from owl_det.training import train_step
 from tests import tiny
 
 

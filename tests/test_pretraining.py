@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, path_rules, sharding, train_step
+from owl_det import checkpoint, path_rules, sharding
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build
 from owl_det.resolve import resolve
+from owl_det.training import train_step
 from owl_det.types import LoadedModel
 from tests import tiny
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from owl_det import path_rules, sharding, train_step
+from owl_det import path_rules, sharding
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
 from owl_det.resolve import resolve
+from owl_det.training import train_step
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")

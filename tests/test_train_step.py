@@ -10,8 +10,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from owl_det import path_rules, sharding, train_step
+from owl_det import path_rules, sharding
 from owl_det.config import MeshConfig
+from owl_det.training import objectives, train_step
 from owl_det.types import Batch
 from tests import tiny
 
@@ -82,10 +83,11 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     config = tiny.config(batch_size=4, optimizer__clip={"scope": "shared_text", "norm": 0.5})
     batch = tiny.batch(config)
     ours, _ = _gradients(config, params, batch)
-    examples, text_key = train_step.split_batch(batch, KEY)
+    examples, text_key = objectives.split_batch(batch, KEY)
+    context = objectives.context_of(config, batch, text_key)
 
     def table_of(text: Any) -> jax.Array:
-        return train_step.encode_queries({"text": text}, batch.query_table, text_key, config)
+        return objectives.encode_queries({"text": text}, batch.query_table, context)
 
     table, back = jax.vjp(table_of, params["text"])
     image_side = {k: v for k, v in params.items() if k != "text"}
@@ -94,7 +96,7 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
         example = jax.tree.map(lambda x, i=i: x[i : i + 1], examples)
 
         def loss(p: Any, queries: jax.Array, example: Any = example) -> jax.Array:
-            return train_step.example_losses(p, example, queries, config)[0][0]
+            return objectives.example_losses(p, example, queries, context)[0][0]
 
         queries = table[batch.query_index[i]][None]
         g_params, g_queries = jax.grad(loss, argnums=(0, 1))(image_side, queries)

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, sharding, teachers, train_step
+from owl_det import checkpoint, sharding, teachers
 from owl_det.config import Config, MeshConfig
+from owl_det.training import train_step
 from owl_det.types import LoadedModel
 from tests import tiny
 

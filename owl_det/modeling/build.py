@@ -1,6 +1,7 @@
 """The model of a config: its module, fresh parameters, and which of them are the model's."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Key
@@ -9,11 +10,25 @@ from owl_det.config import Config
 from owl_det.modeling.detector import TOWERS, Detector
 from owl_det.types import Params
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
 
 
 def make_detector(config: Config) -> Detector:
     return Detector(config.model, config.preprocess)
+
+
+def call(
+    detector: Detector,
+    params: Params,
+    method: Callable[Concatenate[Detector, _P], _T],
+    *arguments: _P.args,
+    **keywords: _P.kwargs,
+) -> _T:
+    """`method(detector, …)` with these parameters: `call(d, p, Detector.encode_text, tokens)`."""
+    return cast(_T, detector.apply({"params": params}, *arguments, method=method, **keywords))
 
 
 def init_params(config: Config, key: Key[Array, ""]) -> Params:

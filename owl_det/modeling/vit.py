@@ -4,13 +4,13 @@ import math
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from owl_det.config import ImageTowerConfig, ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.modeling import token_drop
 from owl_det.modeling.map_head import MapHead
+from owl_det.modeling.random_streams import RandomStream, stream_keys
 from owl_det.modeling.transformer import Norm, Transformer
 
 
@@ -140,13 +140,13 @@ class ImageTower(nn.Module):
         index = jnp.broadcast_to(jnp.arange(patches.shape[1])[None], patches.shape[:2])
         tower_keys = None
         if row_keys is not None:
-            tower_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(row_keys)
+            tower_keys = stream_keys(row_keys, RandomStream.BLOCKS)
         if selection is not None and selection.token_drop_rate > 0:
             if row_keys is None:
                 raise ValueError("token dropping needs row_keys: it is for training only")
             index = token_drop.choose_patches(
                 patches,
-                jax.vmap(lambda key: jax.random.fold_in(key, 1))(row_keys),
+                stream_keys(row_keys, RandomStream.TOKEN_DROP),
                 rate=selection.token_drop_rate,
                 noise=selection.token_drop_noise,
             )

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import train_step
 from owl_det.config import Config
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
+from owl_det.training import objectives
 from owl_det.types import Batch
 from tests import tiny
 
@@ -62,8 +62,9 @@ def test_the_loss_counts_tiles_with_captions(config: Config, params: Any) -> Non
 
     @jax.jit
     def losses_of(params: Any, batch: Batch) -> Any:
-        examples, text_key = train_step.split_batch(batch, jax.random.key(0))
-        return train_step.contrastive_losses(params, batch, examples.key, text_key, config)[0]
+        examples, text_key = objectives.split_batch(batch, jax.random.key(0))
+        context = objectives.context_of(config, batch, text_key)
+        return objectives.contrastive_losses(params, batch, examples, context)[0]
 
     is_caption = np.asarray(batch.is_caption)
     losses = np.asarray(losses_of(params, batch)).reshape(8, 4)

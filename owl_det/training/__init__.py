@@ -1,0 +1,1 @@
+"""The training step: what is learned (`objectives`), its `gradients`, what applies them."""
