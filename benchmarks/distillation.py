@@ -26,9 +26,10 @@ import numpy as np
 
 from benchmarks import command
 from data_pipelines.input import TrainInput
-from owl_det import cache_teacher, checkpoint, sharding, teachers
-from owl_det.cache_teacher import read_config
+from owl_det import checkpoint, sharding
 from owl_det.config import Config, MeshConfig
+from owl_det.distillation import cache_teacher, teachers
+from owl_det.distillation.cache_teacher import read_config
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
 from owl_det.training import train_step

@@ -20,20 +20,21 @@ from tqdm import tqdm
 from data_pipelines import batching
 from data_pipelines import source as source_lib
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, memory, optim, sharding, step_shapes, teachers
+from owl_det import checkpoint, memory, optim, sharding, step_shapes
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
+from owl_det.distillation import branches
+from owl_det.distillation.teachers import Teachers, check_same_text, open_teachers
 from owl_det.errors import ConfigError, UserError
 from owl_det.evaluation import comparison, image_text
 from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
-from owl_det.losses import branches
 from owl_det.metric_log import MetricLog
 from owl_det.modeling import build
 from owl_det.resolve import check_attention
 from owl_det.training import gradients, train_step
-from owl_det.types import Batch, Teaching, TrainState, batch_of
+from owl_det.types import Batch, TrainState, batch_of
 
 
 class DivergedError(UserError):
@@ -68,15 +69,15 @@ def _train(config: Config, folder: Path, stop: "_StopSignal") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: {folder}: {error.strerror}") from None
-    teaching = teachers.open_teachers(config, mesh)
-    checkpoints = Checkpoints(folder, config, teaching.teacher_ids if teaching else ())
-    state = _start(config, mesh, checkpoints, data.version, teaching)
+    opened = open_teachers(config, mesh)
+    checkpoints = Checkpoints(folder, config, opened.teacher_ids if opened else ())
+    state = _start(config, mesh, checkpoints, data.version, opened)
     first_step = int(state.step)
     if jax.process_index() == 0:
         (folder / "config.json").write_text(config_lib.to_json(config) + "\n")
     lacks_evaluation = first_step > 0 and _lacks_evaluation(config, folder, first_step)
     log = MetricLog(folder, first_step, jax.process_index() == 0)
-    step_fn = train_step.jit_train_step(config, mesh, state, teaching)
+    step_fn = train_step.jit_train_step(config, mesh, state, opened)
     batches = _device_batches(data, first_step, config, mesh)
     progress = _Progress(config, log, first_step)
     profile = _Profile(config, folder)
@@ -223,10 +224,10 @@ def _start(
     mesh: Mesh,
     checkpoints: Checkpoints,
     input_version: str,
-    teaching: Teaching | None,
+    opened: Teachers | None,
 ) -> TrainState:
     """The state to train from: the latest checkpoint, other weights, or fresh ones."""
-    teacher_dim = teaching.teacher_dim if teaching else 0
+    teacher_dim = opened.teacher_dim if opened else 0
     init_state = partial(train_step.init_state, config, teacher_dim=teacher_dim)
     shapes = jax.eval_shape(init_state)
     placement = sharding.state_shardings(shapes, shapes.params, mesh)
@@ -243,8 +244,8 @@ def _start(
         loaded = checkpoint.load_model(config.checkpoint.init_from)
         params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
         logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
-    if teaching is not None:
-        teachers.check_same_text(teaching, params, config)
+    if opened is not None:
+        check_same_text(opened, params, config)
     if params is not None:
         return jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
     return jax.jit(init_state, out_shardings=placement)()

@@ -12,13 +12,11 @@ unless a name says pixels. Masks are `is_*`, True = real.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig
 
@@ -51,7 +49,7 @@ class Batch:
     # Only where a distillation branch asks for regions.
     region_boxes: Float[Array, "b r 4"] | None = None  # cxcywh
     is_region: Bool[Array, "b r"] | None = None
-    # Only with `config.distill.cache`: the arrays of `TeacherSignals`, by name.
+    # Only with `config.distill.cache`: the arrays of `distillation.branch.Signals`.
     teacher: dict[str, Float[Array, "b ..."]] | None = None
 
 
@@ -116,83 +114,6 @@ class Assignment:
 
     prediction: Int[Array, "*b m"]  # index of the matched prediction; 0 where there is none
     is_matched: Bool[Array, "*b m"]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeacherSignals:
-    """What frozen models say of each image, unit-length vectors; None where nothing asks for it."""
-
-    tiles: Float[Array, "*b t e"] | None = None  # image embedding of each tile (the whole image)
-    regions: Float[Array, "*b r e"] | None = None  # image embeddings of the regions' crops
-    # Image embeddings of the objects' crops, those that `hierkd.some_instances` names.
-    instances: Float[Array, "*b k e"] | None = None
-    captions: Float[Array, "*b t e"] | None = None  # text embedding of each tile's caption
-    dense_regions: Float[Array, "*b r f"] | None = None  # dense teacher's tokens, pooled
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Teacher:
-    """The teacher's side of the branches; no gradient comes from here."""
-
-    signals: TeacherSignals
-    names: Float[Array, "c f"] | None = None  # dense teacher's texts, unit length
-    # Image embeddings of crops of boxes (cxcywh) that only the step knows; None with a cache.
-    embed_boxes: Callable[[Float[Array, "b m 4"]], Float[Array, "b m e"]] | None = None
-
-
-_STATIC = {"static": True}  # part of a program, not an argument of it
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Teaching:
-    """Frozen models as the step uses them (`teachers.open_teachers` makes it)."""
-
-    arrays: PyTree  # parameters and text tables: an argument of the compiled step
-    name_tokens: Int32[np.ndarray, "c l"] | None  # DenseVLM's names, for the student's text tower
-    # Of image and text vectors; 0 if nothing needs them.
-    teacher_dim: int = dataclasses.field(metadata=_STATIC)
-    # Of the text tower that the vectors belong to; "" if nothing needs them.
-    text_id: str = dataclasses.field(metadata=_STATIC)
-    # Ids of `distill.teacher` and `distill.dense_teacher`; "" of one that nothing needs.
-    teacher_ids: tuple[str, str] = dataclasses.field(metadata=_STATIC)
-    # From `arrays` and a batch.
-    signals: Callable[[PyTree, Batch], TeacherSignals] = dataclasses.field(metadata=_STATIC)
-    # From `arrays`, images and boxes (cxcywh).
-    embed_boxes: Callable[[PyTree, Array, Array], Array] | None = dataclasses.field(
-        metadata=_STATIC
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Student:
-    """The student's side of the branches. What heads and matching make is None for towers."""
-
-    tokens: Float[Array, "b n e"]  # unit length, in the space of the student's texts
-    token_index: Int[Array, "b n"]  # position in the full grid
-    grid: tuple[int, int]  # rows, columns
-    keys: Key[Array, " b"]
-    is_example: Bool[Array, " b"]
-    tile_boxes: Float[Array, "b t 4"]
-    is_tile: Bool[Array, "b t"]
-    region_boxes: Float[Array, "b r 4"] | None
-    is_region: Bool[Array, "b r"] | None
-    caption_tokens: Int32[Array, "b t l"] | None
-    is_caption: Bool[Array, "b t"] | None
-    names: Float[Array, "c e"] | None = None  # the student's texts of DenseVLM's names, no gradient
-    targets: Targets | None = None
-    queries: Float[Array, "b q e"] | None = None
-    instance_tokens: Float[Array, "b m e"] | None = None  # of the token matched to each instance
-    instance_boxes: Float[Array, "b m 4"] | None = None  # that it predicts, without a gradient
-    is_matched: Bool[Array, "b m"] | None = None
-
-    @property
-    def centres(self) -> Float[Array, "b n 2"]:
-        """Of each token, (x, y) relative to the square."""
-        h, w = self.grid
-        place = jnp.stack([self.token_index % w, self.token_index // w], axis=-1)
-        return (place + 0.5) / jnp.array([[[w, h]]], jnp.float32)
 
 
 @jax.tree_util.register_dataclass

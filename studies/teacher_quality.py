@@ -25,10 +25,10 @@ from data_pipelines import image_ops, tokenizer
 from data_pipelines.panoptic_world import PanopticWorld
 from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld, object_names
 from owl_det import checkpoint
+from owl_det.distillation.teacher import Teacher
 from owl_det.errors import UserError
 from owl_det.evaluation.dense import CategoryRecall
 from owl_det.evaluation.regions import NameAccuracy
-from owl_det.teachers import Tower
 
 BATCH = 64
 PANOPTIC = "panoptic_test"
@@ -52,15 +52,15 @@ def measure(path: str, num_images: int, split: str = PANOPTIC) -> dict[str, Any]
     scenes with fewest names less that of those with most.
     """
     loaded = checkpoint.load_model(path)
-    tower = Tower(loaded.kind, loaded.model, loaded.preprocess)
+    teacher = Teacher(loaded)
     world = PanopticWorld if split == PANOPTIC else ShapesWorld
     source = world(split=split, image_size=IMAGE_SIZE, num_images=num_images)
     words = tokenizer.build(loaded.model.text, loaded.tokenizer)
     names = [category.name for category in source.categories]
-    texts = np.asarray(tower.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
+    texts = np.asarray(teacher.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
     accuracy = NameAccuracy(source.categories, texts[None], "boxes")
     recall = {bucket: CategoryRecall(texts, names) for bucket in (*BUCKETS, None)}
-    embed = jax.jit(tower.embed_boxes)
+    embed = jax.jit(teacher.embed_boxes)
     for start in range(0, num_images, BATCH):
         scenes = [_scene(source, i) for i in range(start, min(start + BATCH, num_images))]
         images = np.stack([scene.image for scene in scenes])

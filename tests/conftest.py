@@ -26,7 +26,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 ROOT = Path(__file__).resolve().parents[1]
 
 # A file is one worker's: the longest start first, so that no worker ends alone with one of them.
-_LONGEST = ("test_train.py", "test_distillation.py", "test_export.py", "test_clipping.py")
+_LONGEST = ("test_train.py", "test_step.py", "test_export.py", "test_clipping.py")
 
 
 @pytest.hookimpl(trylast=True)

@@ -40,7 +40,7 @@ def _imports(path: Path) -> set[str]:
 
 
 def test_imports_point_one_way(repository_root: Path) -> None:
-    order = ["types", "boxes", "matching", "losses", "lesson", "train", "main"]
+    order = ["types", "boxes", "matching", "losses", "train", "main"]
     library = repository_root / "owl_det"
     for position, name in enumerate(order):
         files = library.glob(f"{name}/*.py") if name == "losses" else [library / f"{name}.py"]

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, sharding, teachers
+from owl_det import checkpoint, sharding
 from owl_det.config import Config, MeshConfig
+from owl_det.distillation import teachers
 from owl_det.training import train_step
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -87,7 +88,7 @@ def take(config: Config, teaching: Any, num_shards: int = 1) -> tuple[Any, Any]:
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
         return train_step.loss_and_gradients(
-            params, batch, KEY, config=config, num_shards=num_shards, teaching=teaching
+            params, batch, KEY, config=config, num_shards=num_shards, teachers=teaching
         )
 
     return run(params, tiny.batch(config, num_shards))

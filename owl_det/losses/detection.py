@@ -7,7 +7,7 @@ matched instances.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from owl_det import boxes as box_lib
 from owl_det.config import LossConfig
@@ -132,3 +132,14 @@ def matched_share_in_top_k(
     count = assignment.is_matched.sum(-1)
     kept = (is_kept & assignment.is_matched).sum(-1)
     return jnp.where(count > 0, kept / jnp.maximum(count, 1), 1.0)
+
+
+def sample_negatives(
+    key: Key[Array, ""], is_positive: Bool[Array, " n"], share: float
+) -> Bool[Array, " n"]:
+    """The tokens that the class loss counts: the positive ones and a random `share` of the others.
+
+    Unlabelled novel objects stand among the negatives, and 10 % of these are enough (HierKD, arXiv
+    2203.10593, section 3.4).
+    """
+    return is_positive | jax.random.bernoulli(key, share, is_positive.shape)

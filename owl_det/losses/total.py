@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, Float, Key
 
 from owl_det.config import LossConfig, SelectionConfig
-from owl_det.losses import detection, hierkd
+from owl_det.losses import detection
 from owl_det.matching import match
 from owl_det.types import Assignment, Predictions, Targets
 
@@ -33,7 +33,7 @@ def total_loss(
     if config.negative_share < 1:
         assert keys is not None
         labels = detection.matched_labels(targets, assignment, predictions.boxes.shape[-2])
-        is_drawn = jax.vmap(hierkd.sample_negatives, (0, 0, None))(
+        is_drawn = jax.vmap(detection.sample_negatives, (0, 0, None))(
             keys, labels.any(-1), config.negative_share
         )
     parts = detection.detection_losses(predictions, targets, assignment, config, is_drawn)

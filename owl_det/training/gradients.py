@@ -20,8 +20,8 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from owl_det import sharding
 from owl_det.config import ClipConfig
+from owl_det.distillation.branches import PER_EXAMPLE
 from owl_det.errors import ConfigError
-from owl_det.losses.branches import PER_EXAMPLE
 from owl_det.training.objectives import (
     OBJECTIVES,
     Examples,
@@ -67,11 +67,11 @@ def _on_data_shards(
     own = context if mesh is None else dataclasses.replace(context, num_tables=1)
 
     def local(params: Params, traced: Any, rows: Any) -> tuple[Params, Any]:
-        text_key, count, shared = traced
-        mine = dataclasses.replace(own, text_key=text_key, count=count, shared=shared)
+        text_key, count, teachers = traced
+        mine = dataclasses.replace(own, text_key=text_key, count=count, teachers=teachers)
         return fn(params, mine, rows)
 
-    traced = context.text_key, context.count, context.shared
+    traced = context.text_key, context.count, context.teachers
     return sharding.on_data_shards(local, params, traced, rows, mesh)
 
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from owl_det import lesson as lesson_lib
 from owl_det import optim
 from owl_det.config import Config
-from owl_det.lesson import Lesson, Shared
-from owl_det.losses import branches, contrastive
+from owl_det.distillation import branches, step_inputs
+from owl_det.distillation.branch import BranchInputs
+from owl_det.distillation.teachers import Teachers
+from owl_det.losses import contrastive
 from owl_det.losses.total import total_loss
 from owl_det.matching import match
 from owl_det.modeling.build import call, make_detector, model_params
@@ -35,7 +36,7 @@ class Examples(NamedTuple):
     targets: Targets
     key: Array
     is_example: Array
-    lesson: Lesson | None = None
+    branch_inputs: BranchInputs | None = None  # of the batch and the teachers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class StepContext:
     num_tables: int  # the query table of the batch at hand is cut into so many
     text_key: Key[Array, ""]
     count: Int[Array, ""]  # of the examples, of all data shards, that the loss is a mean of
-    shared: Shared | None = None  # of the distillation branches
+    teachers: Teachers | None = None  # what of them the loss reads
 
 
 def split_batch(batch: Batch, key: Key[Array, ""]) -> tuple[Examples, Key[Array, ""]]:
@@ -104,7 +105,7 @@ def example_losses(
         assignment=assignment,
         keys=stream_keys(examples.key, RandomStream.NEGATIVES),
     )
-    if context.shared is None:
+    if context.teachers is None:
         return losses, parts
     tokens = call(detector, held, Detector.class_embeddings, features)
     features = ImageFeatures(tokens=tokens, token_index=features.token_index)
@@ -177,17 +178,16 @@ def _branch_losses(
     instances: dict[str, Any],
     context: StepContext,
 ) -> Losses:
-    assert examples.lesson is not None and context.shared is not None
-    return lesson_lib.branch_losses(
+    assert examples.branch_inputs is not None and context.teachers is not None
+    return step_inputs.branch_losses(
         params,
-        examples.lesson,
-        context.shared,
+        examples.branch_inputs,
+        context.teachers,
         features,
-        instances,
         images=examples.image,
-        is_example=examples.is_example,
         keys=stream_keys(examples.key, RandomStream.BRANCHES),
         config=context.config,
+        instances=instances,
     )
 
 
@@ -257,7 +257,7 @@ def context_of(
     text_key: Key[Array, ""],
     *,
     num_tables: int = 1,
-    shared: Shared | None = None,
+    teachers: Teachers | None = None,
 ) -> StepContext:
     """The context of a whole batch, whose query table is cut into `num_tables`."""
     count = OBJECTIVES[config.task].is_counted(batch).sum()
@@ -266,5 +266,5 @@ def context_of(
         num_tables=num_tables,
         text_key=text_key,
         count=jnp.maximum(count, 1),
-        shared=shared,
+        teachers=teachers,
     )

@@ -11,15 +11,14 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from owl_det import lesson as lesson_lib
 from owl_det import optim, sharding
 from owl_det.config import Config
-from owl_det.losses import branches
-from owl_det.losses.branch import Dims
+from owl_det.distillation import branches, step_inputs
+from owl_det.distillation.teachers import Teachers
 from owl_det.modeling.build import BRANCHES, init_params
 from owl_det.training import gradients
 from owl_det.training.objectives import OBJECTIVES, context_of, split_batch
-from owl_det.types import Batch, Params, Teaching, TrainState
+from owl_det.types import Batch, Params, TrainState
 
 Metrics = dict[str, Array]
 
@@ -36,8 +35,8 @@ def init_state(config: Config, params: Params | None = None, teacher_dim: int = 
     """
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
-    dims = Dims(config.model.embedding_dim, teacher_dim)
-    added = branches.init(config.distill, jax.random.key(config.seed), dims)
+    key, width = jax.random.key(config.seed), config.model.embedding_dim
+    added = branches.init(config.distill, key, width, teacher_dim)
     params = {**params, BRANCHES: added} if added else params
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     return TrainState(
@@ -52,11 +51,11 @@ def train_step(
     config: Config,
     num_shards: int,
     mesh: Mesh | None = None,
-    teaching: Teaching | None = None,
+    teachers: Teachers | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One step. `num_shards` is the number of data shards that the batch's tables are cut for.
 
-    `teaching` are the frozen models that the distillation branches of the config ask for.
+    `teachers` are the frozen models that the distillation branches of the config ask for.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     mean_gradients, metrics = loss_and_gradients(
@@ -66,7 +65,7 @@ def train_step(
         config=config,
         num_shards=num_shards,
         mesh=mesh,
-        teaching=teaching,
+        teachers=teachers,
     )
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     updates, opt_state = optimizer.update(mean_gradients, state.opt_state, state.params)
@@ -94,20 +93,20 @@ def loss_and_gradients(
     config: Config,
     num_shards: int,
     mesh: Mesh | None = None,
-    teaching: Teaching | None = None,
+    teachers: Teachers | None = None,
 ) -> tuple[Params, Metrics]:
     """Clipped mean gradients and the metrics of a batch; parts are means over real examples."""
     examples, text_key = split_batch(batch, key)
-    shared = None
-    if teaching is not None:
+    read = None
+    if teachers is not None:
         # Teachers look at the whole batch once, before any gradient is taken.
-        lesson = lesson_lib.lesson_of(batch, teaching)
+        inputs = step_inputs.of_batch(batch, teachers)
         if config.distill.shuffle_targets:
-            lesson = lesson_lib.of_another_image(lesson, batch)
-        examples = examples._replace(lesson=lesson)
-        shared = lesson_lib.shared_of(params, teaching, config)
+            inputs = step_inputs.shuffle_targets(inputs, batch)
+        examples = examples._replace(branch_inputs=inputs)
+        read = step_inputs.of_step(params, teachers, config)
     is_counted = OBJECTIVES[config.task].is_counted(batch)
-    context = context_of(config, batch, text_key, num_tables=num_shards, shared=shared)
+    context = context_of(config, batch, text_key, num_tables=num_shards, teachers=read)
     found = gradients.of_batch(params, gradients.Rows(batch, examples, is_counted), context, mesh)
     metrics = {
         name: jnp.where(is_counted, values, 0.0).sum() / context.count
@@ -117,28 +116,28 @@ def loss_and_gradients(
 
 
 def jit_train_step(
-    config: Config, mesh: Mesh, state: PyTree, teaching: Teaching | None = None
+    config: Config, mesh: Mesh, state: PyTree, teachers: Teachers | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The compiled step over a mesh; `state` gives shapes. The old state's buffers are reused.
 
-    What frozen models hold is an argument of the program, where `teaching` has placed it.
+    What frozen models hold is an argument of the program, where `teachers` has placed it.
     """
     placement = sharding.state_shardings(state, state.params, mesh)
     num_shards = sharding.num_data_shards(mesh)
 
     def step(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[TrainState, Metrics]:
-        held = teaching and dataclasses.replace(teaching, arrays=arrays)
+        held = teachers and dataclasses.replace(teachers, arrays=arrays)
         return train_step(
-            state, batch, config=config, num_shards=num_shards, mesh=mesh, teaching=held
+            state, batch, config=config, num_shards=num_shards, mesh=mesh, teachers=held
         )
 
     compile_step = partial(
         jax.jit, out_shardings=(placement, sharding.replicated(mesh)), donate_argnums=0
     )
     inputs = (placement, sharding.batch_sharding(mesh))
-    if teaching is None:
+    if teachers is None:
         return compile_step(partial(step, arrays={}), in_shardings=inputs)
-    arrays = teaching.arrays
+    arrays = teachers.arrays
     where = jax.tree.map(lambda x: x.sharding, arrays)
     compiled = compile_step(step, in_shardings=(*inputs, where))
     return lambda state, batch: compiled(state, batch, arrays)

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from owl_det.config import DenseVlmConfig
-from owl_det.losses.branch import Branch, given, masked_mean
+from owl_det.distillation.branch import Branch, BranchInputs, masked_mean, require
 from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
-from owl_det.types import Params, Student, Teacher
+from owl_det.types import Params
 
 Contrast = Literal["decoupled", "all", "separate"]
 
@@ -79,16 +79,14 @@ def _names_held(
     return region == name if contrast == "separate" else ~region | name
 
 
-def _loss(
-    entry: DenseVlmConfig, params: Params, student: Student, teacher: Teacher
-) -> Float[Array, " b"]:
-    boxes, is_region = given(student.region_boxes), given(student.is_region)
-    pooled, is_seen = kept_region_embeddings(
-        student.tokens, student.token_index, boxes, student.grid
-    )
+def _loss(entry: DenseVlmConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
+    boxes, is_region = require(inputs.region_boxes), require(inputs.is_region)
+    pooled, is_seen = kept_region_embeddings(inputs.tokens, inputs.token_index, boxes, inputs.grid)
     return alignment_loss(
-        name_logits(pooled, given(student.names), entry.temperature),
-        name_logits(given(teacher.signals.dense_regions), given(teacher.names), entry.temperature),
+        name_logits(pooled, require(inputs.names), entry.temperature),
+        name_logits(
+            inputs.signals["dense_regions"], require(inputs.teacher_names), entry.temperature
+        ),
         jnp.arange(len(entry.things) + len(entry.stuff)) < len(entry.things),
         is_region & is_seen,
         threshold=entry.threshold,
@@ -96,4 +94,9 @@ def _loss(
     )
 
 
-BRANCH = Branch(loss=_loss, needs=("dense_regions", "names"))
+def _name_texts(entry: DenseVlmConfig) -> list[str]:
+    """The names in their template, things first; [] where there are none."""
+    return [entry.template.format(name) for name in (*entry.things, *entry.stuff)]
+
+
+BRANCH = Branch(loss=_loss, needs=("dense_regions", "names"), name_texts=_name_texts)

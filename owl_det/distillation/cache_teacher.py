@@ -28,10 +28,12 @@ from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from owl_det import checkpoint, sharding, teachers
+from owl_det import checkpoint, sharding
 from owl_det.config import AugmentConfig, Config, MeshConfig
+from owl_det.distillation import branches, teachers
+from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
 from owl_det.errors import ConfigError
-from owl_det.losses import branches
+from owl_det.parameter_hash import parameter_hash
 from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
@@ -133,12 +135,12 @@ class _Writer:
     ):
         self._config, self._wanted, self._folder, self._mesh = config, wanted, folder, mesh
         self._shard_size = shard_size
-        self._image = teachers.open_teacher(config) if wanted & branches.OF_TEACHER else None
+        self._image = open_teacher(config) if wanted & branches.OF_TEACHER else None
         needs_dense = bool(wanted & branches.OF_DENSE_TEACHER)
-        self._dense = teachers.open_dense_teacher(config, self._image) if needs_dense else None
+        self._dense = open_dense_teacher(config, self._image) if needs_dense else None
         self._ids = {
-            "teacher_id": teachers.model_id(self._image.loaded.params) if self._image else "",
-            "dense_teacher_id": teachers.model_id(self._dense.loaded.params) if self._dense else "",
+            "teacher_id": parameter_hash(self._image.loaded.params) if self._image else "",
+            "dense_teacher_id": parameter_hash(self._dense.loaded.params) if self._dense else "",
         }
         self._arrays = teachers.place(
             self._image, self._dense, config, mesh, with_text="captions" in wanted
@@ -157,16 +159,16 @@ class _Writer:
         of_teacher = self._image or self._dense
         assert of_teacher is not None
         # Captions as the teacher itself reads them, whatever the student's text tower is like.
-        self._tokenizer = tokenizer.build(of_teacher.tower.model.text, of_teacher.loaded.tokenizer)
+        self._tokenizer = tokenizer.build(of_teacher.loaded.model.text, of_teacher.loaded.tokenizer)
 
     def begin(self, sources: dict[str, Source]) -> None:
         """Writes the manifest and the names, or compares them with those that are there."""
         manifest = {
             "format": teacher_cache.FORMAT,
             **self._ids,
-            "text_id": teachers.text_id(self._image.loaded.params) if self._image else "",
-            "teacher_dim": self._image.tower.model.embedding_dim if self._image else 0,
-            "dense_dim": self._dense.tower.model.embedding_dim if self._dense else 0,
+            "text_id": text_id(self._image.loaded.params) if self._image else "",
+            "teacher_dim": self._image.loaded.model.embedding_dim if self._image else 0,
+            "dense_dim": self._dense.loaded.model.embedding_dim if self._dense else 0,
             "signals": sorted(self._wanted),
             "shard_size": self._shard_size,
             "settings": teacher_cache.settings(self._config),
@@ -248,7 +250,7 @@ class _Writer:
             stacked = {key: np.stack([a[key] for a in arrays]) for key in arrays[0]}
             batch = jax.device_put(_batch(stacked), sharding.batch_sharding(self._mesh))
             signals = self._signals(self._arrays, batch)
-            yield rows, {n: np.asarray(getattr(signals, n)) for n in self._wanted}
+            yield rows, {n: np.asarray(signals[n]) for n in self._wanted}
 
     def _arrays_of(
         self, example: Example | None, captions: list[str], m: int, t: int

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines import image_ops
-from owl_det import crops
 from owl_det.config import PreprocessConfig
+from owl_det.distillation import crops
 
 
 def _pixels() -> np.ndarray:

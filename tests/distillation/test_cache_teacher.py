@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from data_pipelines import teacher_cache
 from data_pipelines.input import TrainInput
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import cache_teacher, sharding, teachers
+from owl_det import sharding
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
+from owl_det.distillation import branches, cache_teacher, select, teachers
 from owl_det.errors import ConfigError, DataError
-from owl_det.losses import branches, hierkd
-from owl_det.types import TeacherSignals
 from tests import tiny, tiny_distillation
 
 
@@ -57,9 +57,9 @@ def test_a_cache_says_what_the_teacher_says(
         assert teaching is not None
         signals.append(jax.jit(lambda a, b, t=teaching: t.signals(a, b))(teaching.arrays, batch))
         assert ("image" in teaching.arrays) == (made is online)
-    wanted = branches.needs(online.distill) & {f.name for f in dataclasses.fields(TeacherSignals)}
+    wanted = branches.needs(online.distill) & set(teacher_cache.SIGNALS)
     for field in wanted:
-        ours, theirs = (np.asarray(getattr(s, field)) for s in signals)
+        ours, theirs = (np.asarray(s[field]) for s in signals)
         is_real = _is_real(field, online)
         assert is_real.any() and ours.shape == theirs.shape, field
         # float16 holds eleven bits.
@@ -128,12 +128,12 @@ def test_a_mosaic_finds_the_vectors_of_its_tiles(teacher_folder: str, tmp_path: 
 def _is_real(field: str, made: Config) -> np.ndarray:
     """Which rows of a signal stand for something, by the batch alone."""
     batch = tiny.batch(made)
-    chosen = hierkd.some_instances(
+    chosen = select.choose_instances(
         batch.boxes, batch.is_instance, made.distill.hierkd_instance.max_crops
     )
     masks: dict[str, Any] = {
         "tiles": batch.tile_image_id >= 0,
-        "instances": hierkd.at(batch.is_instance, chosen),
+        "instances": select.take_rows(batch.is_instance, chosen),
         "captions": batch.is_caption,
         "regions": batch.is_region,
         "dense_regions": batch.is_region,

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from owl_det.config import GridClipGridConfig, GridClipImageConfig
-from owl_det.losses.branch import Branch, Dims, given, masked_mean
+from owl_det.distillation.branch import Branch, BranchInputs, masked_mean, require
 from owl_det.matching import focal_terms
 from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
-from owl_det.types import Params, Student, Targets, Teacher
+from owl_det.types import Params, Targets
 
 HIDDEN_WIDTH = 256  # of the adapter; section 4.1
 INITIAL_SCALE = 10.0
@@ -114,15 +114,13 @@ def adapt(params: Params, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
     return cast(Array, x)
 
 
-def _grid(
-    entry: GridClipGridConfig, params: Params, student: Student, teacher: Teacher
-) -> Float[Array, " b"]:
-    assert student.targets is not None
+def _grid(entry: GridClipGridConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
+    assert inputs.targets is not None
     return grid_loss(
-        student.tokens,
-        given(student.queries),
-        student.centres,
-        student.targets,
+        inputs.tokens,
+        require(inputs.queries),
+        inputs.centres,
+        inputs.targets,
         params["log_scale"],
         params["bias"],
         alpha=entry.focal_alpha,
@@ -130,24 +128,24 @@ def _grid(
     )
 
 
-def _init_grid(entry: GridClipGridConfig, key: Key[Array, ""], dims: Dims) -> Params:
+def _init_grid(
+    entry: GridClipGridConfig, key: Key[Array, ""], student_dim: int, teacher_dim: int
+) -> Params:
     bias = math.log(INITIAL_SCORE / (1 - INITIAL_SCORE))
     return {"log_scale": jnp.log(INITIAL_SCALE), "bias": jnp.asarray(bias)}
 
 
-def _image(
-    entry: GridClipImageConfig, params: Params, student: Student, teacher: Teacher
-) -> Float[Array, " b"]:
+def _image(entry: GridClipImageConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
     pooled, is_seen = kept_region_embeddings(
-        student.tokens, student.token_index, student.tile_boxes, student.grid
+        inputs.tokens, inputs.token_index, inputs.tile_boxes, inputs.grid
     )
-    return image_loss(
-        adapt(params, pooled), given(teacher.signals.tiles), student.is_tile & is_seen
-    )
+    return image_loss(adapt(params, pooled), inputs.signals["tiles"], inputs.is_tile & is_seen)
 
 
-def _init_image(entry: GridClipImageConfig, key: Key[Array, ""], dims: Dims) -> Params:
-    return init_adapter(key, dims.student, dims.teacher)
+def _init_image(
+    entry: GridClipImageConfig, key: Key[Array, ""], student_dim: int, teacher_dim: int
+) -> Params:
+    return init_adapter(key, student_dim, teacher_dim)
 
 
 GRID_BRANCH = Branch(loss=_grid, init=_init_grid, needs_heads=True)

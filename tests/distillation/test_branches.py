@@ -16,8 +16,9 @@ from owl_det.config import (
     HierKdGlobalConfig,
     HierKdInstanceConfig,
 )
-from owl_det.losses import clipself, densevlm, gridclip, hierkd
-from owl_det.types import Student, Targets, Teacher, TeacherSignals
+from owl_det.distillation import clipself, densevlm, gridclip, hierkd
+from owl_det.distillation.branch import BranchInputs
+from owl_det.types import Targets
 
 B, E, SIDE = 2, 6, 4
 # As after token dropping: of the first image the upper right quarter is gone.
@@ -47,9 +48,9 @@ def _vectors(seed: int, *shape: int) -> np.ndarray:
 TOKENS = _vectors(0, B, KEPT.shape[1])
 
 
-def _student(**fields: Any) -> Student:
-    given: dict[str, Any] = {field.name: None for field in dataclasses.fields(Student)}
-    given |= {
+def _inputs(signals: dict[str, np.ndarray] | None = None, **fields: Any) -> BranchInputs:
+    given: dict[str, Any] = {
+        "signals": jax.tree.map(jnp.asarray, signals or {}),
         "tokens": jnp.asarray(TOKENS),
         "token_index": jnp.asarray(KEPT),
         "grid": (SIDE, SIDE),
@@ -60,11 +61,7 @@ def _student(**fields: Any) -> Student:
         "region_boxes": jnp.asarray(REGIONS),
         "is_region": jnp.asarray(IS_REGION),
     }
-    return Student(**(given | fields))
-
-
-def _teacher(**signals: np.ndarray) -> Teacher:
-    return Teacher(signals=TeacherSignals(**{k: jnp.asarray(x) for k, x in signals.items()}))
+    return BranchInputs(**(given | fields))
 
 
 def _members(image: int, box: Any) -> list[int]:
@@ -85,9 +82,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 def test_clipself_sets_pooled_tokens_beside_their_own_crop() -> None:
     crops = _vectors(1, B, 5)
-    found = clipself.BRANCH.loss(
-        ClipSelfConfig(weight=1.0), {}, _student(), _teacher(regions=crops)
-    )
+    found = clipself.BRANCH.loss(ClipSelfConfig(weight=1.0), {}, _inputs({"regions": crops}))
     for i in range(B):
         each = [1 - _pooled(i, REGIONS[i, r]) @ crops[i, r] for r in np.flatnonzero(IS_COUNTED[i])]
         np.testing.assert_allclose(found[i], np.mean(each), rtol=1e-4)
@@ -106,10 +101,12 @@ def test_densevlm_compares_the_models_by_their_own_texts(contrast: Any) -> None:
     )
     names, theirs = _vectors(2, 5), _unit(_normal(3, 5, 4))
     dense = _unit(_normal(4, B, 5, 4))
-    teacher = dataclasses.replace(
-        _teacher(dense_regions=dense.astype(np.float32)), names=jnp.asarray(theirs, jnp.float32)
+    inputs = _inputs(
+        {"dense_regions": dense.astype(np.float32)},
+        names=jnp.asarray(names),
+        teacher_names=jnp.asarray(theirs, jnp.float32),
     )
-    found = densevlm.BRANCH.loss(entry, {}, _student(names=jnp.asarray(names)), teacher)
+    found = densevlm.BRANCH.loss(entry, {}, inputs)
     kinds = set()
     for i in range(B):
         each = []
@@ -135,7 +132,7 @@ def test_gridclip_pools_every_tile() -> None:
     params = gridclip.init_adapter(jax.random.key(1), E, 3)
     tiles = _unit(_normal(5, B, 2, 3)).astype(np.float32)
     found = gridclip.IMAGE_BRANCH.loss(
-        GridClipImageConfig(weight=1.0), params, _student(), _teacher(tiles=tiles)
+        GridClipImageConfig(weight=1.0), params, _inputs({"tiles": tiles})
     )
     for i in range(B):
         each = []
@@ -163,12 +160,11 @@ def _grid_branch(tokens: np.ndarray, queries: np.ndarray, scale: float, bias: fl
     return gridclip.GRID_BRANCH.loss(
         GridClipGridConfig(weight=1.0, focal_alpha=0.3, focal_gamma=1.5),
         {"log_scale": jnp.log(scale), "bias": jnp.asarray(bias)},
-        _student(
+        _inputs(
             tokens=jnp.asarray(tokens),
             queries=jnp.asarray(np.tile(queries, (B, 1, 1))),
             targets=_one_object(),
         ),
-        _teacher(),
     )
 
 
@@ -204,8 +200,11 @@ def test_hierkd_compares_captions_with_the_cells_of_their_tile(objective: Any) -
     found = hierkd.GLOBAL_BRANCH.loss(
         HierKdGlobalConfig(weight=1.0, grid_side=2, objective=objective),
         {"log_scale": jnp.log(5.0)},
-        _student(caption_tokens=jnp.asarray(words, jnp.int32), is_caption=jnp.asarray(is_caption)),
-        _teacher(captions=captions),
+        _inputs(
+            {"captions": captions},
+            caption_tokens=jnp.asarray(words, jnp.int32),
+            is_caption=jnp.asarray(is_caption),
+        ),
     )
     scores = np.zeros((B, B))
     for b in range(B):
@@ -254,16 +253,15 @@ def test_hierkd_embeds_crops_of_predicted_boxes() -> None:
     targets = dataclasses.replace(
         _one_object(), boxes=jnp.asarray(truth), labels=jnp.ones((B, 1, 2), bool)
     )
-    student = _student(
+    inputs = _inputs(
         targets=targets,
         instance_tokens=jnp.asarray(tokens),
         instance_boxes=jnp.asarray(predicted),
         is_matched=jnp.ones((B, 1), bool),
+        embed_boxes=embed,
     )
     entry = HierKdInstanceConfig(weight=1.0, boxes="predicted", crop_scale=1.5, max_crops=1)
-    found = hierkd.INSTANCE_BRANCH.loss(
-        entry, {}, student, Teacher(signals=TeacherSignals(), embed_boxes=embed)
-    )
+    found = hierkd.INSTANCE_BRANCH.loss(entry, {}, inputs)
     # (0.22, 0.25) ± (0.3, 0.225), the left side cut at 0: of the upper tile, 0 to 0.5 high.
     grown = [0.26, 0.25, 0.52, 0.45]
     wanted = np.abs(tokens[0, 0] - _unit(np.array(grown) @ projection)).sum()

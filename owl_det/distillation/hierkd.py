@@ -8,15 +8,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from owl_det import boxes as box_lib
-from owl_det import crops
-from owl_det.config import HierKdGlobalConfig, HierKdInstanceConfig
+from owl_det.config import Config, HierKdGlobalConfig, HierKdInstanceConfig
+from owl_det.distillation import crops
+from owl_det.distillation.branch import Branch, BranchInputs, masked_mean, require
+from owl_det.distillation.select import choose_instances, take_rows
+from owl_det.errors import ConfigError
 from owl_det.losses import contrastive
-from owl_det.losses.branch import Branch, Dims, given, masked_mean
 from owl_det.scoring import unit_length
-from owl_det.types import Params, Student, Teacher
+from owl_det.types import Params
 
 INITIAL_SCALE = 10.0  # τ of the contrast; section 4.2
 
@@ -112,78 +114,41 @@ def global_loss(
     return 2.0 * contrastive.softmax_loss(logits, is_same_text, is_counted)
 
 
-def sample_negatives(
-    key: Key[Array, ""], is_positive: Bool[Array, " n"], share: float
-) -> Bool[Array, " n"]:
-    """The tokens that the class loss counts: the positive ones and a random `share` of the others.
-
-    Section 3.4: unlabelled novel objects stand among the negatives, and 10 % of them are enough.
-    """
-    return is_positive | jax.random.bernoulli(key, share, is_positive.shape)
-
-
-def some_instances(
-    boxes: Float[Array, "b m 4"], is_instance: Bool[Array, "b m"], count: int
-) -> Int[Array, "b k"]:
-    """Indices of `count` real instances of each image (and of fillers where there are fewer).
-
-    All slots, in their order, where `count` is no less. Else in the order of a hash of the boxes:
-    no object of a file, and no tile of a mosaic, is left out for coming last, and whoever has the
-    same batch makes the same choice.
-    """
-    num_images, num_slots = is_instance.shape
-    if count >= num_slots:
-        return jnp.tile(jnp.arange(num_slots), (num_images, 1))
-    bits = jax.lax.bitcast_convert_type(boxes.astype(jnp.float32), jnp.uint32)
-    multipliers = jnp.array([2654435761, 2246822519, 3266489917, 668265263], jnp.uint32)
-    mixed = (bits * multipliers[None, None]).sum(-1, dtype=jnp.uint32)
-    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(2246822519)
-    order = jnp.where(is_instance, mixed >> 1, jnp.uint32(0xFFFFFFFF))
-    return jnp.argsort(order, axis=-1, stable=True)[:, :count]
-
-
-def at(x: Shaped[Array, "b m *d"], index: Int[Array, "b k"]) -> Shaped[Array, "b k *d"]:
-    """The entries of each image at `index`."""
-    return jax.vmap(lambda row, i: row[i])(x, index)
-
-
 def _instance(
-    entry: HierKdInstanceConfig, params: Params, student: Student, teacher: Teacher
+    entry: HierKdInstanceConfig, params: Params, inputs: BranchInputs
 ) -> Float[Array, " b"]:
-    assert student.targets is not None
-    truth, is_instance = student.targets.boxes, student.targets.is_instance
-    predicted = given(student.instance_boxes)
+    assert inputs.targets is not None
+    truth, is_instance = inputs.targets.boxes, inputs.targets.is_instance
+    predicted = require(inputs.instance_boxes)
     iou, _ = box_lib.iou_paired(box_lib.cxcywh_to_xyxy(predicted), box_lib.cxcywh_to_xyxy(truth))
-    chosen = some_instances(truth, is_instance, entry.max_crops)
-    is_counted = at(given(student.is_matched) & (iou >= entry.min_iou), chosen)
+    chosen = choose_instances(truth, is_instance, entry.max_crops)
+    is_counted = take_rows(require(inputs.is_matched) & (iou >= entry.min_iou), chosen)
     if entry.boxes == "truth":
-        wanted = given(teacher.signals.instances)
+        wanted = inputs.signals["instances"]
     else:
-        assert teacher.embed_boxes is not None
+        assert inputs.embed_boxes is not None
         grown = crops.grow_in_tile(
-            at(predicted, chosen), student.tile_boxes, student.is_tile, entry.crop_scale
+            take_rows(predicted, chosen), inputs.tile_boxes, inputs.is_tile, entry.crop_scale
         )
-        wanted = teacher.embed_boxes(grown)
-    return instance_loss(at(given(student.instance_tokens), chosen), wanted, is_counted, entry.norm)
+        wanted = inputs.embed_boxes(grown)
+    return instance_loss(
+        take_rows(require(inputs.instance_tokens), chosen), wanted, is_counted, entry.norm
+    )
 
 
 def _instance_needs(entry: HierKdInstanceConfig) -> tuple[str, ...]:
     return ("instances",) if entry.boxes == "truth" else ("embed_boxes",)
 
 
-def _global(
-    entry: HierKdGlobalConfig, params: Params, student: Student, teacher: Teacher
-) -> Float[Array, " b"]:
-    is_caption, tokens = given(student.is_caption), given(student.caption_tokens)
-    tile = _draw_tile(student.keys, is_caption)
+def _global(entry: HierKdGlobalConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
+    is_caption, tokens = require(inputs.is_caption), require(inputs.caption_tokens)
+    tile = _draw_tile(inputs.keys, is_caption)
     area, caption, words = (
-        at(x, tile[:, None])[:, 0]
-        for x in (student.tile_boxes, given(teacher.signals.captions), tokens)
+        take_rows(x, tile[:, None])[:, 0]
+        for x in (inputs.tile_boxes, inputs.signals["captions"], tokens)
     )
-    cells, is_cell = pool_cells(
-        student.tokens, student.centres, area, entry.grid_side, entry.pooling
-    )
-    is_counted = student.is_example & is_caption.any(-1) & is_cell.any(-1)
+    cells, is_cell = pool_cells(inputs.tokens, inputs.centres, area, entry.grid_side, entry.pooling)
+    is_counted = inputs.is_example & is_caption.any(-1) & is_cell.any(-1)
     is_same_text = (words[:, None] == words[None]).all(-1)
     scores = caption_scores(caption, cells, is_cell)
     return global_loss(scores, is_same_text, is_counted, params["log_scale"], entry.objective)
@@ -195,11 +160,37 @@ def _draw_tile(keys: Key[Array, " b"], is_caption: Bool[Array, "b t"]) -> Int[Ar
     return jnp.argmax(jnp.where(is_caption, noise, -1.0), axis=-1)
 
 
-def _init_global(entry: HierKdGlobalConfig, key: Key[Array, ""], dims: Dims) -> Params:
+def _init_global(
+    entry: HierKdGlobalConfig, key: Key[Array, ""], student_dim: int, teacher_dim: int
+) -> Params:
     return {"log_scale": jnp.asarray(math.log(INITIAL_SCALE))}
 
 
-INSTANCE_BRANCH = Branch(loss=_instance, needs=_instance_needs, needs_heads=True, shares_space=True)
+def _check_instance(entry: HierKdInstanceConfig, config: Config) -> None:
+    if entry.boxes == "truth":
+        return
+    if config.distill.shuffle_targets:
+        raise ConfigError(
+            "config.distill.shuffle_targets: the crops of predicted boxes are made in the loss, "
+            "from their own image; set distill.hierkd_instance.boxes to truth"
+        )
+    if config.distill.cache:
+        raise ConfigError(
+            "config.distill.hierkd_instance.boxes: predicted boxes cannot be cached; take truth"
+        )
+
+
+INSTANCE_BRANCH = Branch(
+    loss=_instance,
+    needs=_instance_needs,
+    needs_heads=True,
+    shares_space=True,
+    check=_check_instance,
+    instances=lambda entry, boxes, is_instance: choose_instances(
+        boxes, is_instance, entry.max_crops
+    ),
+    crop_scale=lambda entry: entry.crop_scale,
+)
 GLOBAL_BRANCH = Branch(
     loss=_global,
     needs=("captions",),

@@ -16,16 +16,16 @@ from jax.sharding import PartitionSpec
 
 from configs import quickstart
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, inference, path_rules, sharding, teachers, train
-from owl_det import lesson as lesson_lib
+from owl_det import checkpoint, inference, path_rules, sharding, train
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
+from owl_det.distillation import branch, branches, hierkd, select, step_inputs, teachers
+from owl_det.distillation.branch import BranchInputs
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.losses import branch, branches, hierkd
 from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.resolve import resolve
 from owl_det.training import objectives, train_step
-from owl_det.types import Student, Targets, Teacher, TeacherSignals
+from owl_det.types import Targets
 from tests import tiny, tiny_distillation
 
 
@@ -101,7 +101,7 @@ def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder:
     assert teaching.embed_boxes is not None
     gradients, metrics = jax.eval_shape(
         lambda p, b: train_step.loss_and_gradients(
-            p, b, tiny_distillation.KEY, config=made, num_shards=1, teaching=teaching
+            p, b, tiny_distillation.KEY, config=made, num_shards=1, teachers=teaching
         ),
         params,
         tiny.batch(made),
@@ -125,30 +125,31 @@ def test_shuffled_targets_are_another_images() -> None:
     is_instance = np.array([[True, True, True], [False, True, False], [False, False, True]])
     batch = SimpleNamespace(is_instance=jnp.asarray(is_instance))
     instances = rng.random((3, 2, 6)).astype(np.float32)
-    lesson = lesson_lib.Lesson(
+    inputs = BranchInputs(
         **own,
+        is_example=jnp.ones(3, bool),
         caption_tokens=jnp.asarray(captions),
         is_caption=jnp.asarray(is_caption),
-        signals=TeacherSignals(
-            tiles=jnp.asarray(tiles),
-            regions=jnp.asarray(regions),
-            instances=jnp.asarray(instances),
-        ),
+        signals={
+            "tiles": jnp.asarray(tiles),
+            "regions": jnp.asarray(regions),
+            "instances": jnp.asarray(instances),
+        },
     )
-    shuffled = lesson_lib.of_another_image(lesson, batch)  # pyright: ignore[reportArgumentType]
+    shuffled = step_inputs.shuffle_targets(inputs, batch)  # pyright: ignore[reportArgumentType]
     before = [2, 0, 1]
-    np.testing.assert_array_equal(shuffled.signals.tiles, tiles[before])
+    np.testing.assert_array_equal(shuffled.signals["tiles"], tiles[before])
     # Image 0 has one region, so image 1 sees it twice; image 2 has none: its first row is a filler.
     np.testing.assert_array_equal(
-        shuffled.signals.regions, regions[before][rows, [[0] * 2, [0] * 2, [0, 1]]]
+        shuffled.signals["regions"], regions[before][rows, [[0] * 2, [0] * 2, [0, 1]]]
     )
     # One object in images 1 and 2, three in image 0 of which two were chosen.
     np.testing.assert_array_equal(
-        shuffled.signals.instances, instances[before][rows, [[0] * 2, [0, 1], [0] * 2]]
+        shuffled.signals["instances"], instances[before][rows, [[0] * 2, [0, 1], [0] * 2]]
     )
     np.testing.assert_array_equal(shuffled.caption_tokens, captions[before])
     np.testing.assert_array_equal(shuffled.is_caption, is_caption[before])
-    assert shuffled.signals.captions is None
+    assert "captions" not in shuffled.signals
     for name, array in own.items():
         np.testing.assert_array_equal(getattr(shuffled, name), array)
 
@@ -327,7 +328,7 @@ def test_two_data_shards_take_the_gradients_of_one_device(
     def run(params: Any, batch: Any, teaching: Any, mesh: Any) -> Any:
         return jax.jit(
             lambda p, b, t: train_step.loss_and_gradients(
-                p, b, tiny_distillation.KEY, config=made, num_shards=2, mesh=mesh, teaching=t
+                p, b, tiny_distillation.KEY, config=made, num_shards=2, mesh=mesh, teachers=t
             )
         )(params, batch, teaching)
 
@@ -422,9 +423,9 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
     def loss(params: Any, arrays: Any) -> Any:
         held = dataclasses.replace(teaching, arrays=arrays)
         examples, text_key = objectives.split_batch(batch, tiny_distillation.KEY)
-        examples = examples._replace(lesson=lesson_lib.lesson_of(batch, held))
-        shared = lesson_lib.Shared(held, lesson_lib.student_names(params, held, made))
-        context = objectives.context_of(made, batch, text_key, shared=shared)
+        examples = examples._replace(branch_inputs=step_inputs.of_batch(batch, held))
+        read = step_inputs.of_step(params, held, made)
+        context = objectives.context_of(made, batch, text_key, teachers=read)
         return objectives.tower_losses(params, batch, examples, context)[0].mean()
 
     of_student, of_teacher = jax.jit(jax.grad(loss, argnums=(0, 1)))(state.params, teaching.arrays)
@@ -454,7 +455,7 @@ def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: st
     def of_teacher(arrays: Any) -> Any:
         held = dataclasses.replace(teaching, arrays=arrays)
         _, metrics = train_step.loss_and_gradients(
-            params, batch, tiny_distillation.KEY, config=made, num_shards=1, teaching=held
+            params, batch, tiny_distillation.KEY, config=made, num_shards=1, teachers=held
         )
         return metrics["loss"]
 
@@ -471,14 +472,14 @@ def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: st
     assert moved.max() > 1e-5
 
 
-def _student(**fields: Any) -> Student:
-    given: dict[str, Any] = {field.name: None for field in dataclasses.fields(Student)}
-    return Student(**(given | fields))
+def _inputs(**fields: Any) -> BranchInputs:
+    given: dict[str, Any] = {field.name: None for field in dataclasses.fields(BranchInputs)}
+    return BranchInputs(**(given | fields))
 
 
 def test_centres_are_those_of_the_grid() -> None:
     index = jnp.array([[0, 4, 5, 14, 7]])
-    centres = _student(token_index=index, grid=(3, 5)).centres
+    centres = _inputs(token_index=index, grid=(3, 5)).centres
     wanted = [[0.1, 1 / 6], [0.9, 1 / 6], [0.1, 0.5], [0.9, 5 / 6], [0.5, 0.5]]
     np.testing.assert_allclose(centres[0], wanted, rtol=1e-6)
 
@@ -499,15 +500,15 @@ def test_instances_count_where_the_matched_token_has_their_box() -> None:
         labels=jnp.ones((1, 4, 2), bool),
         is_query=jnp.ones((1, 2), bool),
     )
-    student = _student(
+    inputs = _inputs(
+        signals={"instances": jnp.asarray(wanted)},
         targets=targets,
         instance_tokens=jnp.asarray(tokens),
         instance_boxes=jnp.asarray(predicted),
         is_matched=jnp.array([[True, True, False, True]]),
     )
-    teacher = Teacher(signals=TeacherSignals(instances=jnp.asarray(wanted)))
     entry = HierKdInstanceConfig(weight=1.0, max_crops=4)
-    found = hierkd.INSTANCE_BRANCH.loss(entry, {}, student, teacher)
+    found = hierkd.INSTANCE_BRANCH.loss(entry, {}, inputs)
     counted = [np.abs(tokens[0, i] - wanted[0, i]).sum() for i in (0, 3)]
     np.testing.assert_allclose(found, [np.mean(counted)], rtol=1e-5)
 
@@ -518,12 +519,14 @@ def test_every_object_is_chosen_alike() -> None:
     counts = np.zeros(12)
     for _ in range(100):
         boxes = jnp.asarray(rng.random((1, 16, 4)), jnp.float32)
-        chosen = np.asarray(hierkd.some_instances(boxes, jnp.arange(16)[None] < 12, 3))[0]
+        chosen = np.asarray(select.choose_instances(boxes, jnp.arange(16)[None] < 12, 3))[0]
         assert len(set(chosen)) == 3
         counts[chosen] += 1
     assert counts.min() > 10 and counts.max() < 45
-    assert np.array_equal(hierkd.some_instances(boxes, jnp.arange(16)[None] < 2, 99)[0], range(16))
-    all_of_two = hierkd.some_instances(boxes, jnp.arange(16)[None] < 2, 5)
+    assert np.array_equal(
+        select.choose_instances(boxes, jnp.arange(16)[None] < 2, 99)[0], range(16)
+    )
+    all_of_two = select.choose_instances(boxes, jnp.arange(16)[None] < 2, 5)
     assert set(np.asarray(all_of_two)[0, :2]) == {0, 1}
 
 

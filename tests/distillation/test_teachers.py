@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, crops, teachers
+from owl_det import checkpoint
+from owl_det.distillation import crops, teachers
+from owl_det.distillation.teacher import Teacher
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
 from owl_det.resolve import resolve_model
@@ -76,7 +78,8 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
     assert teaching.teacher_dim == 24 and set(teaching.arrays) == {"image", "names"}
     np.testing.assert_allclose(np.linalg.norm(teaching.arrays["names"], axis=-1), 1, rtol=1e-3)
     signals = jax.eval_shape(teaching.signals, teaching.arrays, tiny.batch(made))
-    assert signals.tiles.shape == (4, 1, 24) and signals.dense_regions.shape == (4, 6, 24)
+    assert signals["tiles"].shape == (4, 1, 24)
+    assert signals["dense_regions"].shape == (4, 6, 24)
     with pytest.raises(ConfigError, match="dense_image_size: 80 is no multiple of the 32 pixels"):
         tiny_distillation.open_teaching(
             tiny_distillation.config("densevlm", distill={"dense_image_size": 80}),
@@ -87,7 +90,7 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
 def test_dense_teachers_that_cannot_name_tokens_are_refused(
     teacher_folder: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="25 is no multiple of the dense teacher's patches of 8"):
+    with pytest.raises(ConfigError, match="25 is no multiple of the 8 pixels of the dense teacher"):
         tiny_distillation.open_teaching(
             tiny_distillation.config("densevlm", distill={"dense_image_size": 25}), teacher_folder
         )
@@ -121,14 +124,14 @@ def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
     loaded = checkpoint.load_model(
         tiny_distillation.save_towers(tmp_path / "towers", model__image__pooling="mean")
     )
-    tower = teachers.Tower("towers", loaded.model, loaded.preprocess)
+    teacher = Teacher(loaded)
     image = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)
     box = np.array([[0.5, 0.25, 1.0, 0.5]], np.float32)
-    found = tower.embed_boxes(loaded.params, jnp.asarray(image), jnp.asarray(box)[:, None])
+    found = teacher.embed_boxes(loaded.params, jnp.asarray(image), jnp.asarray(box)[:, None])
     pixels = crops.crop_and_resize(
         jnp.asarray(image), jnp.asarray(box), loaded.model.image_size, loaded.preprocess
     )
-    _, tokens = tower.module.apply(
+    _, tokens = teacher.module.apply(
         {"params": loaded.params}, pixels, method=lambda m, x: m.image.embed_all(x)
     )
     side = loaded.model.image_size // loaded.model.image.patch_size

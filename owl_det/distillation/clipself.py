@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from owl_det.config import ClipSelfConfig
-from owl_det.losses.branch import Branch, given, masked_mean
+from owl_det.distillation.branch import Branch, BranchInputs, masked_mean, require
 from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
-from owl_det.types import Params, Student, Teacher
+from owl_det.types import Params
 
 
 def region_loss(
@@ -26,14 +26,10 @@ def region_loss(
     return masked_mean(1.0 - cosine, is_region)
 
 
-def _loss(
-    entry: ClipSelfConfig, params: Params, student: Student, teacher: Teacher
-) -> Float[Array, " b"]:
-    boxes, is_region = given(student.region_boxes), given(student.is_region)
-    pooled, is_seen = kept_region_embeddings(
-        student.tokens, student.token_index, boxes, student.grid
-    )
-    return region_loss(pooled, given(teacher.signals.regions), is_region & is_seen)
+def _loss(entry: ClipSelfConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
+    boxes, is_region = require(inputs.region_boxes), require(inputs.is_region)
+    pooled, is_seen = kept_region_embeddings(inputs.tokens, inputs.token_index, boxes, inputs.grid)
+    return region_loss(pooled, inputs.signals["regions"], is_region & is_seen)
 
 
 BRANCH = Branch(loss=_loss, needs=("regions",), shares_space=True)

@@ -1,0 +1,1 @@
+"""Distillation: frozen teachers, and branches: a paper is a file, a loss beside the detector's."""
