@@ -20,6 +20,18 @@ runs_supported_python() {
     </dev/null >/dev/null 2>&1
 }
 
+# Every interpreter that may be there, one a line: a version manager's too, whose shims do not run
+# where no version is selected.
+python_candidates() {
+  local version
+  printf '%s\n' python3.11 python3.12 python3 python
+  if command -v pyenv >/dev/null; then
+    pyenv versions --bare 2>/dev/null | while read -r version; do
+      printf '%s\n' "$(pyenv root)/versions/$version/bin/python"
+    done
+  fi
+}
+
 find_python() {
   local candidate
   if [[ -n "${OWL_DET_PYTHON:-}" ]]; then
@@ -28,13 +40,26 @@ find_python() {
     printf '%s\n' "$OWL_DET_PYTHON"
     return
   fi
-  for candidate in python3.11 python3.12 python3 python; do
+  while read -r candidate; do
     if runs_supported_python "$candidate"; then
       printf '%s\n' "$candidate"
       return
     fi
-  done
+  done < <(python_candidates)
   fail "no Python 3.11 or 3.12 found: install one, or name it in OWL_DET_PYTHON"
+}
+
+# The first interpreter of this version, such as 3.12; fails where there is none.
+find_version() {
+  local candidate
+  while read -r candidate; do
+    if "$candidate" -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] != '$1')" \
+      </dev/null >/dev/null 2>&1; then
+      printf '%s\n' "$candidate"
+      return
+    fi
+  done < <(python_candidates)
+  return 1
 }
 
 # The locks hold for the platform they were made on; elsewhere pip resolves pyproject.toml.
