@@ -28,9 +28,29 @@ ROOT = Path(__file__).resolve().parents[1]
 # A file is one worker's: the longest start first, so that no worker ends alone with one of them.
 _LONGEST = ("test_train.py", "test_step.py", "test_export.py", "test_clipping.py")
 
+# What every supported interpreter runs: seconds each, of all that differs between interpreters.
+_FAST = (
+    *("annotate/test_label_spaces.py", "cli", "data_pipelines", "evaluation/test_coco.py"),
+    *("losses", "modeling/test_detector.py", "studies/test_report.py", "test_boxes.py"),
+    *(
+        "test_checkpoint.py",
+        "test_config.py",
+        "test_console.py",
+        "test_files.py",
+        "test_imports.py",
+    ),
+    *("test_matching.py", "test_optim.py", "test_predictor.py", "test_viz.py"),
+)
 
-@pytest.hookimpl(trylast=True)
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the fast tests, before `-m` chooses, and puts the longest files first."""
+    for item in items:
+        where = item.path.relative_to(ROOT / "tests").as_posix()
+        is_long = item.get_closest_marker("slow") or item.get_closest_marker("nightly")
+        if not is_long and where.startswith(_FAST):
+            item.add_marker("fast")
     items.sort(key=lambda item: item.path.name not in _LONGEST)
 
 
