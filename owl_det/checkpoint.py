@@ -32,11 +32,11 @@ from jaxtyping import PyTree
 
 from data_pipelines import tokenizer
 from owl_det import config as config_lib
-from owl_det import lesson, optim, train_step
+from owl_det import finite, lesson, optim, train_step
 from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
-from owl_det.modeling.detector import TOWERS
+from owl_det.modeling.detector import TOWERS, without_contrastive
 from owl_det.resolve import resolve, resolve_model
 from owl_det.types import LoadedModel, Params, TrainState
 
@@ -149,7 +149,8 @@ def _training_item(state: TrainState) -> dict[str, Any]:
 def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     """Loads a workdir's latest checkpoint, or one checkpoint directory, of either kind.
 
-    Raises `CheckpointError` if there is none or its files do not fit its own model description.
+    Raises `CheckpointError` if there is none, its files do not fit its own model description, or a
+    parameter has values that are NaN or infinite.
     """
     folder = find(path)
     described = _describe(folder)
@@ -166,6 +167,7 @@ def load_model(path: str | os.PathLike[str]) -> LoadedModel:
             )
     except Exception as error:  # Orbax raises many kinds for files it cannot read
         raise CheckpointError(f"{folder}/params: cannot be read ({_first_line(error)})") from error
+    finite.require_finite(params, f"{folder}/params")
     if jax.default_backend() != "gpu":  # where cuDNN's attention, if it is asked for, cannot run
         model = dataclasses.replace(described.model, attention="xla")
         described = dataclasses.replace(described, model=model)
@@ -391,11 +393,15 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     num_positions = target["text"]["position_embedding"].shape[0]
     if config.model.text.pooling == "end_token" and "text" in towers:
         text["position_embedding"] = text["position_embedding"][:num_positions]
-    if config.model.contrastive == "none":
-        image = {key: x for key, x in image.items() if key not in ("map_head", "visual_projection")}
     params = {**params, "image": image, "text": text}
     if config.model.contrastive == "none":
-        params = {key: x for key, x in params.items() if key not in ("logit_scale", "logit_bias")}
+        params, dropped = without_contrastive(params)
+        if dropped:
+            logging.info(
+                "Left out: %s, which only contrastive training uses (config.model.contrastive "
+                "is none)",
+                ", ".join(dropped),
+            )
     if loaded.kind == "towers":
         _compare(params, _towers_of(target), where)
         params |= _fresh_heads(config)

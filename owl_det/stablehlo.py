@@ -28,6 +28,7 @@ import safetensors
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
+from owl_det import finite
 from owl_det.config import ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import Functions
@@ -238,9 +239,12 @@ def _read_params(file: Path, functions: list[jax.export.Exported]) -> Params:
             saved = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
             for function in functions:
                 _check_params(file, saved, function)
-            return jax.device_put(unflatten({n: tensors.get_tensor(n) for n in sorted(saved)}))
+            read = {name: tensors.get_tensor(name) for name in sorted(saved)}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: no safetensors file ({error})") from None
+    params = unflatten(read)
+    finite.require_finite(params, str(file))
+    return jax.device_put(params)
 
 
 def _check_params(

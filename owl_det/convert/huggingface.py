@@ -72,23 +72,41 @@ def read(source: str) -> LoadedModel:
     folder = find_folder(source)
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {kind!r} is not one of {', '.join(_DEFAULTS)}"
         )
     weights = open_weights(folder)
+    is_contrastive = _is_contrastive(kind, weights)
     model, preprocess = models.resolve(
-        _model_config(config, kind, weights, folder / "config.json"),
+        {
+            **_model_config(config, kind, folder / "config.json"),
+            "contrastive": "softmax" if is_contrastive else "none",
+        },
         _preprocess_config(folder / "preprocessor_config.json", kind),
         str(folder),
     )
     _check_side(folder / "preprocessor_config.json", model.image_size)
-    loaded = models.read(table(kind), weights, model, preprocess)
+    loaded = models.read(table(kind, is_contrastive), weights, model, preprocess)
     return dataclasses.replace(loaded, tokenizer=clip_vocabulary.own_tokenizer(folder))
 
 
-def table(kind: str) -> Table:
-    """Where each tensor of "owlvit" or "owlv2" goes."""
+def _is_contrastive(kind: str, weights: Weights) -> bool:
+    """True if the file holds what contrastive training has left, and no stand-in of `write`."""
+    scale, projection = f"{kind}.logit_scale", f"{kind}.visual_projection.weight"
+    if scale not in weights.shapes or projection not in weights.shapes:
+        return False
+    if len(weights.shapes[projection]) != 2:
+        return True  # the table's shapes say what is wrong
+    stand_in = _initial(kind, weights.shapes[projection])
+    return not all(np.array_equal(weights.read(name), x) for name, x in stand_in.items())
+
+
+def table(kind: str, is_contrastive: bool = False) -> Table:
+    """Where each tensor of "owlvit" or "owlv2" goes.
+
+    `is_contrastive`: with the scale and the projection that only contrastive training uses.
+    """
     vision, text = f"{kind}.vision_model", f"{kind}.text_model"
     entries: list[Rule] = [
         Rule(f"{vision}.embeddings.class_embedding", "image/class_embedding"),
@@ -111,10 +129,19 @@ def table(kind: str) -> Table:
     for head in heads:
         for i in range(3):
             entries += _linear(f"{head}.dense{i}", f"{head}/dense_{i}")
+    if is_contrastive:
+        projection = f"{kind}.visual_projection.weight"
+        entries += [
+            Rule(projection, "image/visual_projection/kernel", layout="linear"),
+            Rule(f"{kind}.logit_scale", "logit_scale"),
+        ]
     return Table(
         rules=tuple(entries),
         ignored=(
-            Ignored(rf"{kind}\.(visual_projection\.weight|logit_scale)", "contrastive training"),
+            Ignored(
+                rf"{kind}\.(visual_projection\.weight|logit_scale)",
+                "for contrastive training, and incomplete or never trained",
+            ),
             Ignored(r".*\.position_ids|box_bias", "constants that older versions saved"),
         ),
     )
@@ -156,9 +183,7 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _model_config(
-    config: Mapping[str, Any], kind: str, weights: Weights, file: Path
-) -> dict[str, Any]:
+def _model_config(config: Mapping[str, Any], kind: str, file: Path) -> dict[str, Any]:
     """The `model` section of our config, unchecked but for what it cannot express."""
     text = _section(config, "text_config", _DEFAULTS[kind]["text"], file)
     vision = _section(config, "vision_config", _DEFAULTS[kind]["vision"], file)
@@ -309,10 +334,12 @@ def write(target: Path, model: LoadedModel) -> None:
     _log_differences(model)
     parameters = models.flatten(model.params)
     shapes = _their_shapes(kind, model.model)
-    tensors = rules.to_theirs(table(kind), parameters, shapes)
-    lacking = sorted(shapes.keys() - tensors.keys())
-    logging.warning("%s: not in our model, written as transformers starts them", ", ".join(lacking))
-    tensors |= _initial(kind, model.model)
+    is_contrastive = model.model.contrastive == "softmax"
+    tensors = rules.to_theirs(table(kind, is_contrastive), parameters, shapes)
+    if lacking := sorted(shapes.keys() - tensors.keys()):
+        names = ", ".join(lacking)
+        logging.warning("%s: not in our model, written as transformers starts them", names)
+        tensors |= _initial(kind, shapes[f"{kind}.visual_projection.weight"])
     target.mkdir(parents=True, exist_ok=True)
     _write_json(target / "config.json", _their_config(kind, model.model))
     _write_json(target / "preprocessor_config.json", _their_preprocessing(kind, model))
@@ -334,8 +361,10 @@ def _check_expressible(model: ModelConfig) -> None:
         "image.pre_norm": (model.image.pre_norm, True),
         "image.patch_bias": (model.image.patch_bias, False),
         "image.last_block": (model.image.last_block, "full"),
-        "contrastive": (model.contrastive, "none"),
     }
+    if model.contrastive != "none":
+        wanted["contrastive"] = (model.contrastive, "softmax")
+        wanted["image.projection"] = (model.image.projection, "linear")
     for key, (value, only) in wanted.items():
         if value != only:
             raise CheckpointError(f"model.{key}: {value}; transformers can only have {only}")
@@ -417,10 +446,12 @@ def _their_shapes(kind: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _initial(kind: str, model: ModelConfig) -> dict[str, np.ndarray]:
-    """What only contrastive training uses, as their class initialises it."""
-    shape = (model.embedding_dim, model.image.width)
-    values = np.random.default_rng(0).normal(scale=model.image.width**-0.5, size=shape)
+def _initial(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What only contrastive training uses, as their class initialises it; always the same.
+
+    `shape` is the projection's: [embedding_dim, image.width].
+    """
+    values = np.random.default_rng(0).normal(scale=max(shape[1], 1) ** -0.5, size=shape)
     return {
         f"{kind}.visual_projection.weight": values.astype(np.float32),
         f"{kind}.logit_scale": np.array(_LOGIT_SCALE, np.float32),
