@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float32
 
 from data_pipelines import label_ops, text_file
 from data_pipelines.features import Category, Names, Record
+from data_pipelines.image_files import IMAGE_SUFFIXES
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts, dropped_text
 from owl_det.errors import DataError, SourceError
@@ -29,7 +30,9 @@ _ODD_SHARE = 0.01  # of all boxes; less is usual in large data sets
 # The flag of a command that stands for a key of a source, where its name is another.
 _FLAGS = {"labels": "--annotations", "path": "--annotations"}
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+# Of images that are looked for by their stem, versions hold these guesses alone, so that data sets
+# keep their version when more suffixes are known.
+_GUESSES_IN_VERSIONS = IMAGE_SUFFIXES[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +294,12 @@ def _find(folder: Path, image: LabelledImage) -> Path | None:
 def _digest(images: Iterable[LabelledImage], categories: Iterable[Category]) -> str:
     digest = hashlib.sha256(repr([(c.id, c.name, c.groups) for c in categories]).encode())
     for image in sorted(images, key=lambda image: image.files):
-        labels = (image.files, image.image_id, image.names, image.negatives, image.not_exhaustive)
+        files = tuple(
+            file
+            for i, file in enumerate(image.files)
+            if i == 0 or os.path.splitext(file)[1] in _GUESSES_IN_VERSIONS
+        )
+        labels = (files, image.image_id, image.names, image.negatives, image.not_exhaustive)
         digest.update(repr(labels).encode())
         digest.update(image.boxes_xyxy.tobytes())
         digest.update(image.is_crowd.tobytes())
