@@ -49,7 +49,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     from data_pipelines.image_ops import UnreadableImage
     from owl_det.predictor import Predictor
 
-    paths = image_paths(arguments.images)
+    paths = image_paths(arguments.images, arguments.out)
     if not arguments.query and not arguments.query_image:
         raise UserError("predict: give at least one --query or --query_image")
     targets = picture_paths(Path(arguments.out), paths) if arguments.out else [None] * len(paths)

@@ -43,7 +43,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     from data_pipelines.image_ops import UnreadableImage
     from owl_det import checkpoint, dense_features, viz
 
-    paths = image_paths(arguments.images)
+    paths = image_paths(arguments.images, arguments.out)
     model = checkpoint.load_model(arguments.checkpoint)
     if arguments.image_size:
         model = checkpoint.resized(model, arguments.image_size)
