@@ -324,7 +324,25 @@ def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
     functions = inference.functions_of(model)
     for t, b, q in ((1, 1, 1), (1, 3, 5), (7, 2, 20)):
         inputs = _sizes(model, t, b, q)
-        expected, found = export._run(functions, model, inputs), run(inputs)
+        expected, found = export._run(functions, model, inputs, kind), run(inputs)
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(found[name], value, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_onnx_runtime_loads_an_export_without_a_word(
+    saved: Path, tmp_path: Path, repository_root: Path
+) -> None:
+    pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    export.export(saved, tmp_path / "onnx", "onnx")
+    code = f"""
+import onnxruntime
+for name in {export.FUNCTIONS["onnx"]!r}:
+    onnxruntime.InferenceSession({str(tmp_path / "onnx")!r} + "/" + name + ".onnx")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "", done.stderr
+    # Of machines without a GPU it speaks of its absence, on some kernels.
+    assert not [line for line in done.stderr.splitlines() if "nitializer" in line], done.stderr
