@@ -29,6 +29,11 @@ def plain(name: str) -> str:
     return re.sub(r" +", " ", unicodedata.normalize("NFC", seen)).strip()
 
 
+def visible(text: str) -> str:
+    """A text in Unicode's composed form (NFC) without characters that nobody sees."""
+    return unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+
+
 def require_distinct(names: Iterable[str], where: str) -> None:
     """Names are the keys under which everything is asked and evaluated.
 
