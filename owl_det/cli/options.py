@@ -12,7 +12,7 @@ from owl_det.errors import ExitCode
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-class _HelpWithDefaults(argparse.HelpFormatter):
+class HelpWithDefaults(argparse.HelpFormatter):
     """Names the default of every option that has one, unless its help does so in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose help names the defaults, and whose flags are written out in full."""
 
     def __init__(self, *arguments: object, **options: object):
-        options.setdefault("formatter_class", _HelpWithDefaults)
+        options.setdefault("formatter_class", HelpWithDefaults)
         options.setdefault("allow_abbrev", False)
         super().__init__(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
