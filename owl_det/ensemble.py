@@ -173,7 +173,7 @@ def sweep(
     source or a group cannot be used.
     """
     from data_pipelines import pseudo_records
-    from owl_det import viz
+    from owl_det.viz import plots
 
     a, b = _with_the_same_parts(
         checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
@@ -188,7 +188,7 @@ def sweep(
         points.append({"weight": weight, **measure(interpolate(a, b, weight))})
         logging.info("%s", points[-1])
         pseudo_records.write_json(folder / "sweep.json", content)  # a point may take an hour
-    viz.plot_trade_off(
+    plots.plot_trade_off(
         folder / "trade_off.png",
         [(f"{p['weight']:g}", p["out_of_domain_AP"], p["in_domain_AP"]) for p in points],
         f"AP out of domain: {out_of_domain}",

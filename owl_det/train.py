@@ -126,7 +126,7 @@ def evaluate(
 
     Returns the summaries by evaluation set (on process 0).
     """
-    from owl_det import viz
+    from owl_det.viz import plots
 
     summaries: dict[str, dict[str, Any]] = {}
     (folder / "eval").mkdir(exist_ok=True)
@@ -145,7 +145,7 @@ def evaluate(
         temporary.write_text(text)
         temporary.replace(folder / "eval" / "summary.json")
         if is_last and (folder / "metrics.jsonl").exists():
-            viz.plot_training_curve(
+            plots.plot_training_curve(
                 folder / "pictures" / "training_curve.png", folder / "metrics.jsonl"
             )
         if is_last:
@@ -168,7 +168,7 @@ def _measure_detection(
 ) -> dict[str, Any]:
     """The summary of one set, on process 0; results and pictures go to the workdir."""
     from owl_det import viz
-    from owl_det.evaluation.coco import confusion_matrix
+    from owl_det.evaluation import pictures
 
     started, step, name = time.time(), int(state.step), measure.name
     result = measure(lesson.model_params(state.params))
@@ -181,18 +181,12 @@ def _measure_detection(
     log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
     evaluator.write_results(folder / "eval" / f"results_{name}.json")
     if result.pictures:
-        picture = viz.picture_grid(result.pictures)
+        picture = pictures.sheet(result.pictures)
         viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
         log.picture(step, f"pictures/{name}", picture)
     logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
     if is_last:
-        pictures = folder / "pictures"
-        viz.plot_precision_recall(pictures / f"precision_recall_{name}.png", metrics)
-        viz.plot_confusion_matrix(
-            pictures / f"confusion_matrix_{name}.png",
-            confusion_matrix(evaluator),
-            [category.name for category in evaluator.categories],
-        )
+        pictures.write_plots(folder / "pictures", name, evaluator, metrics)
     return entry
 
 

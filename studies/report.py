@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from owl_det import viz
+from owl_det.viz.plots import plot_trade_off
 from studies import document, plots
 from studies.arms import REPORT_SEEDS, Arm, Claim, Metrics, Study
 from studies.claims import Judgement, Results, judge, read_results, standard_error
@@ -301,7 +301,7 @@ def _draw_ensemble(study: Study, results: Results, file: Path) -> None:
             for side in ("out_of_domain", "in_domain")
         )
         points.append((f"{weight:g}", x, y))
-    viz.plot_trade_off(
+    plot_trade_off(
         file, points, "AP50 of novel names (percent)", "AP50 of base names (percent)"
     )
 

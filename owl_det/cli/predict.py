@@ -134,9 +134,9 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     image = np.asarray(image_ops.decode_image(path.read_bytes()))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    labels = [str(d["query"]) for d in detections]
-    viz.save_png(target, viz.draw_detections(image, boxes, labels, scores))
+    names = [str(d["query"]) for d in detections]
+    classes = np.array([d["label"] for d in detections], int).tolist()
+    viz.save_png(target, viz.draw_best(image, boxes, names, scores, classes=classes))
 
 
 def add_embed(commands: Commands) -> None:

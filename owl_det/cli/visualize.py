@@ -64,7 +64,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
         image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
         coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
-        pictures = [viz.titled(pixels, "image"), viz.titled(coloured, "clusters")]
+        pictures = [viz.show(pixels, "image"), viz.titled(coloured, "clusters")]
         for query, text in zip(arguments.query, texts, strict=True):
             pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
         viz.save_png(target, viz.picture_grid(pictures))

@@ -14,15 +14,14 @@ from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from owl_det import inference, sharding, viz
+from owl_det import inference, sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.evaluation.loader import Loader
+from owl_det.evaluation.pictures import beside_truth
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
-
-PICTURE_SCORE = 0.2  # detections below are not drawn
 
 
 class Found(NamedTuple):
@@ -169,7 +168,7 @@ class Evaluate:
             true_areas=None if record.areas is None else record.areas[take],
             **federated,
         )
-        return lambda: _draw(record, categories, boxes, found)
+        return lambda: beside_truth(record, categories, boxes, found.scores, found.query)
 
 
 def summary(
@@ -198,16 +197,3 @@ def _is_federated(record: Record, categories: tuple[Category, ...]) -> bool:
     """True if some categories are neither present nor known to be absent."""
     known = {name for names in record.names for name in names} | set(record.negatives)
     return bool(record.not_exhaustive) or len(known) < len(categories)
-
-
-def _draw(
-    record: Record, categories: tuple[Category, ...], boxes: np.ndarray, found: Found
-) -> np.ndarray:
-    image = np.asarray(image_ops.decode_image(record.image))
-    keep = found.scores >= PICTURE_SCORE
-    labels = [categories[i].name for i in found.query[keep]]
-    predicted = viz.draw_detections(image, boxes[keep], labels, found.scores[keep])
-    truth = viz.draw_detections(
-        image, record.boxes_xyxy, [names[0] for names in record.names], None
-    )
-    return viz.side_by_side(predicted, truth)
