@@ -4,6 +4,8 @@ import argparse
 
 from owl_det.cli.options import Commands, local_path
 
+_NUM_PICTURES = 8  # images that --pictures shows, of each data set
+
 
 def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a checkpoint on a benchmark")
@@ -64,11 +66,17 @@ def add_evaluate(commands: Commands) -> None:
         metavar="FILE.json",
         help="where to write detections in COCO's format",
     )
+    parser.add_argument(
+        "--pictures",
+        type=local_path,
+        metavar="DIR",
+        help="where to draw detections beside the truth, precision and recall, and confusions",
+    )
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """A table on stdout; JSON with `--out`."""
+    """A table on stdout; JSON with `--out`, pictures with `--pictures`."""
     from owl_det import checkpoint, stablehlo
     from owl_det.evaluation import benchmark
 
@@ -78,6 +86,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         batch_size=arguments.batch_size,
         max_images=arguments.max_images,
+        num_pictures=_NUM_PICTURES if arguments.pictures else 0,
     )
     sources = benchmark.open_sources(
         benchmark.Location(
@@ -98,6 +107,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings,
         prompts=arguments.prompts,
         results=arguments.results,
+        pictures=arguments.pictures,
         functions=functions,
     )
     print(benchmark.table(content))

@@ -20,6 +20,8 @@ from owl_det import inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import UserError, in_flags
+from owl_det.evaluation import by_category
+from owl_det.evaluation import pictures as pictures_lib
 from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
 from owl_det.modeling.detector import Detector
 
@@ -48,6 +50,7 @@ def settings(
     top_k: int = 0,
     batch_size: int = 8,
     max_images: int = 0,
+    num_pictures: int = 0,
 ) -> EvaluationConfig:
     """How a benchmark is measured. By default LVIS has its own protocol, the others COCO's.
 
@@ -66,7 +69,7 @@ def settings(
         top_k=top_k,
         batch_size=batch_size,
         max_images=max_images,
-        num_pictures=0,
+        num_pictures=num_pictures,
     )
 
 
@@ -97,12 +100,14 @@ def run(
     *,
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
+    pictures: str | os.PathLike[str] | None = None,
     functions: inference.Functions | None = None,
 ) -> dict[str, Any]:
-    """Measures a model on every data set; the summary is like that of training.
+    """Measures a model on every data set; the summary is like that of training, and by category.
 
     `prompts` "" takes those of the checkpoint. `results` is a file for the detections in COCO's
-    results format; `functions` are those of an export. With several data sets the metrics at the
+    results format, `pictures` a folder for the pictures that a training draws; `functions` are
+    those of an export. With several data sets the metrics at the
     top are means over them. Raises `DataError` if more than 1 % of a data set's images cannot be
     read.
     """
@@ -130,7 +135,12 @@ def run(
         metrics = result.evaluator.compute()
         if results is not None:
             result.evaluator.write_results(results)
-        summaries[name] = summary(measure, result, metrics, model.step, time.time() - started)
+        summaries[name] = {
+            **summary(measure, result, metrics, model.step, time.time() - started),
+            **by_category.content(metrics),
+        }
+        if pictures is not None:
+            pictures_lib.write(Path(pictures), name, result.pictures, result.evaluator, metrics)
     return {
         **_overall(list(summaries.values())),
         "protocol": settings.protocol,
@@ -151,16 +161,18 @@ def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> N
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """The summary as text, metrics in percent: a line a metric, or a line a data set."""
+    """The summary as text, metrics in percent: a line a metric and category, or a data set."""
     sets: Mapping[str, Mapping[str, Any]] = content["datasets"]
     if len(sets) == 1:
         ((name, values),) = sets.items()
-        rows = [(key, f"{100 * values[key]:.2f}") for key in values if key.startswith("AP")]
+        scalars = [key for key in values if key.startswith("AP") and "_by_" not in key]
+        rows = [(key, f"{100 * values[key]:.2f}") for key in scalars]
         rows += [
             (key, str(values[key]))
             for key in ("num_images", "num_instances", "unreadable_images", "seconds")
         ]
-        return columns([(name, f"% ({content['protocol']})"), *rows])
+        totals = columns([(name, f"% ({content['protocol']})"), *rows])
+        return f"{totals}\n\n{columns(by_category.rows(values))}"
     header = ("data set", *_MEANS, "images", "unreadable")
     rows = [
         (name, *_percent(values), str(values["num_images"]), str(values["unreadable_images"]))

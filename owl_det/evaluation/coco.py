@@ -113,7 +113,9 @@ class Metrics:
     AP75: float
     AP_by_size: dict[str, float]  # small, medium, large: areas to 32², to 96², beyond (pixels)
     groups: dict[str, GroupMetrics]
+    AP_by_category: dict[str, float]
     AP50_by_category: dict[str, float]
+    instances_by_category: dict[str, int]  # crowd regions are none
     recall: Float[np.ndarray, " r"]
     precision: Float[np.ndarray, " r"]  # mean over categories at IoU 0.5, for `recall`
     num_images: int
@@ -235,9 +237,16 @@ class CocoEvaluator:
             AP75=float(precision[5].mean()),
             AP_by_size=_size_metrics(by_size),
             groups=_group_metrics(categories, precision),
+            AP_by_category={
+                category.name: float(precision[:, :, index].mean())
+                for index, category in enumerate(categories)
+            },
             AP50_by_category={
                 category.name: float(precision[0, :, index].mean())
                 for index, category in enumerate(categories)
+            },
+            instances_by_category={
+                self.categories[i].name: int(num_instances[i]) for i in evaluated
             },
             recall=np.linspace(0, 1, precision.shape[1]),
             precision=precision[0].mean(axis=-1),

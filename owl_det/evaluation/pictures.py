@@ -66,6 +66,20 @@ def sheet(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "
     return viz.picture_grid(pictures, columns=2)
 
 
+def write(
+    folder: Path,
+    name: str,
+    pairs: Sequence[UInt8[np.ndarray, "h w 3"]],
+    evaluator: CocoEvaluator,
+    metrics: Metrics,
+) -> None:
+    """Writes `<name>.png`, the sheet of these pairs, and what `write_plots` does."""
+    name = name.replace("/", "_")  # of data sets in folders of folders
+    if pairs:
+        viz.save_png(folder / f"{name}.png", sheet(pairs))
+    write_plots(folder, name, evaluator, metrics)
+
+
 def write_plots(folder: Path, name: str, evaluator: CocoEvaluator, metrics: Metrics) -> None:
     """Writes `precision_recall_<name>.png` and `confusion_matrix_<name>.png`."""
     from owl_det.viz import plots
