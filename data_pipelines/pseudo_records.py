@@ -149,6 +149,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def write_new_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """As `write_json`, unless the file is there or another process makes it: False then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = _partial(path)
+    write_json(mine, content)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        mine.replace(path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of this format. Raises `DataError` if it is none."""
     try:

@@ -34,6 +34,7 @@ from data_pipelines.readers.image_text_shards import (
 from data_pipelines.readers.tar_shards import TarShards
 from data_pipelines.readers.tfrecord_shards import TfRecordShards
 from data_pipelines.shapes_world import SPLITS, ShapesWorld
+from owl_det import files
 from owl_det.errors import DataError
 
 __all__ = ["ImageTextShards", "LocatedShards", "Place", "Sample", "Unreadable"]
@@ -46,11 +47,11 @@ def open_shards(where: str, num_shards: int = 0) -> ImageTextShards:
     """Opens what `where` names (see the top of this file).
 
     `num_shards` > 0 cuts a folder or shapes world into so many, 0 into shards of a thousand images.
-    Raises `DataError` if nothing is there, the kind is unknown, or files have shards of their own.
+    Raises `UserError` if nothing is there, the kind is unknown, or files have shards of their own.
     """
     if where.startswith("shapes_world:"):
         return _ShapesWorldShards(where, num_shards)
-    shards = open_files(Path(where), "--input", num_shards)
+    shards = open_files(files.local(where, "--input"), "--input", num_shards)
     if num_shards not in (0, len(shards)):
         raise DataError(
             f"--shards: {num_shards}, but {where} has {len(shards)} files, which are the shards; "
@@ -67,16 +68,16 @@ def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; correct {keys}")
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    files = [file for file in files if not image_files.is_hidden(file.name)]
-    packed = [file for file in files if file.name.lower().endswith(_COMPRESSED_TARS)]
+    there = sorted(path.iterdir()) if path.is_dir() else [path]
+    there = [file for file in there if not image_files.is_hidden(file.name)]
+    packed = [file for file in there if file.name.lower().endswith(_COMPRESSED_TARS)]
     if packed:
         raise DataError(f"{packed[0]}: is compressed; decompress it first")
-    tars = [file for file in files if file.suffix == ".tar"]
-    records = [f for f in files if ".tfrecord" in f.name and f.suffix not in _NO_RECORDS]
+    tars = [file for file in there if file.suffix == ".tar"]
+    records = [f for f in there if ".tfrecord" in f.name and f.suffix not in _NO_RECORDS]
     if tars and records:
         raise DataError(f"{path}: holds .tar and .tfrecord files; name one kind in {keys}")
-    others = [file.name for file in files if file not in {*tars, *records}]
+    others = [file.name for file in there if file not in {*tars, *records}]
     num_images = sum(map(image_files.is_image, others))
     if num_images and (tars or records):
         logging.warning(

@@ -3,7 +3,7 @@
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from data_pipelines import image_ops, pseudo_records
 from data_pipelines.image_ops import UnreadableImage
 from owl_det import viz
 from owl_det.annotate import label_spaces
+from owl_det.annotate.annotator import ENDS_EARLY, NO_CAPTION, NOTE
 from owl_det.annotate.label_spaces import CURATED_FACTOR, LabelSpace, escape_markdown
 from owl_det.annotate.precision import kept_boxes
 from owl_det.viz import plots
@@ -24,8 +25,8 @@ MAX_PHRASES = 10_000  # in report.json: the N-grams of many captions are mostly 
 BINS = 40  # of scores, over [0, 1]
 
 
-def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> None:
-    """Writes report.json, report.md and PNGs beside complete records."""
+def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Writes report.json, report.md and PNGs beside complete records; returns the first."""
     job = pseudo_records.read_json(folder / "job.json")
     content = measure(folder, job, counts)
     content["label_space"] = label_spaces.table(space, _rules(counts))
@@ -38,6 +39,7 @@ def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> None:
     (folder / "report.md").write_text(
         text + label_spaces.table_markdown(space, _rules(counts)), "utf-8"
     )
+    return content
 
 
 def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -81,7 +83,12 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
         "histogram": {
             space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
         },
-        "unreadable_reasons": dict(_reasons(folder, job).most_common()),
+        "captioned_images": counts.get("images", 0) - counts.get(NO_CAPTION, 0),
+        "images_that_end_early": counts.get(ENDS_EARLY, 0),
+        "notes": {key.removeprefix(NOTE): n for key, n in counts.items() if key.startswith(NOTE)},
+        "unreadable_reasons": dict(
+            reasons(folder, job["num_shards"], range(job["num_shards"])).most_common()
+        ),
     }
 
 
@@ -95,7 +102,8 @@ def _rules(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts that the label space's rules made."""
     others = {"images", "unreadable", "recorded images", "recorded boxes"}
     others |= {"encoded queries", "cut queries", "hard negatives"}
-    return {key: n for key, n in counts.items() if key not in others}
+    others |= {NO_CAPTION, ENDS_EARLY, "damaged shards", "shards without an image"}
+    return {k: n for k, n in counts.items() if k not in others and not k.startswith(NOTE)}
 
 
 def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -108,13 +116,14 @@ def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {**json.loads(line), "tar": tar}
 
 
-def _reasons(folder: Path, job: Mapping[str, Any]) -> Counter[str]:
-    reasons: Counter[str] = Counter()
-    for shard in range(job["num_shards"]):
-        file = pseudo_records.shard_file(folder, "quarantine", shard, job["num_shards"])
+def reasons(folder: Path, num_shards: int, shards: Iterable[int]) -> Counter[str]:
+    """Why things could not be read, of complete shards."""
+    found: Counter[str] = Counter()
+    for shard in shards:
+        file = pseudo_records.shard_file(folder, "quarantine", shard, num_shards)
         with file.open("rb") as lines:
-            reasons.update(json.loads(line)["reason"] for line in lines)
-    return reasons
+            found.update(json.loads(line)["reason"] for line in lines)
+    return found
 
 
 def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
@@ -174,6 +183,8 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         "| | |",
         "|---|---|",
         f"| images read | {content['images']:,} |",
+        f"| with a caption | {content['captioned_images']:,} |",
+        f"| that end early, read as far as they go | {content['images_that_end_early']:,} |",
         f"| unreadable | {content['unreadable']:,} |",
         f"| recorded (a box ≥ {job['image_floor']}) | {content['recorded_images']:,} images, "
         f"{content['recorded_boxes']:,} boxes ≥ {job['floor']} |",
@@ -188,6 +199,8 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
     ]
     if has_pictures:
         lines += ["![Kept boxes](pictures.png)", ""]
+    for note, n in content["notes"].items():
+        lines += [f"- {n:,} images: {escape_markdown(note)}"]
     for reason, n in content["unreadable_reasons"].items():
         lines += [f"- {n:,} unreadable: {escape_markdown(reason)}"]
     lines += _phrases_title(content["num_phrases"])
