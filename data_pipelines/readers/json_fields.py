@@ -95,7 +95,8 @@ def number_ids(ids: Iterable[Id], smallest: int) -> dict[Id, int]:
     The others get numbers that are free, from 1, in their order.
     """
     ids = list(ids)
-    numbers = {i: i for i in ids if isinstance(i, int) and smallest <= i < 2**31}
+    numbers: dict[Id, int] = {}
+    numbers |= {i: i for i in ids if isinstance(i, int) and smallest <= i < 2**31}
     taken = set(numbers.values())
     free = 1
     for other in ids:
@@ -139,7 +140,22 @@ def number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
+
+
+def numbers(values: Any) -> list[float] | None:
+    """A list of what `number` reads; None if it is none."""
+    if not isinstance(values, list):
+        return None
+    read = [number(value) for value in values]
+    return None if None in read else [value for value in read if value is not None]
+
+
+def size(entry: Any) -> tuple[int, int] | None:
+    """`height` and `width`; None where an entry does not say, or says what no image can have."""
+    sides = [as_id(entry.get(key)) for key in ("height", "width")]
+    height, width = (side if isinstance(side, int) and 0 < side < 2**24 else 0 for side in sides)
+    return (height, width) if height and width else None
 
 
 def field(entry: Any, key: str, where: str) -> Any:
@@ -157,7 +173,3 @@ def shown(value: Any) -> str:
     except ValueError:  # a number of thousands of digits inside
         return f"a {type(value).__name__}"
     return said if len(said) <= 100 else f"{said[:100]}…"
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -158,7 +158,7 @@ def reasons(boxes_xyxy: Float[np.ndarray, "m 4"]) -> list[str]:
     """Why each of some boxes, none of which is proper, is dropped."""
     found = []
     # Boxes are stored with the precision of 32 bits: two corners may become one.
-    for x0, y0, x1, y1 in boxes_xyxy.astype(np.float32).tolist():
+    for x0, y0, x1, y1 in _bounded(boxes_xyxy).astype(np.float32).tolist():
         if not np.isfinite([x0, y0, x1, y1]).all():
             found.append(NOT_FINITE)
         elif x1 < x0 or y1 < y0:
@@ -189,7 +189,7 @@ def _is_beyond(
     sides = np.array([width, height], np.float64)
     slack = sides * _BEYOND_SHARE + (0 if (height, width) == (1, 1) else _BEYOND_PIXELS)
     low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    return ((low < -slack) | (high > sides + slack)).any(axis=1)
+    return np.any((low < -slack) | (high > sides + slack), axis=1)
 
 
 def _other_frame(

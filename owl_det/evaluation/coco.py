@@ -148,6 +148,13 @@ class CocoEvaluator:
         self.limits = LIMITS[protocol]
         self.images = _Images()
         self._image_ids: set[int] = set()
+        # Of data sets whose own ids are texts or large; results name those.
+        self._given_image_ids: dict[int, int | str] = {}
+        self._given_category_ids = {
+            category.id: category.given_id
+            for category in self.categories
+            if category.given_id is not None
+        }
         self._category_ids = np.array([category.id for category in self.categories], np.int32)
         _check_unique("id", [category.id for category in self.categories])
         _check_unique("name", [category.name for category in self.categories])
@@ -162,6 +169,7 @@ class CocoEvaluator:
         negatives: Sequence[int] | None = None,
         not_exhaustive: Sequence[int] | None = None,
         true_areas: Float[np.ndarray, " m"] | None = None,
+        given_id: int | str | None = None,
     ) -> None:
         """Adds one image.
 
@@ -171,6 +179,7 @@ class CocoEvaluator:
         federated: detections of categories that are neither in its ground truth nor negative are
         dropped, and unmatched detections of its `not_exhaustive` categories are no errors.
         `true_areas` are those of the instances' masks, in pixels; None = those of the boxes.
+        `given_id` is what results call the image; None = by `image_id`.
         Detections beyond the protocol's limit for an image are forgotten.
 
         Raises `DataError` on an image id that was added before, a category id that is not
@@ -204,6 +213,8 @@ class CocoEvaluator:
         found["is_exempt"] = np.isin(found["category"], _ids(not_exhaustive))
         self.images.append(image_id, size, true, found)
         self._image_ids.add(image_id)
+        if given_id is not None:
+            self._given_image_ids[image_id] = given_id
 
     def compute(self) -> Metrics:
         """Measures all images added so far.
@@ -280,8 +291,8 @@ class CocoEvaluator:
             boxes_xywh = _xywh(image.boxes_xyxy)
             for index, category in enumerate(image.categories):
                 yield {
-                    "image_id": image.image_id,
-                    "category_id": int(category),
+                    "image_id": self._given_image_ids.get(image.image_id, image.image_id),
+                    "category_id": self._given_category_ids.get(int(category), int(category)),
                     "bbox": [round(value, 2) for value in boxes_xywh[index].tolist()],
                     "score": round(float(image.scores[index]), 5),
                 }
