@@ -27,14 +27,14 @@ def add_evaluate(commands: Commands) -> None:
         type=local_path,
         default="",
         metavar="PATH",
-        help="JSON file; folder of labels (voc, yolo)",
+        help="JSON file; folder of labels (voc, yolo); data.yaml, or the folder it lies in (yolo)",
     )
     parser.add_argument(
         "--images",
         type=local_path,
         default="",
         metavar="DIR",
-        help="of odinw: the folder of data sets",
+        help="of odinw: the folder of data sets; of yolo: not with data.yaml",
     )
     parser.add_argument(
         "--split_list",
@@ -44,7 +44,10 @@ def add_evaluate(commands: Commands) -> None:
         help="of voc: image stems",
     )
     parser.add_argument(
-        "--split", default="", choices=("valid", "test"), help="of odinw; default: valid"
+        "--split",
+        default="",
+        choices=("train", "val", "valid", "test"),
+        help="of odinw: valid (the default) or test; of yolo: which part of the data set",
     )
     parser.add_argument(
         "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -37,10 +37,11 @@ class Location:
     """Where a data set lies; what a kind does not need is empty."""
 
     kind: str  # of KINDS
-    annotations: str = ""  # JSON file; folder of XML (voc) or txt files (yolo)
-    images: str = ""  # folder; of odinw: the folder of data sets
+    # JSON file; folder of XML (voc) or txt files (yolo); yolo: data.yaml, or the folder it lies in
+    annotations: str = ""
+    images: str = ""  # folder; of odinw: the folder of data sets; yolo: may be left out
     split_list: str = ""  # voc: text file of stems
-    split: str = ""  # odinw: of SPLITS; default: valid
+    split: str = ""  # odinw: valid (the default) or test; yolo: also train
 
 
 def settings(
@@ -82,7 +83,9 @@ def open_sources(location: Location) -> dict[str, Source]:
     """
     _check(location)
     if location.kind == "odinw":
-        folders = _odinw_folders(Path(location.images), location.split or "valid")
+        folders = _odinw_folders(
+            Path(location.images), "test" if location.split == "test" else "valid"
+        )
         return {
             name: source_lib.build(
                 config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
@@ -218,16 +221,32 @@ def _check(location: Location) -> None:
     needs = {
         "odinw": ("images",),
         "shapes_world": (),
+        "yolo": ("annotations",),
     }.get(location.kind, ("annotations", "images"))
     for name in ("annotations", "images"):
         if name in needs and not getattr(location, name):
             raise UserError(f"--{name}: --dataset {location.kind} needs it")
-        if name not in needs and getattr(location, name):
+        if name not in needs and getattr(location, name) and location.kind != "yolo":
             raise UserError(f"--{name}: --dataset {location.kind} has none; leave it out")
     if location.split_list and location.kind != "voc":
         raise UserError(f"--split_list: is for --dataset voc, not {location.kind}")
-    if location.split and location.kind != "odinw":
-        raise UserError(f"--split: is for --dataset odinw, not {location.kind}")
+    if location.split and location.kind not in ("odinw", "yolo"):
+        raise UserError(f"--split: is for --dataset odinw and yolo, not {location.kind}")
+    if location.split == "train" and location.kind == "odinw":
+        raise UserError("--split: --dataset odinw has valid and test, not train")
+    if location.kind == "yolo":
+        _check_yolo(location)
+
+
+def _check_yolo(location: Location) -> None:
+    """A file tells all folders; a folder of labels needs one of images."""
+    if os.path.isfile(location.annotations) and location.images:
+        raise UserError(
+            f"--images: {location.annotations} says where the images are; leave it out, or give a "
+            "folder of txt files to --annotations"
+        )
+    if not location.images and not os.path.exists(location.annotations):
+        raise UserError(f"--annotations: {location.annotations}: no such file or folder")
 
 
 def _entry(location: Location) -> config_lib.Source:
@@ -239,13 +258,20 @@ def _entry(location: Location) -> config_lib.Source:
             annotations=annotations, images=images, split_list=location.split_list
         )
     if location.kind == "yolo":
-        # Class names are in data.yaml or classes.txt of the folder that holds both.
-        folders = [os.path.abspath(annotations), os.path.abspath(images)]
-        return config_lib.YoloSource(
-            path=os.path.commonpath(folders), labels=folders[0], images=folders[1]
-        )
+        return _yolo_entry(location)
     subset = "ov_coco" if location.kind == "ov_coco" else "all"
     return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
+
+
+def _yolo_entry(location: Location) -> config_lib.YoloSource:
+    split = cast(Any, location.split)
+    if not location.images:
+        return config_lib.YoloSource(path=os.path.abspath(location.annotations), split=split)
+    # Class names are in data.yaml or classes.txt of the folder that holds both.
+    folders = [os.path.abspath(location.annotations), os.path.abspath(location.images)]
+    return config_lib.YoloSource(
+        path=os.path.commonpath(folders), labels=folders[0], images=folders[1], split=split
+    )
 
 
 def _odinw_folders(root: Path, split: str) -> dict[str, Path]:
