@@ -176,27 +176,18 @@ def _labelled(
             "add it to the key `names`, or leave `names` empty"
         )
     files = _image_files(parsed.filename, file.stem)
-    height, width = parsed.size or _measure(images, files)
     corners = [
         (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (x0, y0, x0, y0)
         for x0, y0, x1, y1 in parsed.corners
     ]
-    proper = folder.keep_proper(
-        corners,
-        [rename[name] for name in parsed.names],
-        [False] * len(corners),
-        height,
-        width,
-    )
-    image = LabelledImage(
+    return folder.labelled(
         files=files,
         image_id=image_id,
-        boxes_xyxy=proper.boxes_xyxy,
-        names=proper.names,
-        is_crowd=proper.is_crowd,
-        not_exhaustive=proper.not_exhaustive,
+        boxes_xyxy=corners,
+        names=[rename[name] for name in parsed.names],
+        is_crowd=[False] * len(corners),
+        size=parsed.size or _measure(images, files),
     )
-    return image, proper
 
 
 def _image_files(filename: str, stem: str) -> tuple[str, ...]:
@@ -205,12 +196,12 @@ def _image_files(filename: str, stem: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([filename, *guesses] if filename else guesses))
 
 
-def _measure(images: Path, files: Sequence[str]) -> tuple[float, float]:
-    """Height and width from the image; without limit if it cannot be read, as none is used then."""
+def _measure(images: Path, files: Sequence[str]) -> tuple[int, int] | None:
+    """Height and width from the image; None if it cannot be read, as none is used then."""
     found = next((images / file for file in files if (images / file).is_file()), None)
     if found is None:
-        return math.inf, math.inf
+        return None
     try:
         return image_ops.image_size(found.read_bytes())
     except (OSError, image_ops.UnreadableImage):
-        return math.inf, math.inf
+        return None
