@@ -47,7 +47,9 @@ def quiet_libraries() -> None:
 
     To be called before TensorFlow or JAX is imported. What a user has set in the environment stays.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # oneDNN, CUDA that is not there
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # CUDA that is not there
+    # TensorFlow tells of oneDNN at every import, whatever the level; it only moves data here.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)  # "no libtpu.so"
     if not sys.warnoptions:
@@ -79,6 +81,32 @@ class _PlainLines(std_logging.Handler):
     def emit(self, record: std_logging.LogRecord) -> None:
         line = f"{self._name}: {record.levelname.lower()}: {record.getMessage()}"
         print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def timed_lines() -> Generator[None, None, None]:
+    """In this block what is logged is `15:04:05 …` on stderr, warnings as such.
+
+    After an error nothing is logged any more: threads may still tell what they skip, and the error
+    shall be the last line.
+    """
+    logger = logging.get_absl_logger()
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_TimedLines()], False
+    try:
+        yield
+    except BaseException:
+        logging.set_verbosity(logging.FATAL)
+        raise
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+class _TimedLines(std_logging.Handler):
+    def emit(self, record: std_logging.LogRecord) -> None:
+        time = std_logging.Formatter().formatTime(record, "%H:%M:%S")
+        level = "" if record.levelno <= std_logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{time} {level}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
 def _is_of_interest(record: std_logging.LogRecord) -> bool:
