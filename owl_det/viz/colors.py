@@ -20,6 +20,11 @@ def of_class(index: int) -> str:
 
 
 def contrast(color: str) -> str:
-    """Black or white, whichever is easier to read on `color` (#rrggbb)."""
-    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
+    """Black or white, whichever stands out more from `color` (#rrggbb), by the rule of WCAG 2."""
+    channels = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in channels
+    )
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "black" if luminance > 0.179 else "white"

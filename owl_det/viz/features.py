@@ -9,7 +9,7 @@ from owl_det.viz.pictures import titled
 
 _SIDE = 384  # pixels; smaller images are enlarged to that, by a whole factor
 _LARGEST = 784  # two of them fit into a sheet
-_FAINT, _STRONG = 0.25, 0.9  # opacity of the lowest and of the highest value
+_FAINT, _STRONG = 0.1, 0.9  # opacity of the lowest and of the highest value
 
 
 def show(image: UInt8[np.ndarray, "h w 3"], title: str) -> UInt8[np.ndarray, "H W 3"]:
@@ -47,7 +47,7 @@ def draw_heat(
     """
     low, high = float(values.min()), float(values.max())
     share = (values - low) / max(high - low, 1e-12)
-    opacity = _FAINT + (_STRONG - _FAINT) * share
+    opacity = _FAINT + (_STRONG - _FAINT) * share**2  # ordinary values leave the image clear
     picture = _overlaid(image, _heat(share), opacity, extent, Image.Resampling.BILINEAR)
     return np.concatenate([titled(picture, title), _bar(picture.shape[1], low, high)])
 

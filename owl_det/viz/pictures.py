@@ -14,6 +14,7 @@ MAX_WIDTH = 1600  # pixels of a sheet; wider ones are shrunk where they are show
 PAIR_SIDE = 386  # pixels of a picture in a sheet of two pairs a row
 _GAP = 8
 _GREY = "#666666"
+_SMALLEST = 12  # pixels of text; what is longer is cut
 
 
 def pair(
@@ -102,9 +103,11 @@ def _strip(width: int, text: str, size: int, color: str) -> UInt8[np.ndarray, "h
     if font is None:  # of a file name; the warning has said so
         text = text.encode("ascii", "replace").decode()
         font = fonts.plain(size)
+    while font.getlength(text) > width and size > _SMALLEST:
+        size -= 1
+        font = fonts.font(text, size) or fonts.plain(size)
     # In the middle, where a file name says least and a sentence is still guessed.
-    keep = len(text)
-    cut = text
+    keep, cut = len(text), text
     while font.getlength(cut) > width and keep > 1:
         keep -= 1
         cut = f"{text[: (keep + 1) // 2]}…{text[len(text) - keep // 2 :]}"
