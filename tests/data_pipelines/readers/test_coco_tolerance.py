@@ -3,84 +3,23 @@
 import contextlib
 import copy
 import json
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
 
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers.coco import CocoReader
 from data_pipelines.readers.coco_panoptic import CocoPanopticReader
 from owl_det.errors import DataError
-
-WIDTH, HEIGHT = 60, 40
-LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-
-
-def content() -> dict[str, Any]:
-    """Three images, four good boxes: two of COCO's that reach a little beyond their image."""
-    boxes = [
-        (30, 90, [10.1, 20.2, 5.3, 10.5]),
-        (30, 3, [50, 30, 10.9, 10.7]),
-        (7, 91, [-0.6, -0.4, 30.25, 41.2]),
-        (7, 3, [20, 3, 4, 4]),
-    ]
-    return {
-        "images": [
-            {"id": i, "file_name": f"{name}.jpg", "height": HEIGHT, "width": WIDTH}
-            for i, name in ((30, "b"), (7, "a"), (8, "c"))
-        ],
-        "annotations": [
-            {"id": i, "image_id": image, "category_id": category, "bbox": box, "area": 7.5}
-            for i, (image, category, box) in enumerate(boxes, start=1)
-        ],
-        "categories": [
-            {"id": i, "name": name} for i, name in ((3, "star"), (90, "cat"), (91, "dog"))
-        ],
-    }
-
-
-def lvis_content() -> dict[str, Any]:
-    made = content()
-    for category, letter in zip(made["categories"], "rcf", strict=True):
-        category |= {"frequency": letter, "synset": f"{category['name']}.n.01"}
-    for image in made["images"]:
-        image |= {"neg_category_ids": [91] if image["id"] == 30 else []}
-        image["not_exhaustive_category_ids"] = []
-    return made
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for name in "abc":
-        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / f"{name}.jpg")
-    return folder
-
-
-@pytest.fixture
-def read(images: Path, tmp_path: Path) -> Any:
-    def read(made: Any) -> CocoReader:
-        file = tmp_path / "val.json"
-        if isinstance(made, bytes):
-            file.write_bytes(made)
-        else:
-            file.write_text(made if isinstance(made, str) else json.dumps(made))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            return CocoReader(file, images)
-
-    return read
-
-
-def messages(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.getMessage() for record in caplog.records)
-
+from tests.data_pipelines.readers.small_coco import (
+    LISTS,
+    content,
+    lvis_content,
+    messages,
+)
 
 # --- what was saved still resumes ----------------------------------------------------------------
 
@@ -150,127 +89,6 @@ def test_a_good_file_is_read_without_a_word(read: Any, caplog: pytest.LogCapture
     assert counts.num_negatives == 3 * 3 - 4 and not counts.is_federated
     # Clipped to the image.
     np.testing.assert_allclose(reader[1].boxes_xyxy[0], [0, 0, 29.65, 40], rtol=1e-6)
-
-
-# --- the size in the file ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "size",
-    [(HEIGHT, WIDTH), (20, 20), (9, 9), (6000, 6000)],
-    ids=["swapped", "smaller", "tiny", "larger"],
-)
-def test_a_wrong_size_is_said_and_loses_no_box(
-    read: Any, caplog: pytest.LogCaptureFixture, size: tuple[int, int]
-) -> None:
-    good = read(content())
-    wanted = [good[i].boxes_xyxy for i in range(3)]
-    made = content()
-    for image in made["images"]:
-        image["width"], image["height"] = size
-    reader = read(made)
-    said = messages(caplog)
-    assert "val: 3 of 3 images are not of the size in the label file" in said
-    assert f"b.jpg: 60 x 40 pixels, the labels say {size[0]} x {size[1]}" in said
-    assert reader.counts == good.counts and reader.counts.num_boxes == 4
-    for i in range(3):
-        np.testing.assert_array_equal(reader[i].boxes_xyxy, wanted[i])
-        assert reader[i].names == good[i].names
-        np.testing.assert_array_equal(reader[i].areas, good[i].areas)
-
-
-@pytest.mark.parametrize("value", [0, None, ..., "", -1, "wide", [60], 0.5])
-def test_without_a_size_images_are_measured(
-    read: Any, caplog: pytest.LogCaptureFixture, value: Any
-) -> None:
-    good = read(content())
-    made = content()
-    for image in made["images"]:
-        image["width"] = value
-        if value is ...:
-            del image["width"], image["height"]
-    reader = read(made)
-    assert "3 of 3 images have no size in the label file; they are measured" in messages(caplog)
-    assert reader.counts == good.counts
-    for i in range(3):
-        np.testing.assert_array_equal(reader[i].boxes_xyxy, good[i].boxes_xyxy)
-
-
-def test_quoted_and_fractional_sizes_are_sizes(read: Any, caplog: pytest.LogCaptureFixture) -> None:
-    good, made = read(content()), content()
-    for image in made["images"]:
-        image |= {"width": f"{WIDTH}", "height": float(HEIGHT)}
-    assert read(made).version == good.version and messages(caplog) == ""
-
-
-def turned(path: Path, width: int, height: int) -> None:
-    """An image of that upright size, stored on its side as cameras do."""
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    Image.new("RGB", (height, width)).save(path, exif=exif)
-
-
-def test_upright_boxes_of_turned_images_with_the_stored_size_are_kept(
-    read: Any, images: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As Label Studio exports them."""
-    good = read(content())
-    made = content()
-    for image in made["images"]:
-        turned(images / image["file_name"], WIDTH, HEIGHT)
-        image["width"], image["height"] = HEIGHT, WIDTH
-    reader = read(made)
-    assert "b.jpg: 60 x 40 pixels (its EXIF orientation turns it from 40 x 60)" in messages(caplog)
-    assert reader.counts == good.counts
-    np.testing.assert_array_equal(reader[0].boxes_xyxy, good[0].boxes_xyxy)
-
-
-def test_boxes_of_a_turned_image_before_it_is_turned_are_never_clipped_in_silence(
-    read: Any, images: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = content()
-    turned(images / "b.jpg", WIDTH, HEIGHT)
-    made["images"][0]["width"], made["images"][0]["height"] = HEIGHT, WIDTH
-    made["annotations"][0]["bbox"] = [5, 45, 30, 12]  # of the stored image, 40 x 60
-    made["annotations"][1]["bbox"] = [5, 5, 10, 10]
-    reader = read(made)
-    assert "b.jpg" in messages(caplog) and "those of the image before it is turned" in messages(
-        caplog
-    )
-    record = reader[0]
-    assert len(record.boxes_xyxy) == 0 and set(record.not_exhaustive) == {"cat", "star"}
-    assert reader.counts.dropped == {"of an image of another size or not yet upright": 2}
-    assert reader.counts.num_read == 4
-
-
-def test_boxes_of_images_that_were_shrunk_since_are_dropped_and_counted(
-    read: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = content()
-    made["images"][0] |= {"width": 600, "height": 400}
-    made["annotations"][0]["bbox"] = [300, 200, 100, 100]
-    reader = read(made)
-    assert "those of an image of another size" in messages(caplog)
-    assert reader.counts.num_dropped == 2 and reader.counts.num_read == 4
-
-
-def test_sizes_are_checked_when_a_record_is_read(
-    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A large data set is not read through when it is opened."""
-    monkeypatch.setattr("data_pipelines.readers.true_sizes._SAMPLE", 1)
-    made = content()
-    made["images"][2] |= {"width": 10, "height": 10}
-    made["annotations"].append({"id": 9, "image_id": 8, "category_id": 3, "bbox": [30, 20, 9, 9]})
-    (tmp_path / "val.json").write_text(json.dumps(made))
-    reader = CocoReader(tmp_path / "val.json", images)
-    assert "c.jpg" not in messages(caplog).replace("annotations[4]", "")
-    assert reader.counts.dropped == {"outside their images": 1}
-    np.testing.assert_array_equal(reader[2].boxes_xyxy, [[30, 20, 39, 29]])
-    assert "c.jpg: 60 x 40 pixels, the labels say 10 x 10" in messages(caplog)
-    assert reader.counts.dropped == {} and reader.counts.num_boxes == 5
-    number = len(caplog.records)
-    assert reader[2].names == (("star",),) and len(caplog.records) == number
 
 
 # --- boxes ---------------------------------------------------------------------------------------
@@ -532,141 +350,6 @@ def test_one_missing_list_is_named(read: Any) -> None:
 def test_lvis_counts_its_negatives(read: Any) -> None:
     counts = read(lvis_content()).counts
     assert counts.is_federated and counts.num_negatives == 1
-
-
-# --- files ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "on_disk"),
-    [
-        ("images\\b.jpg", "b.jpg"),
-        ("C:\\data\\images\\b.jpg", "b.jpg"),
-        ("./b.jpg", "b.jpg"),
-        ("../../images/1/b.jpg", "b.jpg"),
-        ("/home/someone/data/b.jpg", "b.jpg"),
-        ("https://host.example/data/b.jpg?size=full", "b.jpg"),
-        ("/data/local-files/?d=images/b.jpg", "b.jpg"),
-        ("b.JPG", "b.jpg"),
-        ("b.jpg", "b.JPG"),
-        ("B.jpg", "b.jpg"),
-        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
-        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
-        ("https://host.example/red%20b.jpg", "red b.jpg"),
-        ("val/b.jpg", "b.jpg"),
-        ("sub\\b.jpg", "sub/b.jpg"),
-    ],
-)
-def test_files_are_found_under_names_written_otherwise(
-    read: Any, images: Path, caplog: pytest.LogCaptureFixture, name: str, on_disk: str
-) -> None:
-    made = content()
-    (images / "sub").mkdir()
-    (images / "b.jpg").rename(images / on_disk)
-    made["images"][0]["file_name"] = name
-    reader = read(made)
-    assert Path(reader[0].source) == images / on_disk and reader.missing(3) == []
-    exact = (images / name).is_file()
-    assert ("named otherwise" in messages(caplog)) == (not exact)
-
-
-def test_no_file_is_taken_that_may_be_another_image(read: Any, images: Path) -> None:
-    made = content()
-    made["images"][0]["file_name"] = "one/b.jpg"
-    made["images"][1]["file_name"] = "two/b.jpg"
-    reader = read(made)
-    assert len(reader.missing(3)) == 2
-    (images / "x.JPG").touch()
-    (images / "x.Jpg").touch()
-    made["images"][0]["file_name"] = "x.jpg"
-    assert read(made).missing(1) == [str(images / "x.jpg")]
-
-
-@pytest.mark.parametrize(
-    ("names", "on_disk", "cause"),
-    [
-        (["q\\b.jpg", "p\\b.jpg", "c"], "b.jpg", "several images may be one of these"),
-        (["one\\x.jpg", "y", "z"], "b.jpg", "the file names use backslashes"),
-        (["https://a.example/x.jpg", "y", "z"], "b.jpg", "the file names are addresses"),
-        (["/home/a/x.jpg", "y", "z"], "b.jpg", "are paths of another machine"),
-        (["x.jpg", "y", "z"], "deep/er/x.jpg", "deep/er/x.jpg lies in a subfolder"),
-        (["x.jpg", "y", "z"], "x.png", "there is x.png, of another format"),
-        (["x.jpg", "y", "z"], "w.jpg", "the folder holds w.jpg, for instance"),
-        (["x.jpg", "y", "z"], None, "the folder holds no file"),
-    ],
-)
-def test_where_no_image_is_found_the_cause_is_named(
-    read: Any, images: Path, names: list[str], on_disk: str | None, cause: str
-) -> None:
-    for file in images.iterdir():
-        file.unlink()
-    if on_disk:
-        (images / on_disk).parent.mkdir(parents=True, exist_ok=True)
-        (images / on_disk).touch()
-    made = content()
-    for image, name in zip(made["images"], names, strict=True):
-        image["file_name"] = name
-    with pytest.raises(DataError, match="holds none of the first 3 images") as error:
-        read(made)
-    assert cause in str(error.value)
-
-
-# --- JSON ----------------------------------------------------------------------------------------
-
-
-def test_json_in_other_encodings(read: Any) -> None:
-    good = read(content())
-    text = json.dumps(content(), ensure_ascii=False)
-    for encoding in ("utf-8-sig", "utf-16", "utf-32"):
-        assert read(text.encode(encoding)).version == good.version
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (json.dumps(content()) + "x", "is not valid JSON: Extra data"),
-        (json.dumps(content())[:-5], "is not valid JSON"),
-        ("", "is empty"),
-        ("[" * 100_000, "is nested too deeply"),
-        ('{"images": ' + "9" * 5000 + "}", "is not valid JSON"),
-        ('{"images": [], "images": [], "annotations": []}', "has the key 'images' twice"),
-        ("<!DOCTYPE html><html>", "is a web page"),
-        ("<annotations></annotations>", "is XML; export it as COCO"),
-        ("version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
-        ('"text"', "it is a single str"),
-        ('[{"image_id": 1, "category_id": 2, "bbox": [], "score": 1}]', "a list of detections"),
-        ('[{"id": 1, "data": {}, "annotations": []}]', "Label Studio"),
-        ('[{"image": "a.jpg", "annotations": []}]', "CreateML"),
-        ('[{"a": 1, "b": 2}]', "a list of 1 entries with the keys a, b"),
-        ('{"_via_settings": {}, "_via_img_metadata": {}}', "VGG Image Annotator"),
-        ('{"a.jpg12": {"filename": "a.jpg", "regions": []}}', "VGG Image Annotator"),
-        ('{"info": {}, "categories": {}, "items": []}', "Datumaro"),
-        ('{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme"),
-        (b"PK\x03\x04", "is a zip archive"),
-        (b"\x1f\x8b\x08", "is compressed"),
-        (b'{"images": "\xff"}', "is not valid JSON"),
-    ],
-)
-def test_files_of_other_kinds_are_called_what_they_are(read: Any, text: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message) as error:
-        read(text)
-    assert "val.json" in str(error.value) and len(str(error.value)) < 500
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"segments_info": []}, "panoptic segments"),
-        ({"caption": "a"}, "holds captions, no boxes"),
-    ],
-)
-def test_other_files_of_coco_are_called_what_they_are(
-    read: Any, entry: dict[str, Any], message: str
-) -> None:
-    made = content()
-    made["annotations"] = [{"image_id": 30} | entry]
-    with pytest.raises(DataError, match=message):
-        read(made)
 
 
 # --- anything at all -----------------------------------------------------------------------------
