@@ -56,8 +56,8 @@ class TfRecordShards:
         except tf.errors.OpError as error:
             raise OSError(f"{file}: {error.message}") from error
         else:
-            if not position:
-                yield Unreadable(key=file.name, reason="the file holds no record", is_damage=True)
+            # TensorFlow takes up to eleven bytes after a record for the end of the file.
+            yield from (place for place in self.locate(shard) if isinstance(place, Unreadable))
 
     def locate(self, shard: int) -> Iterator[Place | Unreadable]:
         """From the lengths alone: unlike `samples` it looks at no checksum.

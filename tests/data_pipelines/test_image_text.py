@@ -493,6 +493,18 @@ def test_compressed_tar_files_are_refused(tmp_path: Path, name: str) -> None:
             image_text.open_shards(str(where))
 
 
+@pytest.mark.parametrize("left", [1, 11, 12, 100])
+def test_a_tfrecord_file_cut_anywhere_in_a_record_is_damaged(tmp_path: Path, left: int) -> None:
+    tf = pytest.importorskip("tensorflow", reason="writes TFRecord files")
+    path = tmp_path / "a.tfrecord"
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for _ in range(2):
+            writer.write(bytes(100))
+    path.write_bytes(path.read_bytes()[: 116 + left])
+    (shard,) = _all(path)
+    assert isinstance(shard[-1], Unreadable) and shard[-1].is_damage and len(shard) == 2
+
+
 def test_lost_records_are_counted(tmp_path: Path) -> None:
     tf = pytest.importorskip("tensorflow", reason="reads TFRecord files")
     path = tmp_path / "a.tfrecord"
