@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import ModelConfig, PreprocessConfig
-from owl_det.convert import clip_vocabulary, models, rules
+from owl_det.convert import clip_vocabulary, models, rules, settings
 from owl_det.convert.rules import ALL, LAYER, Ignored, Layout, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.errors import CheckpointError
@@ -187,6 +187,7 @@ def _model_config(config: Mapping[str, Any], kind: str, file: Path) -> dict[str,
     """The `model` section of our config, unchecked but for what it cannot express."""
     text = _section(config, "text_config", _DEFAULTS[kind]["text"], file)
     vision = _section(config, "vision_config", _DEFAULTS[kind]["vision"], file)
+    dim = settings.setting(f"{file}: ", config, "projection_dim", 512)
     for key in ("hidden_act", "layer_norm_eps"):
         if text[key] != vision[key]:
             raise CheckpointError(
@@ -201,7 +202,7 @@ def _model_config(config: Mapping[str, Any], kind: str, file: Path) -> dict[str,
         )
     return {
         "image_size": vision["image_size"],
-        "embedding_dim": config.get("projection_dim", 512),
+        "embedding_dim": dim,
         "image": {"patch_size": vision["patch_size"], **_tower(vision)},
         "text": {
             "vocabulary_size": text["vocab_size"],
@@ -220,10 +221,9 @@ def _model_config(config: Mapping[str, Any], kind: str, file: Path) -> dict[str,
 def _section(
     config: Mapping[str, Any], name: str, defaults: dict[str, Any], file: Path
 ) -> dict[str, Any]:
-    section = config.get(name) or {}
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{file}: {name} is no object")
-    return {key: section.get(key, value) for key, value in defaults.items()}
+    section = settings.section(f"{file}: ", config, name)
+    where = f"{file}: {name}."
+    return {key: settings.setting(where, section, key, x) for key, x in defaults.items()}
 
 
 def _tower(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,42 +237,50 @@ def _tower(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _preprocess_config(file: Path, kind: str) -> dict[str, Any]:
     """The `preprocess` section. The processor's class decides between padding and stretching."""
-    settings = read_json(file)
-    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or kind
-    is_stretched = "owlvit" in str(name).lower()
-    wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True}
-    wanted |= {} if is_stretched else {"do_pad": True}
-    for key, value in wanted.items():
-        if (settings.get(key) if settings.get(key) is not None else value) is not value:
-            raise CheckpointError(f"{file}: {key} must be {str(value).lower()}")
-    factor = settings.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+    values, where = read_json(file), f"{file}: "
+    is_stretched = _processor_of(values, kind, where) == "owlvit"
+    for key in ("do_resize", "do_rescale", "do_normalize", *(() if is_stretched else ("do_pad",))):
+        if not settings.switch(where, values, key, True):
+            raise CheckpointError(f"{file}: {key} must be true")
+    factor = settings.setting(where, values, "rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
         raise CheckpointError(f"{file}: rescale_factor {factor!r} is not 1/255")
-    resample = settings.get("resample", 3 if is_stretched else 2)
-    if is_stretched and resample not in _RESAMPLING:
-        raise CheckpointError(f"{file}: resample {resample!r} is neither 2 (bilinear) nor 3")
+    resize = settings.choice(where, values, "resample", _RESAMPLING, "bicubic")
     return {
         "geometry": "stretch" if is_stretched else "pad",
         # Owlv2's processor filters and interpolates with SciPy, whatever `resample` says.
-        "resize": _RESAMPLING[resample] if is_stretched else "gaussian",
+        "resize": resize if is_stretched else "gaussian",
         "pad_value": 0.0,
-        "mean": settings.get("image_mean", _CLIP_MEAN),
-        "std": settings.get("image_std", _CLIP_STD),
+        "mean": settings.three_numbers(where, values, "image_mean", _CLIP_MEAN),
+        "std": settings.three_numbers(where, values, "image_std", _CLIP_STD),
     }
+
+
+def _processor_of(values: Mapping[str, Any], kind: str, where: str) -> str:
+    """ "owlvit" or "owlv2" by the class of the image processor; `kind` where none is named."""
+    for key in ("image_processor_type", "feature_extractor_type"):
+        name = settings.setting(where, values, key, "") if values.get(key) is not None else ""
+        for known in _DEFAULTS:
+            if known in name.lower():
+                return known
+        if name:
+            raise CheckpointError(f"{where}{key}: {name!r} is not of {' or '.join(_DEFAULTS)}")
+    return kind
 
 
 def _check_side(file: Path, image_size: int) -> None:
     """Images must be prepared at the model's size; a crop to that size takes nothing away."""
-    settings = read_json(file)
-    keys = ["size", "crop_size"] if settings.get("do_center_crop") else ["size"]
-    for key in keys:
-        size = settings.get(key)
+    values = read_json(file)
+    is_cropped = settings.switch(f"{file}: ", values, "do_center_crop", False)
+    for key in ("size", "crop_size") if is_cropped else ("size",):
+        size = values.get(key)
         if isinstance(size, dict):
             sides = [size.get("height"), size.get("width")]
         else:
             sides = size if isinstance(size, list) and size else [size]
         if size is not None and sides != [image_size] * len(sides):
-            raise CheckpointError(f"{file}: {key} {size} is not the model's {image_size} pixels")
+            shown = str(size)[:60]
+            raise CheckpointError(f"{file}: {key} {shown} is not the model's {image_size} pixels")
 
 
 def find_folder(source: str, files: Sequence[str] = _FILES) -> Path:

@@ -8,6 +8,7 @@ msgpack, and NumPy's npz. Pickles (`.pt`, `.bin`, object arrays) are refused.
 import json
 import mmap
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +84,7 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         return _open_folder(path) if path.is_dir() else _open_file(path)
     except FileNotFoundError as error:  # of a folder, perhaps a file that its index names
         raise CheckpointError(f"{error.filename or path}: no such file or folder") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
@@ -92,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -176,7 +177,7 @@ def _open_shards(folder: Path) -> Weights:
 
 # RuntimeError: members that ask for a password, and unknown compression.
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
-_DAMAGED_ZIP += (SyntaxError, MemoryError)  # of headers
+_DAMAGED_ZIP += (SyntaxError, TypeError, tokenize.TokenError, MemoryError)  # of headers
 
 
 def _open_npz(path: Path) -> Weights:

@@ -274,7 +274,7 @@ def test_shards_and_half_precision(pair: Any, tmp_path: Path) -> None:
         ("preprocessor_config.json", {"size": {"height": 31, "width": 32}}, "size .* 32 pixels"),
         ("preprocessor_config.json", {"do_rescale": False}, "do_rescale must be true"),
         ("preprocessor_config.json", {"rescale_factor": 1 / 127.5}, "is not 1/255"),
-        ("preprocessor_config.json", {"image_mean": [0.5]}, "preprocess.mean: three numbers"),
+        ("preprocessor_config.json", {"image_mean": [0.5]}, "image_mean: expected three numbers"),
     ],
 )
 def test_what_does_not_fit_is_one_clear_line(
