@@ -72,7 +72,7 @@ class FolderReader:
         self.name = name
         self.categories = tuple(categories)
         self.version = f"{kind}-{_digest(images, categories, spelled)}"
-        self._folder = folder
+        self.image_folder = folder
         self._images = images
         self._all_names = tuple(category.name for category in categories)
         tally = Tally(self._all_names, dropped, odd)
@@ -95,7 +95,7 @@ class FolderReader:
         labels = self._images[index]
         file = self._files.find(labels.files)
         if file is None:
-            raise UnreadableImage(f"{self._folder / labels.files[0]}: no such file")
+            raise UnreadableImage(f"{self.image_folder / labels.files[0]}: no such file")
         try:
             image = file.read_bytes()
         except OSError as error:
@@ -119,7 +119,7 @@ class FolderReader:
     def missing(self, count: int) -> list[str]:
         """Files of the first `count` images that are not there."""
         absent = (i for i in self._images[:count] if self._files.find(i.files) is None)
-        return [str(self._folder / image.files[0]) for image in absent]
+        return [str(self.image_folder / image.files[0]) for image in absent]
 
     def _boxes_xyxy(self, labels: LabelledImage, image: bytes) -> Float32[np.ndarray, "m 4"]:
         """For formats whose boxes depend on the size of the image."""

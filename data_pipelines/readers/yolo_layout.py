@@ -11,7 +11,7 @@ from absl import logging
 from data_pipelines import image_files, text_file
 from data_pipelines.names import plain
 from data_pipelines.readers import folder
-from data_pipelines.readers.yolo_description import Description
+from data_pipelines.readers.yolo_description import SPLITS, Description
 from owl_det.errors import DataError, SourceError
 
 _SPLIT_FOLDER = re.compile(
@@ -101,6 +101,7 @@ def of_root(root: Path, description: Description | None, split: str) -> ImageSet
     by_folder = _root_splits(root)
     described = {} if description is None else _described(description, split, by_folder)
     sets = by_folder | described
+    sets = {key: sets[key] for key in dict.fromkeys([*SPLITS, *sets]) if key in sets}
     if split:
         return sets[_chosen({key: key for key in sets}, split, root)]
     _require_one(sets, root)
@@ -150,16 +151,19 @@ def _root_splits(root: Path) -> dict[str, ImageSet]:
 
 
 def _split_folders(place: Path) -> dict[str, str]:
-    """Split → the subfolder of its images."""
-    found: dict[str, str] = {}
+    """Split → the subfolder of its images; train2014 beside train2017 go by their own names."""
+    found: dict[str, list[str]] = {key: [] for key in SPLITS}
     for name in _names(place):
         match = _SPLIT_FOLDER.fullmatch(name)
         if match and (place / name).is_dir() and image_files.find(place / name).images:
-            key = match[1].lower()
-            if key in found:
-                key = name  # train2014 and train2017: two sets, under their own names
-            found[key] = name
-    return found
+            found[match[1].lower()].append(name)
+    splits: dict[str, str] = {}
+    for key, names in found.items():
+        own = [name for name in names if name.lower() == key] or names
+        if len(own) == 1:
+            splits[key] = own[0]
+        splits |= {name: name for name in names if splits.get(key) != name}
+    return splits
 
 
 def _names(place: Path) -> list[str]:

@@ -255,12 +255,24 @@ def _entry(location: Location) -> config_lib.Source:
         return config_lib.ShapesWorldSource(split="test", num_images=1024)
     if location.kind == "voc":
         return config_lib.VocSource(
-            annotations=annotations, images=images, split_list=location.split_list
+            annotations=annotations, images=images, split_list=_split_list(location)
         )
     if location.kind == "yolo":
         return _yolo_entry(location)
     subset = "ov_coco" if location.kind == "ov_coco" else "all"
     return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
+
+
+def _split_list(location: Location) -> str:
+    """The file of `--split_list`: a path, or the name of a list of the data set, such as `val`."""
+    given = location.split_list
+    root = Path(location.annotations).parent
+    places = [Path(given), root / given, root / "ImageSets/Main" / given]
+    found = (place for place in (*places, places[2].with_name(f"{places[2].name}.txt")))
+    file = next((place for place in found if os.path.isfile(place)), None)
+    if given and file is None:
+        raise UserError(f"--split_list: {given}: no such file, nor is there {places[2]}.txt")
+    return str(file) if given else ""
 
 
 def _yolo_entry(location: Location) -> config_lib.YoloSource:

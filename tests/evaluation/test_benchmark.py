@@ -188,6 +188,8 @@ def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path
         (["--dataset", "shapes_world", "--images", "x"], "--images: .* leave it out"),
         (["--dataset", "odinw", "--images", "x", "--split_list", "y"], "--split_list: is for"),
         (["--dataset", "shapes_world", "--split", "test"], "--split: is for --dataset odinw"),
+        (["--dataset", "odinw", "--images", "x", "--split", "train"], "--split: .*not train"),
+        (["--dataset", "yolo", "--images", "x"], "--annotations: --dataset yolo needs it"),
         (["--dataset", "shapes_world", "--top_k", "-1"], "--top_k: must be at least 0, got -1"),
         (["--dataset", "coco", "--images", "x", "--annotations", "nowhere.json"], "nowhere.json"),
     ],
@@ -260,6 +262,94 @@ def test_yolo_and_voc_folders_open(tmp_path):
         )
         source = benchmark.open_sources(location)[kind]
         assert [c.name for c in source.categories] == ["cat"] and len(source[0].boxes_xyxy) == 1
+
+
+def yolo_root(root: Path) -> Path:
+    """Two splits of one image each: val has 2 boxes, test 1."""
+    for split, boxes in (("val", 2), ("test", 1)):
+        for place in ("images", "labels"):
+            (root / place / split).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(root / f"images/{split}/{split}1.png")
+        (root / f"labels/{split}/{split}1.txt").write_text("0 0.5 0.5 0.5 0.5\n" * boxes)
+    (root / "data.yaml").write_text("val: images/val\ntest: images/test\nnames: [cat]\n")
+    return root
+
+
+def open_yolo(annotations: Path, images: Path | str = "", split: str = "") -> Any:
+    location = Location(kind="yolo", annotations=str(annotations), images=str(images), split=split)
+    return benchmark.open_sources(location)["yolo"]
+
+
+def test_a_yolo_data_set_is_told_by_its_yaml_file(tmp_path):
+    root = yolo_root(tmp_path)
+    for annotations in (root / "data.yaml", root):
+        for split, number in (("val", 2), ("valid", 2), ("test", 1)):
+            source = open_yolo(annotations, split=split)
+            assert (len(source), source.counts.num_boxes) == (1, number)
+    assert open_yolo(root / "labels", root / "images", "val").counts.num_boxes == 2
+    assert open_yolo(root / "labels/val", root / "images/val").counts.num_boxes == 2
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "split", "message"),
+    [
+        ("data.yaml", "", "", "several splits: val .*, test .*name one, such as --split val"),
+        ("labels", "images", "", "images: holds several splits.*--split val"),
+        ("data.yaml", "", "train", "has no split train; it has val, test; correct --split"),
+        ("data.yaml", "images", "val", "^--images: .*data.yaml says where the images are"),
+        ("gone.yaml", "", "val", "^--annotations: .*gone.yaml: no such file or folder"),
+        ("labels/val", "", "", "no images itself; correct --annotations, or .* with --images"),
+        ("labels/gone", "images/val", "", "gone: no such folder; correct --annotations$"),
+        ("labels/val", "gone", "", "gone: no such folder; correct --images$"),
+        ("images/val", "images/test", "", "holds no label file .*; correct --annotations$"),
+        ("labels/val", "labels/test", "", "holds no image; correct --images$"),
+    ],
+)
+def test_messages_of_the_command_name_flags_not_keys(tmp_path, annotations, images, split, message):
+    root = yolo_root(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        open_yolo(root / annotations, root / images if images else "", split)
+    assert "the key" not in str(error.value)
+
+
+def test_yolo_labels_without_names_say_where_to_write_them(tmp_path):
+    root = yolo_root(tmp_path)
+    (root / "data.yaml").unlink()
+    with pytest.raises(UserError, match="neither data.yaml nor classes.txt.*write one there"):
+        open_yolo(root / "labels/val", root / "images/val")
+    (root / "classes.txt").write_text("")
+    with pytest.raises(UserError, match="classes.txt: holds no names"):
+        open_yolo(root / "labels/val", root / "images/val")
+
+
+def test_a_voc_split_list_is_a_path_or_a_name(tmp_path, monkeypatch):
+    root = tmp_path / "VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    for stem in ("a", "b"):
+        Image.new("RGB", (60, 40)).save(root / f"JPEGImages/{stem}.png")
+        (root / f"Annotations/{stem}.xml").write_text("<annotation/>")
+    (root / "ImageSets/Main/val.txt").write_text("b\n")
+    monkeypatch.chdir(tmp_path)
+
+    def open_voc(split_list: str, images: str = "JPEGImages") -> Any:
+        location = Location(
+            kind="voc",
+            annotations="VOC2007/Annotations",
+            images=f"VOC2007/{images}",
+            split_list=split_list,
+        )
+        return benchmark.open_sources(location)["voc"]
+
+    for given in ("VOC2007/ImageSets/Main/val.txt", "ImageSets/Main/val.txt", "val.txt", "val"):
+        assert len(open_voc(given)) == 1
+    with pytest.raises(UserError, match="^--split_list: test: no such file, nor is there .*test"):
+        open_voc("test")
+    with pytest.raises(UserError, match="gone: no such folder; correct --images$"):
+        open_voc("val", images="gone")
+    (root / "ImageSets/Main/val.txt").write_text("\n")
+    with pytest.raises(UserError, match="names no image; correct --split_list$"):
+        open_voc("val")
 
 
 def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):

@@ -182,7 +182,7 @@ def test_names_are_as_they_stand_in_the_file(root, text, name):
 def test_underscores_of_names_are_spaces(root):
     (root / "data.yaml").write_text("names: [traffic_light, fire__hydrant]")
     assert [c.name for c in open_(root).categories] == ["traffic light", "fire hydrant"]
-    assert open_(root).version == "yolo-06f637926077"  # as before, when names kept their underscores
+    assert open_(root).version == "yolo-06f637926077"  # as ever
     given = open_(root, names=("traffic_light", "dog"))
     assert given[0].names == (("dog",), ("traffic light",))
 
@@ -547,3 +547,15 @@ def test_labels_beside_images(tmp_path):
         (tmp_path / "images").mkdir(exist_ok=True)
         shutil.move(tmp_path / name, tmp_path / "images" / name)
     assert YoloReader(tmp_path)[0].names == (("dog",),)
+
+
+def test_two_folders_of_one_split_are_two_sets(tmp_path):
+    root = split_root(tmp_path, "{place}/{split}")
+    for place in ("images", "labels"):
+        (root / place / "val").rename(root / place / "train2014")
+        (root / place / "test").rename(root / place / "train2017")
+    assert read_split(root, "train") == ("train1.png", 3)
+    for place in ("images", "labels"):
+        shutil.rmtree(root / place / "train")
+    with pytest.raises(DataError, match="has no split train; it has train2014, train2017"):
+        YoloReader(root, split="train")
