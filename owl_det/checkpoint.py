@@ -60,14 +60,22 @@ class DamagedError(CheckpointError):
 class Checkpoints:
     """The checkpoints of one run. Nothing is written before `begin`."""
 
-    def __init__(self, workdir: Path, config: Config, teacher_ids: Sequence[str] = ()):
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        teacher_ids: Sequence[str] = (),
+        names: Sequence[str] = (),
+    ):
         """`teacher_ids` are of the frozen models that the run learns from: it keeps to them.
+
+        `names` are what the model learns to find (`LoadedModel.names`); they may change.
 
         Raises `CheckpointError` if the tokeniser's file cannot be read.
         """
         self.config = config
         self._workdir = workdir
-        self._teacher_ids = list(teacher_ids)
+        self._teacher_ids, self._names = list(teacher_ids), list(names)
         self._tokenizer = _tokenizer_entry(config.data.tokenizer)
         self._saved_step = step_folders.latest_step(workdir)
 
@@ -183,7 +191,7 @@ class Checkpoints:
 
     def _run_file(self, step: int, input_version: str) -> dict[str, Any]:
         of_run = {"tokenizer": self._tokenizer, "teachers": self._teacher_ids}
-        return _run_file(self.config, step, input_version) | of_run
+        return _run_file(self.config, step, input_version) | of_run | {"names": self._names}
 
     def wait(self) -> None:
         """Returns when all that was saved is complete. Raises `CheckpointError` if it is not."""
@@ -355,6 +363,7 @@ def save_model(
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "names": list(model.names),
         "tokenizer": described,
         "origin": origin or {},
     }
@@ -403,7 +412,14 @@ def _describe(folder: Path) -> LoadedModel:
         eval_prompts=str(run["eval_prompts"]),
         step=int(run["step"]),
         tokenizer=_find_tokenizer(folder, run.get("tokenizer")),
+        names=_names_of(folder, run.get("names", [])),  # older files have none
     )
+
+
+def _names_of(folder: Path, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{folder}/run: names are no list of texts")
+    return tuple(names)
 
 
 find = step_folders.find

@@ -309,6 +309,7 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "names": model.names,
         "prompt_templates": prompts.eval_prompts(model.eval_prompts),
         "tokenizer": {
             "kind": model.model.text.tokenizer,

@@ -93,6 +93,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         eval_prompts=metadata["eval_prompts"],
         step=metadata["step"],
         tokenizer=_find_tokenizer(folder, metadata),
+        names=tuple(metadata.get("names", [])),  # older exports have none
     )
     return loaded, Functions(encode_queries, embed_tokens, is_one_size=True)
 
@@ -177,6 +178,9 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(metadata.get(key), kind):
             raise CheckpointError(f"{file}: {key!r} is missing or no {kind.__name__}")
+    names = metadata.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: 'names' is no list of texts")
     return metadata
 
 

@@ -88,7 +88,17 @@ def read(source: str) -> LoadedModel:
     )
     _check_side(folder / "preprocessor_config.json", model.image_size)
     loaded = models.read(table(kind, is_contrastive), weights, model, preprocess)
-    return dataclasses.replace(loaded, tokenizer=clip_vocabulary.own_tokenizer(folder))
+    return dataclasses.replace(
+        loaded, tokenizer=clip_vocabulary.own_tokenizer(folder), names=_names(config)
+    )
+
+
+def _names(config: dict[str, Any]) -> tuple[str, ...]:
+    """Those that a fine-tuned model keeps; transformers itself writes LABEL_0, LABEL_1."""
+    labels = config.get("id2label")
+    names = labels.values() if isinstance(labels, dict) else ()
+    kept = [name for name in names if isinstance(name, str) and not name.startswith("LABEL_")]
+    return tuple(kept) if len(kept) == len(names) else ()
 
 
 def _is_contrastive(kind: str, weights: Weights) -> bool:
@@ -349,7 +359,11 @@ def write(target: Path, model: LoadedModel) -> None:
         logging.warning("%s: not in our model, written as transformers starts them", names)
         tensors |= _initial(kind, shapes[f"{kind}.visual_projection.weight"])
     target.mkdir(parents=True, exist_ok=True)
-    _write_json(target / "config.json", _their_config(kind, model.model))
+    described = _their_config(kind, model.model)
+    if model.names:
+        described["id2label"] = dict(enumerate(model.names))
+        described["label2id"] = {name: index for index, name in enumerate(model.names)}
+    _write_json(target / "config.json", described)
     _write_json(target / "preprocessor_config.json", _their_preprocessing(kind, model))
     clip_vocabulary.write(target, max_length=model.model.text.num_positions)
     # The weights come last: a folder that was cut short has none.
