@@ -77,6 +77,7 @@ class CocoReader(folder.FolderReader):
             if content.is_federated
             else {c.name: c.spelled for c in content.categories if c.name != c.spelled},
         )
+        self._count_images_anew()
 
 
 def _captions(file: Path) -> dict[Id, tuple[str, ...]]:

@@ -1,5 +1,6 @@
 """What readers of image folders share: labels in memory, image files read when asked for."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -121,6 +122,16 @@ class FolderReader:
         absent = (i for i in self._images[:count] if self._files.find(i.files) is None)
         return [str(self.image_folder / image.files[0]) for image in absent]
 
+    def _count_images_anew(self) -> None:
+        """For readers whose categories' `frequency` is the number of images with a box.
+
+        They counted boxes within the sizes that their label files state; some images have others.
+        """
+        changes = self._true_sizes.image_changes
+        self.categories = tuple(
+            dataclasses.replace(c, frequency=c.frequency + changes[c.name]) for c in self.categories
+        )
+
     def _boxes_xyxy(self, labels: LabelledImage, image: bytes) -> Float32[np.ndarray, "m 4"]:
         """For formats whose boxes depend on the size of the image."""
         del image
@@ -169,17 +180,6 @@ def read_file(file: Path, key: str) -> bytes:
 def read_text(file: Path, key: str) -> str:
     """The text of a label file; raises as `read_file` and `text_file.decode`."""
     return text_file.decode(read_file(file, key), file)
-
-
-def require_distinct(names: Iterable[str], where: str) -> None:
-    """Names are the keys under which everything is asked and evaluated."""
-    seen: set[str] = set()
-    for name in names:
-        if not name:
-            raise DataError(f"{where}: a category has an empty name; give it one")
-        if name in seen:
-            raise DataError(f"{where}: two categories are called {name!r}; rename or merge them")
-        seen.add(name)
 
 
 def _warn(

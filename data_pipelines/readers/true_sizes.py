@@ -1,6 +1,7 @@
 """Label files state the sizes of images; this holds them against the images themselves."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -31,6 +32,7 @@ class TrueSizes:
         self._fitted: set[int] = set()  # images counted anew
         self._said: dict[int, str] = {}  # images whose labels do not fit → what to say of them
         self._is_open = False
+        self.image_changes: Counter[str] = Counter()  # name → change of the images with a box of it
 
     def look(self, find: Callable[[LabelledImage], Path | None]) -> None:
         """Measures some images now, so that what is wrong is said before anything else happens.
@@ -81,6 +83,8 @@ class TrueSizes:
             if index not in self._fitted:
                 self._fitted.add(index)
                 self._tally.replace(image.fitted(self._stated(index)), (fitted, proper))
+                self.image_changes.update(set(fitted.names))
+                self.image_changes.subtract(set(image.names))
                 if self._stated(index) is not None or proper.dropped[OTHER_FRAME]:
                     self._say(index, _described(file, image, size, stored, proper))
         return fitted

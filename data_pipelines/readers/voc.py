@@ -82,6 +82,7 @@ class VocReader(folder.FolderReader):
             examples=read.examples,
             spelled=dict(zip(asked, queries or names, strict=True)),
         )
+        self._count_images_anew()
 
 
 def _xml_files(annotations: Path) -> dict[str, Path]:

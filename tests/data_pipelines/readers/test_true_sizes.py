@@ -33,6 +33,7 @@ def test_a_wrong_size_is_said_and_loses_no_box(
     assert "val: 3 of 3 images are not of the size in the label file" in said
     assert f"b.jpg: 60 x 40 pixels, the labels say {size[0]} x {size[1]}" in said
     assert reader.counts == good.counts and reader.counts.num_boxes == 4
+    assert reader.categories == good.categories  # their frequencies too
     for i in range(3):
         np.testing.assert_array_equal(reader[i].boxes_xyxy, wanted[i])
         assert reader[i].names == good[i].names
