@@ -33,7 +33,8 @@ TABLE_FILES = (  # and these after
     *("captions.json", "metadata.json", "captions.txt"),
 )
 PARQUET_FILES = ("captions.parquet", "metadata.parquet")
-BESIDE = (".txt", ".TXT", ".caption", ".json")  # in place of an image's suffix
+BESIDE = (".txt", ".TXT", ".caption")  # in place of an image's suffix
+BESIDE_LAST = (".json",)  # after everything else: most of these are labels
 LABELS = "its text holds numbers of boxes, and is no caption"
 
 _DELIMITERS = (",", "\t", ";", "|")

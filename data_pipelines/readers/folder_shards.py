@@ -1,8 +1,9 @@
 """Folders of images, cut into contiguous shards, with captions in one file or beside the images."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 
 from absl import logging
 
@@ -23,8 +24,9 @@ class FolderShards:
         num_shards: int,
         texts: Mapping[str, Texts] | None,
         captions_file: Path | None,
+        beside: Mapping[str, str] = MappingProxyType({}),
     ):
-        """`texts` by image, and where they were read; None: they lie beside the images.
+        """`texts` by image, and where they were read; None: they lie `beside`, by image.
 
         Raises `DataError` if there are no images, or fewer than shards.
         """
@@ -32,12 +34,13 @@ class FolderShards:
         self._files = list(found.images) if texts is None else sorted(texts)
         if not self._files:
             raise DataError(found.nothing("images, .tar or .tfrecord files"))
-        self._beside = _texts_beside(found) if texts is None else {}
+        self._beside = beside
         self._starts = cut(len(self._files), num_shards)
         self.name = str(self._folder)
         files = [self._folder / file for file in self._files]
-        beside = [self._folder / text for text in self._beside.values()]
-        version = version_of("folder", [*files, *([captions_file] if captions_file else beside)])
+        texts_beside = [self._folder / text for text in beside.values()]
+        read = [captions_file] if captions_file else texts_beside
+        version = version_of("folder", [*files, *read])
         self.version = f"{version}-{len(self)}"
 
     def __len__(self) -> int:
@@ -91,32 +94,45 @@ def open_folder(folder: Path, num_shards: int) -> FolderShards:
     """The images of a folder and its subfolders, with the captions that are found there.
 
     They are in captions.jsonl or metadata.jsonl, else in a text beside each image, else in a table
-    such as metadata.csv. Raises `DataError` if there are no images, or if a file of captions is
-    malformed.
+    such as metadata.csv, else in JSON beside each image. Raises `DataError` if there are no images,
+    or if a file of captions is malformed.
     """
     found = image_files.find(folder)
     for line in found.lines()[:1] if any("/" in name for name in found.images) else []:
         logging.warning("%s", line)
-    images = frozenset(found.images)
-    for name in captions.CAPTION_FILES:
-        if name in found.others and (texts := captions.read_table(folder / name, images)):
-            return _of_table(found, num_shards, folder / name, texts)
-    if not _is_any_captioned(found):
-        for name in captions.TABLE_FILES:
-            if name in found.others and (texts := captions.read_table(folder / name, images)):
-                return _of_table(found, num_shards, folder / name, texts)
+    table = _first_table(found, captions.CAPTION_FILES)
+    if table is not None:
+        return _of_table(found, num_shards, *table)
+    beside = _texts_beside(found, captions.BESIDE)
+    if not _is_any_captioned(found, beside):
+        table = _first_table(found, captions.TABLE_FILES)
+        if table is not None:
+            return _of_table(found, num_shards, *table)
+        last = _texts_beside(found, captions.BESIDE_LAST)
+        beside = last if _is_any_captioned(found, last) else beside
     for name in sorted(found.others & {*captions.PARQUET_FILES}):
         logging.warning("%s: is not read; write its captions to metadata.csv", folder / name)
-    return FolderShards(found, num_shards, None, None)
+    return FolderShards(found, num_shards, None, None, beside)
+
+
+def _first_table(found: FoundFiles, names: Sequence[str]) -> tuple[Path, dict[str, Texts]] | None:
+    for name in names:
+        file = found.folder / name
+        if name in found.others and (texts := captions.read_table(file, frozenset(found.images))):
+            return file, texts
+    return None
 
 
 def read_beside(file: Path) -> Texts:
-    """The captions of a text or JSON file. Raises `DataError` if it cannot be read."""
+    """The captions of a text or JSON file. Raises `DataError` if a text cannot be read."""
     content = file.read_bytes()
-    if file.suffix != ".json":
-        text, note = captions.of_text(content, str(file))
-        return Texts(tuple(t.strip() for t in text), note)
-    return captions.of_json(content, str(file))
+    if file.suffix == ".json":
+        try:
+            return captions.of_json(content, file.name)
+        except DataError as error:
+            return Texts(note=str(error))
+    text, note = captions.of_text(content, str(file))
+    return Texts(tuple(t.strip() for t in text), note)
 
 
 def _of_table(
@@ -133,21 +149,21 @@ def _of_table(
     return FolderShards(found, num_shards, every, file)
 
 
-def _texts_beside(found: FoundFiles) -> dict[str, str]:
+def _texts_beside(found: FoundFiles, suffixes: Sequence[str]) -> dict[str, str]:
     """The text file of each image that has one."""
     beside: dict[str, str] = {}
     for name in found.images:
         path = PurePosixPath(name)
-        guesses = [*(str(path.with_suffix(s)) for s in captions.BESIDE), f"{name}.txt"]
+        guesses = [*(str(path.with_suffix(s)) for s in suffixes), f"{name}{suffixes[0]}"]
         text = next((guess for guess in guesses if guess in found.others), None)
         if text is not None:
             beside[name] = text
     return beside
 
 
-def _is_any_captioned(found: FoundFiles) -> bool:
+def _is_any_captioned(found: FoundFiles, beside: Mapping[str, str]) -> bool:
     """True at the first image with a caption beside it; labels of boxes are none."""
-    for text in _texts_beside(found).values():
+    for text in beside.values():
         try:
             if read_beside(found.folder / text).texts:
                 return True

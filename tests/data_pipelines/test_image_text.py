@@ -314,6 +314,19 @@ def test_texts_beside_the_images_come_before_a_table(tmp_path: Path) -> None:
     assert _captions_of(tmp_path) == {"0.png": ("beside",)}
 
 
+def test_json_beside_the_images_comes_last_and_costs_no_image(tmp_path: Path) -> None:
+    _images(tmp_path, 3)
+    before = image_text.open_shards(str(tmp_path)).version
+    for i, content in enumerate(('{"shapes": [], "imagePath": "0.png"}', "[1]", "{")):
+        (tmp_path / f"{i}.json").write_text(content)
+    assert _captions_of(tmp_path) == {"0.png": (), "1.png": (), "2.png": ()}
+    assert image_text.open_shards(str(tmp_path)).version == before  # labels are no part of it
+    (tmp_path / "2.json").write_text('{"caption": "two"}')
+    assert _captions_of(tmp_path) == {"0.png": (), "1.png": (), "2.png": ("two",)}
+    (tmp_path / "0.txt").write_text("text")
+    assert _captions_of(tmp_path) == {"0.png": ("text",), "1.png": (), "2.png": ()}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
