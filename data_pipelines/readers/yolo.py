@@ -16,7 +16,7 @@ from data_pipelines.readers import folder, yolo_description, yolo_layout, yolo_l
 from data_pipelines.readers.folder import LabelledImage
 from data_pipelines.readers.yolo_description import Description
 from data_pipelines.readers.yolo_layout import ImageSet, LabelIndex
-from data_pipelines.readers.yolo_lines import Faults, Line, PoseSigns
+from data_pipelines.readers.yolo_lines import Faults, Line, PolygonDoubts
 from owl_det.errors import DataError, SourceError
 
 _LABELS, _IMAGES = "labels", "images"  # the keys' defaults
@@ -124,8 +124,8 @@ class _Labels:
         self._names = names
         # No key points at all is said of polygons that look like poses.
         self._keypoints = keypoints if keypoints and keypoints[0] else None
-        self._may_be_poses = keypoints is None
-        self._poses = PoseSigns()
+        self._may_be_polygons = keypoints is None
+        self._doubts = PolygonDoubts()
         index = LabelIndex()
         files = [image_set.label_of(image, index) for image in image_set.images]
         _require_labels(files, image_set)
@@ -134,7 +134,7 @@ class _Labels:
         ):
             lines = [] if file is None else self._read(file)
             self._add(image, image_id, lines)
-        self._poses.refuse()
+        self._doubts.refuse()
         self.faults.refuse_many()
         self.dropped += self.faults.counts
         _tell(image_set, files)
@@ -148,8 +148,9 @@ class _Labels:
             where = f"{file}: line {number}"
             line = yolo_lines.parse(row, len(self._names), self._keypoints)
             self.faults.add(line, where)
-            if not line.fault and self._may_be_poses and len(row.split()) > 5:
-                self._poses.add(row, where)
+            is_read = line.fault in ("", yolo_lines.FAR_OUTSIDE)
+            if is_read and self._may_be_polygons and len(row.split()) > 5:
+                self._doubts.add(row, where)
             lines.append(line)
         return lines
 

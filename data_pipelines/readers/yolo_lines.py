@@ -23,6 +23,8 @@ WRONG_COLUMNS = "with a wrong number of columns"
 NO_CLASS = "without a class number"
 NO_NAME = "of classes without a name"
 FAR_OUTSIDE = "with coordinates far outside 0 to 1"
+_MIN_TRIANGLES = 4  # some look like poses of one point; so many that all do are poses
+_TRACK = "leave out the confidence and the track number of predictions"
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "|": "a bar"}
 _NOT_RELATIVE = (
     "YOLO's coordinates are relative to the image: divide pixels by its width and height"
@@ -108,11 +110,9 @@ def _wrong_columns(values: Sequence[float], keypoints: tuple[int, int] | None) -
         return ""
     if count == 6:
         return f"{expected}, got 6 columns; leave out the confidence of predictions"
-    if count == 7 and _is_track(values):
-        return (
-            f"{expected}, got 7 columns; leave out the confidence and the track number of "
-            "predictions"
-        )
+    # A 1 at the end may be a coordinate; `PolygonDoubts` looks at all lines.
+    if count == 7 and values[-1] != 1 and _is_track(values):
+        return f"{expected}, got 7 columns; {_TRACK}"
     if count < 7 or count % 2 == 0:
         pose = (
             "; for poses, data.yaml needs `kpt_shape: [number of key points, 2 or 3]`"
@@ -178,12 +178,12 @@ class Faults:
             )
 
 
-class PoseSigns:
-    """Whether lines that are read as polygons are poses, which cannot be told from one line."""
+class PolygonDoubts:
+    """Whether lines that are read as polygons are poses or tracks: one line does not tell."""
 
     def __init__(self) -> None:
         self._lengths: set[int] = set()
-        self._num_lines = self._num_held = self._num_signs = 0
+        self._num_lines = self._num_held = self._num_signs = self._num_tracks = 0
         self._first = ""
 
     def add(self, text: str, where: str) -> None:
@@ -194,18 +194,23 @@ class PoseSigns:
         self._num_lines += 1
         self._num_held += is_held
         self._num_signs += is_held and not _is_small_polygon(values)
+        self._num_tracks += len(values) == 6 and _is_track(values.tolist())
         self._first = self._first or where
 
     def refuse(self) -> None:
-        """Raises `DataError` if the lines look like poses.
+        """Raises `DataError` if the lines look like poses, or boxes that all have track 1.
 
         Poses are all of one length, and nearly all boxes hold their points. Polygons are of many
         lengths, and those that would pass for poses are small.
         """
+        if self._num_tracks == self._num_lines > 1:
+            raise DataError(f"{self._first}: expected 5 columns, got 7 columns; {_TRACK}")
         few = self._num_held < 0.9 * self._num_lines or self._num_signs < 0.1 * self._num_lines
         if few or len(self._lengths) != 1 or not self._num_signs:
             return
         (length,) = self._lengths
+        if length == 6 and self._num_lines < _MIN_TRIANGLES:
+            return
         shapes = [[(length - 4) // d, d] for d in (3, 2) if (length - 4) % d == 0]
         told = " or ".join(f"`kpt_shape: {shape}`" for shape in shapes)
         raise DataError(

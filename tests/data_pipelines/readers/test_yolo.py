@@ -283,6 +283,25 @@ def test_poses_without_their_shape_are_never_polygons(root, length):
     assert open_(root).counts.num_boxes == 12
 
 
+def test_poses_with_points_that_are_seen_are_no_pixels(root):
+    lines = [f"{box()} " + "0.45 0.4 2 0.55 0.6 2 " * 2, f"{box()} " + "0.5 0.5 1 0 0 0 " * 2]
+    (root / "labels/b.txt").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"line 1: looks like a pose.*kpt_shape: \[4, 3\]"):
+        open_(root, names=("cat",))
+
+
+def test_a_triangle_at_the_edge_is_no_track(root):
+    triangle = "0 0.5 0.5 0.9 1.000000 0.2 1"
+    (root / "labels/b.txt").write_text(f"{triangle}\n0 0.5 0.5 0.9 0.8 0.2 0.7\n")
+    reader = open_(root, names=("cat",))
+    np.testing.assert_allclose(
+        reader[0].boxes_xyxy, [[40, 50, 180, 100], [40, 50, 180, 80]], atol=1e-3
+    )
+    (root / "labels/b.txt").write_text("0 0.5 0.5 0.2 0.2 0.93 1\n0 0.5 0.6 0.2 0.2 0.8 1\n")
+    with pytest.raises(DataError, match="expected 5 columns, got 7 columns.*track"):
+        open_(root, names=("cat",))
+
+
 @pytest.mark.parametrize("first_corner", range(4))
 def test_quadrilaterals_are_never_taken_for_poses(root, first_corner):
     rng = np.random.default_rng(first_corner)
