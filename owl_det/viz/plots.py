@@ -248,9 +248,10 @@ def _wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(short, width, max_lines=2, placeholder=" …"))
 
 
-def shorten(label: str) -> str:
-    """At most 32 characters."""
-    return label if len(label) <= _MAX_LABEL else f"{label[: _MAX_LABEL - 1]}…"
+def shorten(label: str, length: int = _MAX_LABEL) -> str:
+    """At most so many characters, and no markup: Matplotlib would read formulas between $."""
+    short = label if len(label) <= length else f"{label[: length - 1].rstrip()}…"
+    return short.replace("$", r"\$")
 
 
 def _words(name: str) -> str:
