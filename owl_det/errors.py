@@ -16,7 +16,13 @@ class ExitCode(enum.IntEnum):
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the message names the file or field and the remedy."""
+    """Something the user gave is wrong; the message names the file or field and the remedy.
+
+    It is one line, though names of files and what other libraries say may hold several.
+    """
+
+    def __str__(self) -> str:
+        return " ".join(line.strip() for line in super().__str__().splitlines())
 
 
 class ConfigError(UserError):

@@ -102,10 +102,14 @@ class FolderReader:
         except OSError as error:
             raise UnreadableImage(f"{file}: {error.strerror}") from error
         labels = self._true_sizes.fitted(index, image, file)
+        try:
+            boxes_xyxy = self._boxes_xyxy(labels, image)
+        except UnreadableImage as error:
+            raise UnreadableImage(f"{file}: {error}") from error
         return Record(
             image=image,
             image_id=labels.image_id,
-            boxes_xyxy=self._boxes_xyxy(labels, image),
+            boxes_xyxy=boxes_xyxy,
             names=tuple((name,) for name in labels.names),
             is_crowd=labels.is_crowd,
             scores=np.ones(len(labels.names), np.float32),

@@ -16,6 +16,7 @@ _DECLARATION = re.compile(rb"""\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.-]+)["'][^
 # Why objects are dropped: "3 of 42 boxes dropped: 2 …".
 NO_NAME = "without a name"
 NO_BOX = "without a bndbox"
+NO_OBJECT = "outside of any <object>"
 SEVERAL_BOXES = "with several bndbox"
 NO_NUMBERS = "with coordinates that are no numbers"
 
@@ -56,7 +57,7 @@ def read(file: Path) -> VocFile:
         raise DataError(f"{file}: cannot be decoded: {error}; convert it to UTF-8") from error
     except _HasDoctype as error:
         raise DataError(f"{file}: {error}") from None
-    objects = root.findall("object") or list(root.iter("object"))
+    objects = _objects(root)
     filename = (root.findtext("filename") or "").strip()
     if root.tag != "annotation" and not objects and not filename:
         raise DataError(
@@ -105,6 +106,18 @@ def _parse(content: bytes) -> ElementTree.Element:
         return ElementTree.fromstring(text, ElementTree.XMLParser(target=_PlainTags()))
 
 
+def _objects(root: ElementTree.Element) -> list[ElementTree.Element]:
+    """Every <object>, wherever it stands, and every <bndbox> that stands in none."""
+    found, pending = [], [root]
+    while pending:
+        element = pending.pop()
+        if element.tag in ("object", "bndbox"):
+            found.append(element)
+        else:
+            pending += reversed(element)
+    return found
+
+
 def _size(size: ElementTree.Element | None) -> tuple[int, int] | None:
     height, width = (_number(size, key) for key in ("height", "width"))
     if not (1 <= height < math.inf and 1 <= width < math.inf):
@@ -113,6 +126,8 @@ def _size(size: ElementTree.Element | None) -> tuple[int, int] | None:
 
 
 def _object(entry: ElementTree.Element) -> VocObject:
+    if entry.tag == "bndbox":
+        return VocObject(fault=NO_OBJECT)
     name = (entry.findtext("name") or "").strip()
     if not name:
         return VocObject(fault=NO_NAME)

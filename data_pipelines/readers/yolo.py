@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float32
 
-from data_pipelines import image_ops, text_file
+from data_pipelines import image_files, image_ops, text_file
 from data_pipelines import names as names_lib
 from data_pipelines.features import Category, Names
 from data_pipelines.readers import folder, yolo_description, yolo_layout, yolo_lines
@@ -224,22 +224,23 @@ def _tell(image_set: ImageSet, files: Sequence[Path | None]) -> None:
 
 
 def _orphans(image_set: ImageSet, used: set[Path]) -> list[Path]:
-    """Label files of the folder that belong to no image."""
-    if image_set.label_folder is None:
+    """Label files of the folder and its subfolders that belong to no image."""
+    place = image_set.label_folder
+    if place is None:
         return []
-    places = {image_set.label_folder, *(file.parent for file in used)}
-    others = [file for place in sorted(places) for file in LabelIndex.files(place)]
+    names = sorted(name for name in image_files.find(place).others if name.lower().endswith(".txt"))
+    others = [place / name for name in names]
     return [file for file in others if file not in used and _has_labels(file)]
 
 
 def _has_labels(file: Path) -> bool:
-    """True if the first line of a text file is one of labels, or it is empty."""
+    """True if the first line of a text file is one of labels, it is empty or cannot be read."""
     if file.name.lower() in _NO_LABELS:
         return False
     try:
         rows = [row for row in text_file.lines(folder.read_text(file, "labels")) if row.strip()]
     except DataError:
-        return False
+        return True
     if not rows:
         return True
     fault = yolo_lines.parse(rows[0], _ANY, None).fault

@@ -244,6 +244,15 @@ def test_the_name_of_a_dropped_object_is_no_negative(voc):
     assert one.not_exhaustive == ("emu",) and one.negatives == ()
 
 
+def test_boxes_in_unusual_places_are_read_or_counted(voc):
+    inner = box("cat", 1, 1, 9, 9)
+    bare = coordinates(xmin=1, ymin=1, xmax=9, ymax=9)
+    voc.add("a", box("dog", 1, 1, 9, 9), f"<objects>{inner}</objects>", f"<obj>{bare}</obj>", bare)
+    reader = voc.open()
+    assert reader[0].names == (("dog",), ("cat",))
+    assert reader.counts.dropped == {"outside of any <object>": 2}
+
+
 def test_parts_are_no_objects(voc):
     voc.add("a", f"<object><name>person</name>{GOOD}{PART}</object>")
     reader = voc.open()

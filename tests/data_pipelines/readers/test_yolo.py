@@ -411,6 +411,20 @@ def test_what_has_no_counterpart_is_told(root, caplog):
     assert "2 label files have no image, such as" in caplog.text and "gone.txt" in caplog.text
 
 
+def test_labels_without_images_are_told_in_any_subfolder_and_encoding(root, caplog):
+    (root / "labels/other/deep").mkdir(parents=True)
+    (root / "labels/other/deep/gone.txt").write_text(box())
+    (root / "labels/broken.txt").write_bytes(box().encode() + b"\xe6\n")
+    open_(root, names=("cat", "dog"))
+    assert "2 label files have no image, such as" in caplog.text
+
+
+def test_an_image_that_cannot_be_read_is_named(root):
+    (root / "images/b.png").write_text("not an image")
+    with pytest.raises(UnreadableImage, match=r"b\.png: not an image of a known format"):
+        open_(root, names=("cat", "dog"))[0]
+
+
 def test_hidden_images_are_left_out(root):
     (root / "images/._b.png").write_bytes(b"half of a file")
     (root / "images/.trash").mkdir()
