@@ -18,7 +18,7 @@ from owl_det import checkpoint, cli, sharding, train_step
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
-from owl_det.evaluation import benchmark
+from owl_det.evaluation import benchmark, by_category
 from owl_det.evaluation.benchmark import Location
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
@@ -105,6 +105,58 @@ def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys)
     assert (metrics["num_images"], metrics["unreadable_images"], metrics["step"]) == (7, 0, 5)
     assert metrics["protocol"] == "coco" and metrics["prompts"] == "none"
     assert metrics["checkpoint"] == str(saved)
+
+
+def test_every_class_has_its_ap_and_instances(saved, dataset, tmp_path, capsys):
+    annotations = dataset / "instances.json"
+    out, results = tmp_path / "metrics.json", tmp_path / "results.json"
+    flags = ["--dataset", "coco", "--annotations", str(annotations), "--images", str(dataset)]
+    assert evaluate(saved, *flags, "--out", str(out), "--results", str(results)) == 0
+    metrics = json.loads(out.read_text())
+    truth: Any = COCO(str(annotations))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["class", "AP", "AP50", "instances"] in lines
+    for category_id, name in ((3, "cat"), (7, "dog")):
+        run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        run.params.catIds = [category_id]
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        assert metrics["AP_by_category"][name] == pytest.approx(run.stats[0], abs=5e-3)
+        assert metrics["AP50_by_category"][name] == pytest.approx(run.stats[1], abs=5e-3)
+        instances = len(truth.getAnnIds(catIds=[category_id]))
+        assert metrics["instances_by_category"][name] == instances
+        ap, ap50 = (100 * metrics[f"{key}_by_category"][name] for key in ("AP", "AP50"))
+        assert [name, f"{ap:.2f}", f"{ap50:.2f}", str(instances)] in lines
+    assert np.mean(list(metrics["AP_by_category"].values())) == pytest.approx(
+        metrics["AP"], abs=1e-5
+    )
+
+
+def test_of_many_classes_the_best_and_the_worst_are_printed():
+    names = [f"name {i}" for i in range(60)]
+    values = {name: i / 100 for i, name in enumerate(names)}
+    summary = {"AP_by_category": values, "AP50_by_category": values}
+    rows = by_category.rows({**summary, "instances_by_category": dict.fromkeys(names, 1200)})
+    assert rows[1] == ("name 59", "59.00", "59.00", "1,200")
+    assert rows[11][0] == "… 40 more" and rows[-1][0] == "name 0" and len(rows) == 22
+    few = {key: dict(list(table.items())[:40]) for key, table in summary.items()}
+    rows = by_category.rows({**few, "instances_by_category": dict.fromkeys(names, 1)})
+    assert [row[0] for row in rows[1:]] == names[:40], "in order"
+
+
+def test_pictures_are_those_of_a_training(saved, dataset, tmp_path, capsys):
+    flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
+    flags += ["--images", str(dataset), "--pictures", str(tmp_path / "drawn")]
+    assert evaluate(saved, *flags) == 0
+    capsys.readouterr()
+    files = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert files == {"coco.png", "precision_recall_coco.png", "confusion_matrix_coco.png"}
+    for name in files:
+        with Image.open(tmp_path / "drawn" / name) as picture:
+            assert 200 < picture.width <= 1600
+    with Image.open(tmp_path / "drawn" / "coco.png") as picture:
+        assert picture.height > 4 * 386, "seven images, two a row"
 
 
 def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, capsys):
