@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -346,3 +348,35 @@ for name in {export.FUNCTIONS["onnx"]!r}:
     assert done.returncode == 0 and done.stdout == "", done.stderr
     # Of machines without a GPU it speaks of its absence, on some kernels.
     assert not [line for line in done.stderr.splitlines() if "nitializer" in line], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_example_of_the_page_finds_what_the_predictor_finds(
+    saved: Path,
+    tmp_path: Path,
+    repository_root: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("jax2onnx", reason="needs the extra onnx")
+    page = (repository_root / "docs/export.md").read_text()
+    (example,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "RUN").symlink_to(saved)
+    commands = re.findall(r"^    owl-det ((?:export RUN|sample) .*)$", page, re.MULTILINE)
+    assert [cli.main(shlex.split(command)) for command in commands] == [0, 0]
+    capsys.readouterr()
+    scope: dict[str, Any] = {}
+    exec(compile(example.replace(">= 0.3", ">= 0"), "docs/export.md", "exec"), scope)
+    queries = scope["queries"]
+    (found,) = Predictor.load(saved).detect(
+        ["images/shapes_0000.png"], queries, threshold=0, top_k=10**6
+    )
+    scores = scope["scores"][0]
+    assert len(capsys.readouterr().out.splitlines()) == len(scores) == 16
+    for label in range(len(queries)):
+        ours = np.sort(found.scores[found.labels == label])
+        np.testing.assert_allclose(np.sort(scores[:, label]), ours, atol=1e-5)
+    best = scope["boxes"][0][scores.max(-1).argmax()] * 64
+    np.testing.assert_allclose(found.boxes[0], np.clip(best, 0, 64), atol=0.01)
