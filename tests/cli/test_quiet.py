@@ -51,7 +51,8 @@ def _run(*arguments: object) -> "subprocess.CompletedProcess[str]":
         "predict IN/images --checkpoint IN/model --query red --query blue --out OUT/drawn",
         "embed IN/images --checkpoint IN/model --out OUT/embedded",
         "evaluate --checkpoint IN/model --dataset shapes_world --max_images 8 --out OUT/m.json",
-        "annotate --checkpoint IN/model --input shapes_world:crowded:8 --labels ngrams --output OUT",
+        "annotate --checkpoint IN/model --labels ngrams "
+        "--input shapes_world:crowded:8 --output OUT/records",
         "convert IN/model OUT/hf --from owl_det --to hf",
         "export IN/model OUT/exported",
         "visualize features IN/images --checkpoint IN/model --query red --out OUT/features",
