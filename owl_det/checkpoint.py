@@ -14,6 +14,7 @@ every shape against the model before anything is allocated, and runs no code fro
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -127,7 +128,7 @@ class Checkpoints:
             stays = f"; checkpoints/{whole} stays" if whole is not None else ""
             raise CheckpointError(
                 f"{self._workdir / 'checkpoints'}: a checkpoint cannot be written "
-                f"({_first_line(error)}){stays}; make room, and the same command goes on"
+                f"({_reason(error)}){stays}; once it can, the same command goes on from there"
             ) from error
 
     def restore(self, template: TrainState, input_version: str) -> TrainState:
@@ -298,6 +299,13 @@ def _load(folder: Path) -> LoadedModel:
         model = dataclasses.replace(described.model, attention="xla")
         described = dataclasses.replace(described, model=model)
     return dataclasses.replace(described, params=params)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, if that is within a library's long message."""
+    codes = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO)
+    found = [text for code in codes if (text := os.strerror(code)) in str(error)]
+    return found[0] if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,8 +1,11 @@
 """What every command does around its work: quiet libraries, exit codes, progress bars."""
 
+import _thread
 import logging as std_logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
@@ -23,7 +26,8 @@ def run(name: str, command: Callable[[], int]) -> int:
     A user's error is one line on stderr that starts with `name`; so is Ctrl-C.
     """
     try:
-        code = command()
+        with _insistent_interrupt():
+            code = command()
         sys.stdout.flush()  # here, where a closed pipe can still be met
         return code
     except BrokenPipeError:  # of `| head`: who reads has had enough
@@ -35,6 +39,35 @@ def run(name: str, command: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
+
+
+@contextmanager
+def _insistent_interrupt() -> Generator[None, None, None]:
+    """Ctrl-C is not lost where Python drops it: in callbacks, as JAX has at garbage collection.
+
+    Nor in asyncio, which puts a handler of its own in the place of Python's while Orbax reads.
+    """
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_ours = is_default and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        timer = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is left
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def fail(name: str, error: Exception) -> None:
@@ -110,8 +143,8 @@ class _TimedLines(std_logging.Handler):
 
 
 def _is_of_interest(record: std_logging.LogRecord) -> bool:
-    """Orbax tells every step of a save and restore; only its errors matter to a user."""
-    return record.levelno >= std_logging.ERROR or "/orbax/" not in record.pathname
+    """Orbax tells every step of a save and restore, and errors that it raises too."""
+    return record.levelno > std_logging.ERROR or "/orbax/" not in record.pathname
 
 
 def progress(

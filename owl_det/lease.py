@@ -3,7 +3,7 @@
 `<workdir>/lease` is locked by the run that trains there and says which one it is; the first of
 several processes holds it for all. The operating system gives the lock back however a run ends. Not
 every file system carries locks from one machine to another, so the run also touches the file every
-few seconds. Times are compared by the file system's clock alone, never by that of a machine.
+few seconds; whether it still does is seen by watching, not by comparing clocks.
 """
 
 import contextlib
@@ -27,6 +27,7 @@ from owl_det.errors import UserError
 NAME = "lease"
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 30.0  # a file that nobody touches for so long belongs to a run that is gone
+_SURELY_OLD_SECONDS = 86400  # no two clocks are so far apart
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -143,7 +144,7 @@ class Lease:
     def _watch(self, owner: dict[str, Any]) -> None:
         """Returns when the file is silent for long. Raises `UserError` when it is touched."""
         last = self._path.stat().st_mtime_ns
-        if self._now_ns() - last > 2 * WATCH_SECONDS * 1e9:
+        if self._now_ns() - last > _SURELY_OLD_SECONDS * 1e9:
             return
         logging.warning(
             "%s: looks for up to %.0f s whether %s still runs",
@@ -157,7 +158,7 @@ class Lease:
                 raise UserError(self._refusal(owner))
 
     def _now_ns(self) -> int:
-        """The time now by the clock of the file system."""
+        """The time now, as the file system writes it down."""
         probe = self._path.with_name(f".{NAME}.{os.urandom(8).hex()}")
         probe.touch()
         try:

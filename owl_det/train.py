@@ -98,7 +98,7 @@ class _Training:
         _check_data(config, self._data, {e.name: e.source for e in self._evaluations})
         teaching = teachers.open_teachers(config, mesh)
         ids = teaching.teacher_ids if teaching else ()
-        self._checkpoints = Checkpoints(folder, config, ids)
+        self._checkpoints = Checkpoints(folder, config, ids, self._data.names)
         self._state = _start(config, mesh, self._checkpoints, self._data.version, teaching)
         self._first_step = int(self._state.step)
         self._step_fn = train_step.jit_train_step(config, mesh, self._state, teaching)
@@ -132,7 +132,11 @@ class _Training:
                     comparison.write_before(self._folder, before)
             if lacks_evaluation:  # killed between the save and its end
                 self._evaluate(is_last=not to_train)
-            return self._steps(batches)
+            code = self._steps(batches)
+        if code != ExitCode.DONE:
+            step = self._checkpoints.latest_step
+            logging.info("Stopped: saved step %d; the same command goes on from there", step)
+        return code
 
     def _steps(self, batches: Iterator[tuple[Batch, dict[str, int]]]) -> ExitCode:
         config = self._config
@@ -147,14 +151,14 @@ class _Training:
                 self._save()
             is_evaluated = _due(step, config.evaluation.every_steps) or is_last
             if is_stopped and not (is_last and not self._evaluations):
-                return self._stopped(step)
+                return self._stopped()
             if is_evaluated:
                 self._progress.flush()
                 try:
                     self._evaluate(is_last)
                 except Stopped:
                     self._save()
-                    return self._stopped(step)
+                    return self._stopped()
                 self._progress.restart_clock()
         return ExitCode.DONE
 
@@ -179,11 +183,10 @@ class _Training:
         self._progress.flush()  # so that no state after a NaN is ever saved
         self._checkpoints.save(self._state, self._data.version)
 
-    def _stopped(self, step: int) -> ExitCode:
+    def _stopped(self) -> ExitCode:
         self._checkpoints.wait()
         if jax.process_count() > 1:  # the launcher may end those that are not done when one is
             multihost_utils.sync_global_devices("stopped")
-        logging.info("Stopped: saved step %d; the same command goes on from there", step)
         return self._stop.code
 
     def _finish_saving(
@@ -254,8 +257,8 @@ def _check_data(config: Config, data: TrainInput, evaluated: dict[str, data_chec
     schedule = config.schedule
     if schedule.warmup_steps >= config.num_steps:
         logging.warning(
-            "config.schedule.warmup_steps: the warm-up of %d steps is no shorter than the run of %d: "
-            "the learning rate never exceeds %.2g",
+            "config.schedule.warmup_steps: the warm-up of %d steps is no shorter than the run of "
+            "%d: the learning rate never exceeds %.2g",
             *(schedule.warmup_steps, config.num_steps),
             config.optimizer.learning_rate * config.num_steps / schedule.warmup_steps,
         )
