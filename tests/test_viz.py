@@ -161,6 +161,7 @@ def test_weak_scores_are_drawn_where_there_are_no_better_ones():
     boxes = np.concatenate([BOX, BOX + 40, BOX + 90])
     assert viz.choose(boxes, np.array([0.12, 0.07, 0.05])).tolist() == [0, 1]
     assert viz.choose(boxes, np.array([0.9, 0.21, 0.19])).tolist() == [0, 1]
+    assert viz.choose(boxes, np.array([0.9, 0.21, 0.1]), lowest=0.1).tolist() == [0, 1, 2]
     assert viz.choose(np.zeros((0, 4)), np.zeros(0)).tolist() == []
 
 

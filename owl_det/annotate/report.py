@@ -150,6 +150,7 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
             phrases,
             np.array([entry["scores"][i] for i in kept]),
             classes=[colors.setdefault(phrase, len(colors)) for phrase in phrases],
+            lowest=job["min_box_score"],  # curated names score at most 0.3
         )
         left -= 1
         if not left:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from owl_det.cli.options import Commands, local_path
+from owl_det.cli.options import Commands, check_folder, local_path
 
 _NUM_PICTURES = 8  # images that --pictures shows, of each data set
 
@@ -91,6 +91,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         max_images=arguments.max_images,
         num_pictures=_NUM_PICTURES if arguments.pictures else 0,
     )
+    if arguments.pictures:
+        check_folder("--pictures", arguments.pictures)
     sources = benchmark.open_sources(
         benchmark.Location(
             kind=arguments.dataset,

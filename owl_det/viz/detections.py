@@ -25,12 +25,13 @@ def draw_best(
     scores: Float[np.ndarray, " n"],
     *,
     classes: Sequence[int] | None = None,
+    lowest: float = SCORE,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """What a detector found, as people want to see it; a line below says what is left out.
 
     Drawn are the boxes of `choose`; the rest is as for `draw_detections`.
     """
-    kept = choose(boxes_xyxy, scores)
+    kept = choose(boxes_xyxy, scores, lowest)
     picture = draw_detections(
         image,
         boxes_xyxy[kept],
@@ -38,22 +39,24 @@ def draw_best(
         scores[kept],
         classes=None if classes is None else [classes[int(i)] for i in kept],
     )
-    return with_note(picture, note(kept, scores))
+    return with_note(picture, note(kept, scores, lowest))
 
 
 def choose(
-    boxes_xyxy: Float[np.ndarray, "n 4"], scores: Float[np.ndarray, " n"]
+    boxes_xyxy: Float[np.ndarray, "n 4"],
+    scores: Float[np.ndarray, " n"],
+    lowest: float = SCORE,
 ) -> Int[np.ndarray, " k"]:
     """Rows of the boxes to draw, the best first.
 
-    At most 30 that score 0.2, or half of the best where that is less. Of boxes that overlap by an
+    At most 30 that score `lowest`, or half of the best where that is less. Of boxes that overlap by an
     IoU above 0.5 the best stays, whatever their names; boxes without area do not.
     """
     scores = np.asarray(scores, np.float64)
     if not len(scores):
         return np.zeros(0, int)
     has_area = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(axis=1)
-    rows = np.flatnonzero(has_area & (scores >= lowest_drawn(scores)))
+    rows = np.flatnonzero(has_area & (scores >= lowest_drawn(scores, lowest)))
     rows = rows[np.argsort(-scores[rows], kind="stable")]
     if not len(rows):
         return rows
@@ -65,16 +68,18 @@ def choose(
     return rows[box_non_max_suppression(table, OVERLAP)][:MAX_BOXES]
 
 
-def lowest_drawn(scores: Float[np.ndarray, " n"]) -> float:
+def lowest_drawn(scores: Float[np.ndarray, " n"], lowest: float) -> float:
     """The score that `choose` asks for."""
-    return min(SCORE, float(np.max(scores, initial=0.0)) / 2)
+    return min(lowest, float(np.max(scores, initial=0.0)) / 2)
 
 
-def note(kept: Int[np.ndarray, " k"], scores: Float[np.ndarray, " n"]) -> str:
+def note(
+    kept: Int[np.ndarray, " k"], scores: Float[np.ndarray, " n"], lowest: float = SCORE
+) -> str:
     """What `choose` left out, in words; "" if nothing."""
     if len(kept) == len(scores):
         return ""
-    rule = f"scores from {lowest_drawn(scores):.2g}, one of those that overlap"
+    rule = f"scores from {lowest_drawn(scores, lowest):.2g}, one of those that overlap"
     return f"{len(kept)} of {len(scores)} boxes drawn: {rule}"
 
 

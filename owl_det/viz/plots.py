@@ -170,6 +170,7 @@ def plot_score_histogram(
     axes.set(xlim=(0, 1), xlabel="score", ylabel="boxes")
     axes.set_yscale("symlog", linthresh=1)
     axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set_ylim(0, 1.5 * max(1, *(max(values, default=0) for values in counts.values())))
     tidy(axes)
     axes.legend(fontsize=9)
     save(figure, path)
