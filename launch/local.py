@@ -27,6 +27,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
+import command_line
+
 _POLL_SECONDS = 0.05
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
@@ -47,33 +49,28 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Splits the launcher's own flags from the command that follows `--`."""
-    own, command = list(argv), []
-    if "--" in own:
-        split = own.index("--")
-        own, command = own[:split], own[split + 1 :]
-    parser = argparse.ArgumentParser(
+    own, command = command_line.split(argv)
+    parser = command_line.Parser(
         prog="local.py",
         usage="local.py --num_processes N [flags] -- command …",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--num_processes", type=_positive, required=True)
+    parser.add_argument("--num_processes", type=command_line.positive, required=True)
     parser.add_argument(
         "--devices_per_process",
-        type=_positive,
+        type=command_line.positive,
         help="CPU devices that JAX shows to each process; without it JAX chooses the devices",
     )
-    parser.add_argument("--port", type=_positive, help="of the coordinator (default: a free one)")
+    parser.add_argument(
+        "--port", type=command_line.positive, help="of the coordinator (default: a free one)"
+    )
     parser.add_argument(
         "--grace_seconds",
         type=float,
         default=10.0,
-        help="from the first failure to killing what still runs",
+        help="from the first failure to killing what still runs (%(default)s)",
     )
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     options = parser.parse_args(own)
     if not command:
         parser.error("no command: write it after `--`, as in `-- python -m owl_det.main …`")
@@ -197,13 +194,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 if __name__ == "__main__":

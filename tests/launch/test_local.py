@@ -170,3 +170,25 @@ def test_bad_calls_say_what_is_wrong(arguments: tuple[str, ...], message: str):
     code, lines, errors = finish(launch(*arguments))
     assert (code, lines) == (2, [])
     assert message in errors
+
+
+def test_flags_are_spelt_with_either_sign() -> None:
+    outputs = set()
+    for flags in (
+        ("--num_processes", "2", "--devices_per_process=3", "--port=5", "--dry_run"),
+        ("--num-processes", "2", "--devices-per-process=3", "--port=5", "--dry-run"),
+    ):
+        code, lines, error = finish(launch(*flags, "--", "run", "--own-flag"))
+        assert code == 0, error
+        outputs.add(tuple(lines))
+    assert len(outputs) == 1 and "--own-flag" in outputs.pop()[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--num-processes", "x"), ("--num_processes", "0"), ("--no-such",), ("--grace-seconds=x",)],
+)
+def test_a_bad_flag_is_one_line(flags: tuple[str, ...]) -> None:
+    code, lines, error = finish(launch(*flags, "--", "true"))
+    assert code == 2 and not lines
+    assert error.count("\n") == 1 and error.startswith("local.py: "), error
