@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32, Int32, UInt8
 from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from owl_det.config import PreprocessConfig
+from owl_det.errors import one_line
 
 Geometry: TypeAlias = Literal["pad", "stretch"]  # see `config.PreprocessConfig`
 
@@ -74,6 +75,9 @@ def is_tolerable(num_unreadable: int, num_images: int) -> bool:
 
 class UnreadableImage(ValueError):
     """An image that is missing, damaged, absurdly large or of a kind that has no 8-bit meaning."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:

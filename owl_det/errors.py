@@ -22,7 +22,11 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return " ".join(line.strip() for line in super().__str__().splitlines())
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())
 
 
 class ConfigError(UserError):

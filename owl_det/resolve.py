@@ -64,7 +64,7 @@ def _build(schema: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _build_by_kind(args, value, path)
     if origin is Literal:
-        if value not in args:
+        if type(value) not in map(type, args) or value not in args:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple:

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -148,7 +149,9 @@ def inside(name: str) -> str | None:
     path = PurePosixPath(name)
     is_outside = path.is_absolute() or ".." in path.parts or "\0" in name
     is_text = name.encode("utf-8", "replace").decode() == name  # no lone surrogates
-    return path.as_posix() if is_text and not is_outside else None
+    if not is_text or is_outside or any(len(part.encode()) > 255 for part in path.parts):
+        return None
+    return path.as_posix()
 
 
 def _is_labels(text: str) -> bool:
@@ -267,6 +270,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]] | None:
     for mark, header in headers.items():
         known = _by_key(dict.fromkeys(header)).keys()
         if not known.isdisjoint(FILE_KEYS) and not known.isdisjoint(CAPTION_KEYS):
+            _require_distinct(header, path)
             return _table_rows(path, text, header, mark)
     header = max(headers.values(), key=len)
     known = _by_key(dict.fromkeys(header)).keys()
@@ -278,6 +282,14 @@ def _rows(path: Path) -> Iterator[tuple[str, Any]] | None:
         fault = f"has the columns {_listed(header)}; none is a caption: rename one to 'caption'"
     logging.warning("%s: %s; it is not read", path, fault)
     return None
+
+
+def _require_distinct(header: list[str], path: Path) -> None:
+    """Of two columns of one key only one would be read."""
+    counts = Counter(key for cell in header for key in _by_key({cell: None}))
+    twice = [key for key in (*FILE_KEYS, *CAPTION_KEYS) if counts[key] > 1]
+    if twice:
+        raise DataError(f"{path}, line 1: two columns are called {twice[0]!r}; rename one of them")
 
 
 def _split(line: str, mark: str) -> list[str]:

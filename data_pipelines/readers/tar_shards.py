@@ -128,6 +128,8 @@ def _members(file: Path) -> Iterator[Member]:
             for member in tar:
                 # tarfile would keep every header.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
+                if member.size < 0:
+                    raise tarfile.ReadError("a negative size")
                 name = _utf8(member.name)
                 if image_files.is_hidden(name) or member.isdir():
                     continue

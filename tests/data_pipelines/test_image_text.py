@@ -205,6 +205,23 @@ def test_a_malformed_pax_header_is_damage(tmp_path: Path) -> None:
     assert isinstance(sample, Unreadable) and "damaged" in sample.reason
 
 
+@pytest.mark.parametrize("name", ["b.png", ".b.png"])
+def test_a_negative_size_is_damage(tmp_path: Path, name: str) -> None:
+    """tarfile would go back by so much, and read the same members for ever."""
+    path = tmp_path / "x.tar"
+    _tar(path, [("a.png", _png(0)), (name, _png(1))])
+    content = bytearray(path.read_bytes())
+    header = content[1024:1536]
+    header[124:136] = (-2048).to_bytes(12, "big", signed=True)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[1024:1536] = header
+    path.write_bytes(content)
+    (shard,) = _all(path)
+    assert [type(item) for item in shard] == [Sample, Unreadable]
+    assert isinstance(shard[1], Unreadable) and "damaged" in shard[1].reason
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -213,6 +230,7 @@ def test_a_malformed_pax_header_is_damage(tmp_path: Path) -> None:
         ('{"file": "../secret.png", "caption": "x"}', "line 1"),
         ('{"file": "/etc/passwd", "caption": "x"}', "line 1"),
         ('{"caption": "x"}', "line 1"),
+        (json.dumps({"file": "a" * 300 + ".png", "caption": "x"}), "line 1"),
         ("[]", "line 1"),
         ('{"file": "a.png", "caption": "\\ud800"}', "line 1"),
     ],
@@ -333,6 +351,7 @@ def test_json_beside_the_images_comes_last_and_costs_no_image(tmp_path: Path) ->
         ("file_name,text\n0.png,a, b\n", "line 2: has 3 cells, and the header has 2"),
         ('file_name,text\n0.png,"a\n1.png,b\n', "line 2: unexpected end of data"),
         ("file_name,text\n../0.png,a\n", "line 2: no `file_name`"),
+        ("file_name,text,Text\n0.png,a,\n", "line 1: two columns are called 'text'"),
         ("file_name,text\n9.png,a\n", "none of its 1 images is in the folder, such as 9.png"),
     ],
 )
