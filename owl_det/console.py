@@ -33,12 +33,21 @@ def run(name: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:  # of `| head`: who reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
-    except (UserError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print(f"{name}: interrupted", file=sys.stderr)
+            return ExitCode.INTERRUPTED
+        if not isinstance(error, (UserError, OSError)):
+            raise
         fail(name, error)
         return ExitCode.REFUSED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """True for Ctrl-C, and for what compiled code made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 @contextmanager

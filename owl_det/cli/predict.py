@@ -174,7 +174,14 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
     labels = [str(d["query"]) for d in detections]
-    viz.save_png(target, viz.draw_detections(image, boxes, labels, scores))
+    picture = viz.draw_detections(image, boxes, labels, scores)
+    try:
+        viz.save_png(target, picture)
+    except OSError as error:
+        raise UserError(
+            f"{target}: cannot be written ({error.strerror or error}); make room, or name another "
+            "folder with --out"
+        ) from None
 
 
 def add_embed(commands: Commands) -> None:
