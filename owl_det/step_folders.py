@@ -43,11 +43,10 @@ def find(path: str | os.PathLike[str]) -> Path:
 
 
 def _meant(root: Path) -> str:
+    command = f"`owl-det convert {root} DST --from hf` makes a checkpoint of it"
     if root.exists():
-        return ""
+        is_theirs = (root / "config.json").is_file() and any(root.glob("*.safetensors*"))
+        return f"; this is a model of transformers: {command}" if is_theirs else ""
     if _HUB_NAME.fullmatch(str(root)):
-        return (
-            f"; if {root} is a model of the Hugging Face hub, `owl-det convert` makes a checkpoint "
-            "of it"
-        )
+        return f"; if {root} is a model of the Hugging Face hub, {command}"
     return hint(root)

@@ -176,5 +176,6 @@ def test_a_changed_optimizer_is_named_and_no_damage(workdir: Path) -> None:
 
 
 def test_a_hub_name_points_to_convert() -> None:
-    with pytest.raises(CheckpointError, match="`owl-det convert` makes a checkpoint of it"):
+    with pytest.raises(CheckpointError, match="`owl-det convert .* --from hf` makes") as error:
         checkpoint.load_model("google/owlv2-base-patch16")
+    assert "google/owlv2-base-patch16" in str(error.value)
