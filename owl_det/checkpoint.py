@@ -231,7 +231,7 @@ def _metadata(folder: Path) -> PyTree:
     # The handler alone: a Checkpointer looks for files that only the folder above has.
     handler = ocp.StandardCheckpointHandler()
     try:
-        metadata = handler.metadata(folder.absolute())
+        metadata = handler.metadata(folder.absolute())  # pyright: ignore[reportArgumentType]
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_first_device()),
             metadata.tree,  # pyright: ignore[reportAttributeAccessIssue]
@@ -246,7 +246,10 @@ def _read_item(folder: Path, template: PyTree) -> PyTree:
     """Arrays of a folder of Orbax, placed as `template` says. Raises `DamagedError`."""
     handler = ocp.StandardCheckpointHandler()
     try:
-        return handler.restore(folder.absolute(), args=ocp.args.StandardRestore(template))
+        return handler.restore(
+            folder.absolute(),  # pyright: ignore[reportArgumentType]
+            args=ocp.args.StandardRestore(template),
+        )
     except Exception as error:  # Orbax raises many kinds
         raise DamagedError(f"{folder}: cannot be read ({_first_line(error)})") from error
     finally:

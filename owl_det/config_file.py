@@ -145,7 +145,7 @@ def _described(error: Exception, file: Path) -> str:
         return f"{_short(error.filename)}, line {error.lineno}: {kind}: {error.msg}"
     message = str(error.args[0]) if error.args else ""
     # ConfigDict lists every key there is.
-    if key := re.match(r'Key "(.+?)" does not exist', message):
+    if key := re.search(r"Key \"(.+?)\" does not exist", message):
         near = re.search(r'Did you mean "(.+?)"', message)
         message = f"no such key {key[1]!r}" + (f"; did you mean {near[1]!r}?" if near else "")
     message = textwrap.shorten(message, _WIDTH, placeholder=" …")

@@ -32,11 +32,16 @@ exit codes: 0 done, 2 refused (the last line says why), 75 told to stop (SIGTERM
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or prints what a training would be; returns an exit code (`errors.ExitCode`)."""
     console.quiet_libraries()
-    given = [
-        argument if config_file.is_change(argument) else options.with_underscores([argument])[0]
-        for argument in (sys.argv[1:] if argv is None else argv)
-    ]
+    given = _spelt(sys.argv[1:] if argv is None else argv)
     return console.run("owl_det", lambda: _run(given))
+
+
+def _spelt(arguments: Sequence[str]) -> list[str]:
+    """`--dry-run` is `--dry_run`; a config's keys are looked up as they are."""
+    return [
+        argument if config_file.is_change(argument) else options.with_underscores([argument])[0]
+        for argument in arguments
+    ]
 
 
 def _run(given: list[str]) -> int:

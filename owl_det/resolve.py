@@ -90,7 +90,7 @@ def _build_leaf(schema: type, value: Any, path: str) -> Any:
         raise ConfigError(f"{path}: expected {schema.__name__}, got {_describe(value)}")
     if schema is float and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}")
-    return _build_text(value, path) if schema is str else value
+    return _build_text(value, path) if isinstance(value, str) else value
 
 
 def _build_text(value: str, path: str) -> str:

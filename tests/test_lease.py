@@ -109,7 +109,8 @@ def test_a_lease_of_days_ago_is_taken_at_once(
     file = tmp_path / "lease"
     Lease(tmp_path).release()
     file.write_text(json.dumps({"pid": 1, "host": "h", "boot": "b", "token": "t"}))
-    os.utime(file, (time.time() - 2 * 86400,) * 2)
+    days_ago = time.time() - 2 * 86400
+    os.utime(file, (days_ago, days_ago))
     monkeypatch.setattr(lease, "WATCH_SECONDS", 10.0)
     started = time.time()
     Lease(tmp_path).release()

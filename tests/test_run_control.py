@@ -2,7 +2,10 @@
 
 import json
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,23 @@ from owl_det.errors import ExitCode
 from tests import training_command as training
 
 pytestmark = pytest.mark.slow
+Start = Callable[..., subprocess.Popen[str]]
 ENDLESS = ("--config.num_steps=100000", "--config.log.every_steps=1")
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts runs; those that still run at the end of a test are killed."""
+    processes: list[subprocess.Popen[str]] = []
+
+    def begin(workdir: Path, *flags: str) -> subprocess.Popen[str]:
+        processes.append(training.start(workdir, *flags))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize(
@@ -19,10 +38,10 @@ ENDLESS = ("--config.num_steps=100000", "--config.log.every_steps=1")
     [(signal.SIGTERM, ExitCode.UNFINISHED), (signal.SIGINT, ExitCode.INTERRUPTED)],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
-    number: signal.Signals, code: ExitCode, tmp_path: Path
+    number: signal.Signals, code: ExitCode, tmp_path: Path, start: Start
 ) -> None:
     workdir = tmp_path / "run"
-    process = training.start(workdir, *ENDLESS)
+    process = start(workdir, *ENDLESS)
     training.wait_for(lambda: len(training.steps_logged(workdir)) > 2, process)
     process.send_signal(number)
     assert process.wait(120) == code
@@ -37,10 +56,12 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert training.steps_saved(workdir)[-1] == step + 1
 
 
-def test_a_signal_before_the_first_step_ends_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_signal_before_the_first_step_ends_at_once_and_leaves_nothing(
+    tmp_path: Path, start: Start
+) -> None:
     workdir = tmp_path / "made" / "run"
     workdir.parent.mkdir()
-    process = training.start(workdir, *ENDLESS)
+    process = start(workdir, *ENDLESS)
     training.wait_for(lambda: "eval shapes: " in training.said(workdir), process)
     process.send_signal(signal.SIGTERM)
     started = time.time()
@@ -51,10 +72,10 @@ def test_a_signal_before_the_first_step_ends_at_once_and_leaves_nothing(tmp_path
     assert not (workdir / "lease").exists()
 
 
-def test_an_evaluation_is_left_after_the_batch_at_hand(tmp_path: Path) -> None:
+def test_an_evaluation_is_left_after_the_batch_at_hand(tmp_path: Path, start: Start) -> None:
     workdir = tmp_path / "run"
     flags = ("--config.num_steps=3", "--config.data.eval.shapes.num_images=20000")
-    process = training.start(workdir, *flags)
+    process = start(workdir, *flags)
     training.wait_for(lambda: training.steps_saved(workdir) == [3], process)
     time.sleep(5)
     process.send_signal(signal.SIGTERM)
@@ -66,14 +87,16 @@ def test_an_evaluation_is_left_after_the_batch_at_hand(tmp_path: Path) -> None:
     assert json.loads((workdir / "eval" / "summary.json").read_text())["step"] == 3
 
 
-def test_the_second_run_of_a_workdir_is_refused_and_the_first_goes_on(tmp_path: Path) -> None:
+def test_the_second_run_of_a_workdir_is_refused_and_the_first_goes_on(
+    tmp_path: Path, start: Start
+) -> None:
     workdir = tmp_path / "run"
-    first = training.start(workdir, *ENDLESS)
+    first = start(workdir, *ENDLESS)
     training.wait_for(lambda: bool(training.steps_logged(workdir)), first)
     second = training.run(workdir, *ENDLESS)
     assert second.returncode == ExitCode.REFUSED
     last = second.stderr.splitlines()[-1]
-    assert f"is in use by process {first.pid} on " in last and "owl_det.main" in last
+    assert f"is in use by process {first.pid} on " in last and "owl_det/main.py" in last
     assert "Traceback" not in second.stderr
     reached = training.steps_logged(workdir)[-1]
     training.wait_for(lambda: training.steps_logged(workdir)[-1] > reached, first)
@@ -100,9 +123,6 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 
 def test_two_processes_of_one_run_share_the_lease(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     workdir = tmp_path / "run"
     command = training.command(workdir, *ENDLESS)
     launch = [sys.executable, "launch/local.py", "--num_processes", "2", "--", *command]
