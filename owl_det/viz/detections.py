@@ -49,8 +49,8 @@ def choose(
 ) -> Int[np.ndarray, " k"]:
     """Rows of the boxes to draw, the best first.
 
-    At most 30 that score `lowest`, or half of the best where that is less. Of boxes that overlap by an
-    IoU above 0.5 the best stays, whatever their names; boxes without area do not.
+    At most 30 that score `lowest`, or half of the best where that is less. Of boxes that overlap by
+    an IoU above 0.5 the best stays, whatever their names; boxes without area do not.
     """
     scores = np.asarray(scores, np.float64)
     if not len(scores):
