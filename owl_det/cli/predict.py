@@ -173,8 +173,9 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     image = np.asarray(image_ops.decode_image(path.read_bytes()))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
-    labels = [str(d["query"]) for d in detections]
-    picture = viz.draw_detections(image, boxes, labels, scores)
+    names = [str(d["query"]) for d in detections]
+    classes = np.array([d["label"] for d in detections], int).tolist()
+    picture = viz.draw_best(image, boxes, names, scores, classes=classes)
     try:
         viz.save_png(target, picture)
     except OSError as error:
