@@ -155,6 +155,7 @@ class Predictor:
         `image_ops.UnreadableImage`, naming the image, where one cannot be decoded.
         """
         _check(threshold=threshold, top_k=top_k, batch_size=batch_size, nms_iou=nms_iou)
+        self._prompts(prompt_mode)
         side, given = self._side(image_size), _each_image(images)
         asked = self._encoded(queries, prompt_mode)
         padded, is_query = _pad_queries(asked)

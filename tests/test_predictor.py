@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines import image_ops, transforms
-from data_pipelines.features import Record
+from data_pipelines.features import Category, Record
+from data_pipelines.input import TrainInput
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, embeddings, given_images, sharding, train_step
@@ -550,3 +551,230 @@ def test_numbers_of_tokens_are_checked(predictor: Predictor, call: str) -> None:
             predictor.propose([image], top_k=0)
         else:
             predictor.embed_images([image], num_tokens=-5)
+
+
+# --- what callers give ---------------------------------------------------------------------------
+
+
+def _same(ours: list[Detections], theirs: list[Detections]) -> bool:
+    return [(x.boxes.tolist(), x.labels.tolist()) for x in ours] == [
+        (x.boxes.tolist(), x.labels.tolist()) for x in theirs
+    ]
+
+
+def test_one_image_gives_one_result(predictor: Predictor, tmp_path: Path) -> None:
+    pixels = _images()[0]
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    wanted = predictor.detect([pixels], ["cat"], threshold=0, batch_size=1)
+    for image in (pixels, tmp_path / "a.png", Image.fromarray(pixels), pixels[None]):
+        assert _same(predictor(image, "cat", threshold=0, batch_size=1), wanted)
+    assert len(predictor.propose(pixels, batch_size=1)) == 1
+    assert len(predictor.embed_images(pixels, "one", batch_size=1)) == 1
+    box = (1, 2, 30, 20)
+    queries = predictor.encode_image_queries(pixels, box, "cup")
+    assert queries.names == ("cup",)
+    listed = predictor.encode_image_queries([pixels], [box], ["cup"])
+    np.testing.assert_array_equal(queries.embeddings, listed.embeddings)
+
+
+def test_an_iterator_is_read_batch_by_batch(predictor: Predictor) -> None:
+    wanted = predictor.detect(_images(), ["cat"], threshold=0, batch_size=2)
+    read: list[int] = []
+
+    def images() -> Any:
+        for index, image in enumerate(_images()):
+            read.append(index)
+            yield image
+
+    assert _same(predictor.detect(images(), ["cat"], threshold=0, batch_size=2), wanted)
+    assert read == list(range(len(SIZES)))
+    assert predictor.detect([], ["cat"]) == []
+    assert len(predictor.embed_images(images(), batch_size=3)) == len(SIZES)
+
+
+def test_one_name_is_that_of_all_query_images(predictor: Predictor) -> None:
+    queries = predictor.encode_image_queries(_images()[:3], names="cup")
+    assert queries.names == ("cup",)
+
+
+def test_a_query_that_stands_twice_is_asked_once(predictor: Predictor) -> None:
+    (once,) = predictor.detect(_images()[:1], ["cat", "dog"], threshold=0)
+    (twice,) = predictor.detect(_images()[:1], ["cat", "Cat", "dog", "cat "], threshold=0)
+    assert len(once) == len(twice) == 2 * 16
+    assert set(twice.labels.tolist()) == {0, 2}
+    assert set(twice.names) == {"cat", "dog"} and twice.names[0] == once.names[0]
+    assert predictor.encode_queries(["cat", "Cat", "dog"]).names == ("cat", "dog")
+
+
+def test_a_result_says_what_was_found(predictor: Predictor, embedded: ImageEmbeddings) -> None:
+    for found in (
+        predictor.detect(_images()[:1], ["cat", "dog"], threshold=0, nms_iou=0.5),
+        predictor.search(embedded, predictor.encode_queries(["cat", "dog"]), threshold=0),
+    ):
+        assert found[0].names == tuple(("cat", "dog")[label] for label in found[0].labels)
+        assert "cat" not in repr(found[0])
+    assert Detections(found[0].boxes, found[0].scores, found[0].labels).names == ()
+
+
+class _Unread:
+    """Images that must not be read: options are checked before."""
+
+    def __iter__(self) -> Any:
+        raise AssertionError("read")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 1.5}, r"threshold: 1.5 is not a number in \[0, 1\]"),
+        ({"threshold": float("nan")}, "threshold: nan"),
+        ({"threshold": "0.5"}, "threshold: '0.5'"),
+        ({"top_k": 0}, "top_k: must be a whole number, positive; got 0"),
+        ({"top_k": 2.5}, "top_k: .* got 2.5"),
+        ({"batch_size": -1}, "batch_size: .* got -1"),
+        ({"nms_iou": 50}, "nms_iou: 50 is not"),
+        ({"nms_iou": float("nan")}, "nms_iou: nan"),
+        ({"image_size": "32"}, "image_size: .* got '32'"),
+        ({"prompt_mode": "best"}, "prompt_mode: 'best' is not one of"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(
+    predictor: Predictor, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        predictor.detect(_Unread(), ["cat"], **options)
+
+
+def test_what_cannot_be_meant_is_one_clear_line(
+    predictor: Predictor, embedded: ImageEmbeddings
+) -> None:
+    images: Any = _images()[:2]
+    calls: list[tuple[Any, str]] = [
+        (lambda p: p.detect(embedded, ["cat"]), "images: are embedded already; search them"),
+        (lambda p: p.search(images, ["cat"]), "search: got list; give what embed_images returns"),
+        (lambda p: p.search(iter([embedded]), ["cat"]), "search: got list_iterator"),
+        (lambda p: p.detect(images, None), "queries: got None"),
+        (lambda p: p.encode_queries(p.encode_queries("cat")), "queries: are encoded already"),
+        (lambda p: p.embed_images(images, ["a", 2]), "embed: names: 1: 2 is no text"),
+        (lambda p: p.embed_images(images, "ab"), "2 images and 1 names"),
+        (lambda p: p.embed_images(images, num_tokens=1.5), "num_tokens: must be a whole number"),
+        (lambda p: p.encode_image_queries(images, "box"), "boxes: got str"),
+    ]
+    for call, message in calls:
+        with pytest.raises(DataError, match=message):
+            call(predictor)
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ((0.1, 0.2, 0.5, 0.6), r"box 0: .* of 40 x 40; boxes are in pixels, and no fractions"),
+        ((0, 0, 1, 1), "no fractions"),
+        ((10.2, 10, 10.9, 30), "shows less than a pixel"),
+        ((30, 30, 12, 12), "ends before it begins; give corners"),
+        (("a", "b", "c", "d"), "give four numbers"),
+        ({"x": 1}, "give four numbers"),
+    ],
+)
+def test_boxes_of_other_units_and_forms_are_refused(
+    predictor: Predictor, box: Any, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        predictor.encode_image_queries(_images()[:1], [box])
+
+
+def test_paths_are_names(predictor: Predictor, tmp_path: Path) -> None:
+    with embeddings.Writer(tmp_path / "emb") as writer:
+        writer.add(predictor.embed_images(_images()[:1], [Path("a/b.png")]))
+    assert [shard.names for shard in embeddings.read(tmp_path / "emb")] == [("a/b.png",)]
+
+
+@pytest.mark.parametrize("part", ["class_head", "box_head", "objectness_head"])
+def test_a_model_that_computes_nan_is_an_error(model: LoadedModel, part: str) -> None:
+    params = dict(model.params)
+    params[part] = jax.tree.map(lambda x: x * np.nan, params[part])
+    broken = Predictor(dataclasses.replace(model, params=params))
+    calls: list[Any] = [lambda: broken.embed_images(_images())]
+    if part != "objectness_head":
+        calls.append(lambda: broken.detect(_images(), ["cat"]))
+    if part != "class_head":
+        calls.append(lambda: broken.propose(_images()))
+    for call in calls:
+        with pytest.raises(CheckpointError, match="computes NaN or infinite numbers"):
+            call()
+
+
+def test_evaluation_of_a_model_that_computes_nan_is_an_error(model: LoadedModel) -> None:
+    params = {**model.params}
+    params["box_head"] = jax.tree.map(lambda x: x * np.nan, params["box_head"])
+    measure = Evaluate(
+        train_step.make_detector(tiny.config()),
+        ShapesWorld(split="test", image_size=32, num_images=1),
+        sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+        "shapes",
+        settings=EvaluationConfig(batch_size=1),
+        eval_prompts="none",
+    )
+    with pytest.raises(CheckpointError, match="shapes: the model computes NaN"):
+        measure(params)
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+def test_names_stay_with_a_checkpoint(model: LoadedModel, saved: Path, tmp_path: Path) -> None:
+    assert Predictor.load(saved).names == ()
+    named = dataclasses.replace(model, names=("red circle", "chien à poil"))
+    checkpoint.save_model(tmp_path / "named", named)
+    loaded = Predictor.load(tmp_path / "named")
+    assert loaded.names == named.names
+    assert loaded.checkpoint == Predictor(model).checkpoint, "no part of what is computed"
+    run = tmp_path / "named" / "run" / "metadata"
+    run.write_text(run.read_text().replace('"red circle"', "7"))
+    with pytest.raises(CheckpointError, match="names are no list of texts"):
+        Predictor.load(tmp_path / "named")
+
+
+def test_a_training_keeps_the_names_of_its_lists() -> None:
+    data = TrainInput(tiny.config())
+    listed = [category.name for category in data.sources[0].categories]
+    assert data.names == tuple(listed) and len(listed) > 10
+
+
+def test_evaluation_gives_no_place_to_the_padding(model: LoadedModel) -> None:
+    source = _Wide()
+    measure = Evaluate(
+        train_step.make_detector(tiny.config()),
+        source,
+        sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
+        "wide",
+        settings=EvaluationConfig(batch_size=1, top_k=8),
+        eval_prompts="none",
+    )
+    (found,) = measure(model.params).evaluator.images
+    (wanted,) = Predictor(model).detect(
+        source[0].image, [c.name for c in source.categories], threshold=0, top_k=8
+    )
+    assert len(found.scores) == len(wanted) == 8
+    assert (found.boxes_xyxy[:, 2:] > found.boxes_xyxy[:, :2]).all()
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1e-5)
+
+
+class _Wide:
+    """One image that fills a fifth of its square."""
+
+    name, version = "wide", "wide-1"
+    categories = (Category(id=1, name="cat"), Category(id=2, name="dog"))
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Record:
+        return Record(
+            image=np.random.default_rng(index).integers(0, 256, (20, 100, 3), np.uint8),
+            image_id=1,
+            boxes_xyxy=np.array([[1, 1, 9, 9]], np.float32),
+            names=(("cat",),),
+            is_crowd=np.zeros(1, bool),
+            scores=np.ones(1, np.float32),
+        )
