@@ -119,7 +119,9 @@ assert not [name for name in sys.modules if name.split(".")[0] in {BLOCKED!r} an
         )
         for row, result in enumerate(expected):
             name = f"{batch_size} {num_queries} {row}"
-            assert len(result) == min(50, 16 * num_queries)
+            # Boxes that lie in the padding are left out.
+            num_pairs = min(50, 16 * num_queries)
+            assert len(result) == num_pairs if row == 0 else 0 < len(result) <= num_pairs
             np.testing.assert_allclose(found[f"{name} boxes"], result.boxes, atol=1e-3)
             np.testing.assert_allclose(found[f"{name} scores"], result.scores, atol=1e-6)
             assert (found[f"{name} labels"] == result.labels).mean() > 0.95  # ties may swap
