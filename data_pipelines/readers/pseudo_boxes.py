@@ -275,6 +275,7 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         phrases, texts = entry["phrases"], entry["texts"]
         mined = entry.get("hard_negatives", [])  # lines from before they were mined have none
         offset, size = entry["image"]["offset"], entry["image"]["size"]
+        sides = (entry["height"], entry["width"])
         is_sound = (
             isinstance(entry["key"], str)
             and all(isinstance(values, list) for values in (phrases, texts))
@@ -287,7 +288,8 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
             and isinstance(size, int)
             and 0 < size <= size + offset <= tar_size
             and bool(((scores >= 0) & (scores <= 1)).all())
-            and bool(label_ops.drop_degenerate(boxes, entry["height"], entry["width"]).all())
+            and all(isinstance(side, int) and 0 < side < 2**31 for side in sides)
+            and bool(label_ops.drop_degenerate(boxes, *sides).all())
         )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: no record of owl-det annotate ({error!r})") from None

@@ -82,6 +82,7 @@ def test_all_boxes_are_counted(records: Path) -> None:
         ("image", None),
         ("image", {"offset": 10**30, "size": 1}),
         ("height", "tall"),
+        ("height", 1e300),
         ("key", 5),
     ],
 )
