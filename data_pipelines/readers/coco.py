@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from data_pipelines import garbage_collection
 from data_pipelines import names as names_lib
 from data_pipelines.features import Category, Names
 from data_pipelines.readers import coco_file, folder, json_fields, labelled_image
@@ -34,6 +35,7 @@ class CocoReader(folder.FolderReader):
     A category's `frequency` is the number of images it is boxed in.
     """
 
+    @garbage_collection.paused()
     def __init__(
         self,
         annotations: Path,
@@ -182,8 +184,9 @@ def _label(
             entry, boxes, names, content.is_federated, numbers[entry.id], texts.get(entry.id, ())
         )
         images.append(image)
-        dropped += Counter(box.fault for box in boxes if box.fault) + proper.dropped
-        odd += proper.odd
+        dropped.update([box.fault for box in boxes if box.fault])
+        dropped.update(proper.dropped)
+        odd.update(proper.odd)
         if proper.dropped or proper.odd:
             _note_examples([box for box in boxes if box.corners], proper, image, examples)
     return images, dropped, odd, examples

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from data_pipelines import garbage_collection
 from data_pipelines.readers import folder, foreign_files
 from owl_det.errors import DataError
 
@@ -27,7 +28,8 @@ def load(file: Path, key: str = "annotations") -> dict[str, Any]:
     if kind:
         raise DataError(f"{file}: {kind}")
     try:
-        parsed = json.loads(content, object_pairs_hook=_distinct)
+        with garbage_collection.paused():
+            parsed = json.loads(content, object_pairs_hook=_distinct)
     except RecursionError:
         raise DataError(f"{file}: is nested too deeply for annotations") from None
     except DataError as error:
@@ -81,12 +83,14 @@ def as_id(value: Any) -> Id | None:
     Whole numbers are one id however they are written (`3`, `3.0`, `"3"`); other texts are ids as
     they stand.
     """
+    if type(value) is int:  # the usual case, a million times over
+        return value
     if isinstance(value, str):
         stripped = value.strip()
         return int(stripped) if _WHOLE.fullmatch(stripped) else stripped or None
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return None
 
 
 def number_ids(ids: Iterable[Id], smallest: int) -> dict[Id, int]:
@@ -147,6 +151,8 @@ def numbers(values: Any) -> list[float] | None:
     """A list of what `number` reads; None if it is none."""
     if not isinstance(values, list):
         return None
+    if {*map(type, values)} == {float}:  # the usual case
+        return values
     read = [number(value) for value in values]
     return None if None in read else [value for value in read if value is not None]
 

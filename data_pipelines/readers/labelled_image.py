@@ -143,6 +143,16 @@ def keep_proper(
     """
     boxes = _bounded(np.asarray(boxes_xyxy, np.float64).reshape(-1, 4))
     keep = label_ops.drop_degenerate(boxes, height, width)
+    if keep.all():
+        return Proper(
+            boxes_xyxy=label_ops.clip_boxes(boxes, height, width),
+            names=tuple(names),
+            is_crowd=np.asarray(is_crowd, bool),
+            is_kept=keep,
+            not_exhaustive=(),
+            dropped=Counter(),
+            odd=_oddities(boxes, height, width),
+        )
     return Proper(
         boxes_xyxy=label_ops.clip_boxes(boxes[keep], height, width),
         names=tuple(itertools.compress(names, keep)),
@@ -170,6 +180,8 @@ def reasons(boxes_xyxy: Float[np.ndarray, "m 4"]) -> list[str]:
 
 def _bounded(boxes_xyxy: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "m 4"]:
     """The same within ±`_LARGEST`; what is not finite stays."""
+    if (np.abs(boxes_xyxy) <= _LARGEST).all():
+        return boxes_xyxy
     bounded = np.clip(boxes_xyxy, -_LARGEST, _LARGEST)
     return np.where(np.isfinite(boxes_xyxy), bounded, boxes_xyxy)
 
