@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 from tqdm import tqdm
@@ -77,6 +77,15 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         sys.unraisablehook = before
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process now: XLA's threads may crash in the tidying up after an interrupt."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def fail(name: str, error: Exception) -> None:
@@ -202,7 +211,7 @@ class _LineProgress(tqdm):
 
     def close(self) -> None:
         """Prints the last state once."""
-        if self.disable:
+        if getattr(self, "disable", True):  # or interrupted before it was made
             return
         if self.last_print_n < self.n:
             self.display()
