@@ -167,7 +167,8 @@ class TrainInput:
             return self.example(step * self.config.batch_size + process * local + i)
 
         run = _tf_data_batches if is_installed("tensorflow") else _thread_pool_batches
-        logging.info("Input: %d sources through %s", len(self.sources), run.__name__)
+        engine = "tf.data" if run is _tf_data_batches else "threads (TensorFlow is not installed)"
+        logging.info("Input: %d sources, read by %s", len(self.sources), engine)
         workers = self.config.data.num_workers or os.cpu_count() or 1
         shards = num_shards // num_processes
         batches = run(make, first_step * local, local, workers)

@@ -6,8 +6,9 @@
 Every process gets three environment variables, which `owl_det.main` hands to
 `jax.distributed.initialize`: OWL_DET_COORDINATOR_ADDRESS (host:port), OWL_DET_NUM_PROCESSES and
 OWL_DET_PROCESS_ID. Output lines carry the id of the process that wrote them. SIGINT, SIGTERM and
-SIGHUP reach every process; when one process fails, the others are ended. The exit code is that of
-the first process that failed (128 + n where signal n ended it), else 0.
+SIGHUP reach every process; when one process fails, the others are ended, unless it was told to stop
+(75, or 130 after Ctrl-C). The exit code is that of the first process that failed (128 + n where
+signal n ended it), else 0.
 
 One process already drives all accelerators of a machine: this launcher is for trying out runs of
 several processes on CPU devices.
@@ -31,6 +32,7 @@ import command_line
 
 _POLL_SECONDS = 0.05
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = (75, 130)  # told to stop, and saved: the others are about to end likewise
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -132,7 +134,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
     first_failure = 0
     deadline = float("inf")
     while any(process.poll() is None for process in processes):
-        if not first_failure and (first_failure := _first_failure(processes)):
+        if not first_failure and (first_failure := _first_failure(processes, but=_STOPPED)):
             # The others may be waiting for the dead one for ever.
             _signal_groups(processes, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
@@ -142,9 +144,9 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
     return first_failure or _first_failure(processes)
 
 
-def _first_failure(processes: Sequence[subprocess.Popen[str]]) -> int:
+def _first_failure(processes: Sequence[subprocess.Popen[str]], but: Sequence[int] = ()) -> int:
     codes = [process.poll() for process in processes]
-    failures = [code if code > 0 else 128 - code for code in codes if code]
+    failures = [code if code > 0 else 128 - code for code in codes if code and code not in but]
     return failures[0] if failures else 0
 
 

@@ -57,7 +57,9 @@ def _run(given: list[str]) -> int:
     with StopSignal(ends_process=True) as stop, console.timed_lines():
         try:
             return _train(config, workdir, stop)
-        except Stopped:
+        except (Stopped, Exception) as error:
+            if not isinstance(error, Stopped) and not stop.breaks_off:
+                raise
             print("owl_det: stopped before the training began; nothing is lost", file=sys.stderr)
             return stop.code
 
@@ -192,14 +194,14 @@ def _join_processes() -> None:
 
 
 def _exit(code: int) -> None:
-    """Where others wait for this process, JAX's farewell at exit would wait for them: 300 s."""
-    # Told to stop, all processes leave at one step and wait for each other.
-    is_alone = "OWL_DET_DISTRIBUTED" not in os.environ and (
-        "OWL_DET_COORDINATOR_ADDRESS" not in os.environ
-    )
-    if code == ExitCode.REFUSED and not is_alone:
-        sys.stdout.flush()
-        os._exit(code)
+    """Ends the process; after an error at once where others wait for it.
+
+    JAX's farewell at exit would wait for them: 300 s. Told to stop, all of them leave together.
+    """
+    is_alone = not {"OWL_DET_DISTRIBUTED", "OWL_DET_COORDINATOR_ADDRESS"} & os.environ.keys()
+    is_stopped = code in (ExitCode.UNFINISHED, ExitCode.INTERRUPTED)
+    if is_stopped if is_alone else code == ExitCode.REFUSED:
+        console.leave(code)
     sys.exit(code)
 
 

@@ -57,7 +57,8 @@ class StopSignal:
         for number, handler in self._previous.items():
             # JAX has taken SIGTERM where it joined other processes, and keeps it.
             if signal.getsignal(number) == self._receive:
-                signal.signal(number, handler)
+                is_leaving = self._received and self._ends_process
+                signal.signal(number, signal.SIG_IGN if is_leaving else handler)
 
     def join_processes(self) -> None:
         """To be called once JAX knows of the other processes: from now on they stop together."""
@@ -80,6 +81,11 @@ class StopSignal:
             self._agreed = multihost_utils.reached_preemption_sync_point(self._num_questions)
         return self._agreed
 
+    @property
+    def breaks_off(self) -> bool:
+        """True once a signal has ended what was going on; compiled code makes errors of that."""
+        return self._received and self._is_alone and self.may_leave
+
     def check(self) -> None:
         """Raises `Stopped` if the run shall stop. Counts as a question, as `is_set` does."""
         if self.is_set():
@@ -94,7 +100,7 @@ class StopSignal:
                 raise KeyboardInterrupt
             if not self._is_alone:
                 signal.raise_signal(signal.SIGTERM)  # which JAX tells the other processes
-        if self._is_alone and self.may_leave:
+        if self.breaks_off:
             raise Stopped
 
     def _watch(self) -> None:

@@ -137,6 +137,18 @@ def test_signals_reach_every_process_and_each_may_finish(number: signal.Signals)
     assert lines == [f"[{i}] saved {int(number)}" for i in range(2)]
 
 
+def test_a_process_that_was_told_to_stop_ends_no_other():
+    script = """
+        import os, sys, time
+        first = os.environ["OWL_DET_PROCESS_ID"] == "0"
+        time.sleep(0 if first else 2)
+        print("saved")
+        sys.exit(75)
+    """
+    code, lines, _ = finish(launch("--num_processes", "2", "--grace_seconds", "0.1", script=script))
+    assert (code, sorted(lines)) == (75, ["[0] saved", "[1] saved"])
+
+
 def test_what_a_process_left_behind_is_ended():
     script = """
         import subprocess, sys
