@@ -229,7 +229,7 @@ def _tokens(boxes: np.ndarray, logits: np.ndarray) -> TokenEmbeddings:
 
 
 # An image of 40 x 100 pixels: the square shows it in its upper 0.4.
-WIDE = np.array([[40, 100]], np.int32)
+WIDE = jnp.array([[40, 100]])
 PLACES = np.array(
     [
         [0.1, 0.5, 0.3, 0.9],  # in the padding
@@ -259,10 +259,10 @@ def test_boxes_in_the_padding_take_no_places(query_chunk: int) -> None:
 
 
 def test_a_stretched_image_has_no_padding() -> None:
-    assert np.asarray(inference.shows_image(PLACES[None], WIDE, "stretch")).tolist() == [
-        [True, True, True, True, False, True]
-    ]
-    shown = np.asarray(inference.shows_image(PLACES[None], WIDE, "pad"))[0]
+    assert np.asarray(
+        inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")
+    ).tolist() == [[True, True, True, True, False, True]]
+    shown = np.asarray(inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "pad"))[0]
     assert np.flatnonzero(shown).tolist() == sorted(SHOWN)
     pixels = inference.pixel_boxes(PLACES.astype(np.float32), 40, 100, "pad")
     np.testing.assert_array_equal(inference.has_area(pixels), shown)
@@ -271,7 +271,7 @@ def test_a_stretched_image_has_no_padding() -> None:
 def test_nan_is_never_taken_for_padding() -> None:
     boxes = PLACES.copy()
     boxes[0] = np.nan
-    assert bool(inference.shows_image(boxes[None], WIDE, "pad")[0, 0])
+    assert bool(inference.shows_image(jnp.asarray(boxes[None]), WIDE, "pad")[0, 0])
 
 
 def test_tokens_in_the_padding_are_kept_and_chosen_last() -> None:
@@ -279,11 +279,11 @@ def test_tokens_in_the_padding_are_kept_and_chosen_last() -> None:
     kept = inference.keep_tokens(tokens, 4, WIDE, "pad")
     assert np.asarray(kept.objectness_logits)[0].tolist() == [2.0, 1.0, 0.0, 5.0]
     choose = partial(inference.choose_query_token, geometry="pad")
-    nowhere, has_box = jnp.zeros((1, 4)), np.array([False])
+    nowhere, has_box = jnp.zeros((1, 4)), jnp.array([False])
     assert int(choose(tokens, nowhere, has_box, WIDE)[0]) == 2
-    assert int(choose(tokens, nowhere, has_box, np.array([[100, 100]]))[0]) == 0
+    assert int(choose(tokens, nowhere, has_box, jnp.array([[100, 100]]))[0]) == 0
     # No predicted box touches this one, and the nearest lies in the padding.
     corner = jnp.array([[0.15, 0.39, 0.02, 0.01]])
-    assert int(choose(tokens, corner, np.array([True]), WIDE)[0]) in SHOWN
+    assert int(choose(tokens, corner, jnp.array([True]), WIDE)[0]) in SHOWN
     only_padding = _tokens(PLACES[[0, 3]], LOGITS[[0, 3]])
     assert int(choose(only_padding, nowhere, has_box, WIDE)[0]) == 0
