@@ -20,5 +20,6 @@ export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 "$OWL_DET_VENV_PYTHON" -m owl_det.main \
   --config=configs/quickstart.py --workdir="$workdir" "$@"
 
-printf '\n%s\n' "Summary:   $workdir/eval/summary.json" "Pictures:  $workdir/pictures" \
+printf '\n'
+printf '%s\n' "Summary:   $workdir/eval/summary.json" "Pictures:  $workdir/pictures" \
   "Curves:    ${OWL_DET_VENV_PYTHON%/python}/tensorboard --logdir $workdir"

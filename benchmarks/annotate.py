@@ -164,15 +164,19 @@ def _names(count: int) -> Curated:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("--model", choices=sorted(train_benchmark.MODELS), default="tiny")
+    parser.add_argument(
+        "--model", choices=sorted(train_benchmark.MODELS), default="tiny", help="its size"
+    )
     parser.add_argument("--image_size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--source_size", type=int, default=640, help="side of the JPEG files")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix work")
-    parser.add_argument("--prompts", choices=("none", "clip_best7"), default="clip_best7")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--num_images", type=int, default=64)
+    parser.add_argument(
+        "--prompts", choices=("none", "clip_best7"), default="clip_best7", help="around names"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images at a time")
+    parser.add_argument("--num_images", type=int, default=64, help="in all")
     parser.add_argument("--num_curated", type=int, default=2520, help="size of the paper's space")
-    parser.add_argument("--max_ngrams", type=int, default=300)
+    parser.add_argument("--max_ngrams", type=int, default=300, help="of a caption")
     parser.add_argument(
         "--queries", type=int, nargs="*", default=[10, 100, 1000, 10_000], help="for the growth"
     )

@@ -5,26 +5,33 @@
 Memory is that of the process (resident) above what it held before the first image.
 """
 
-import argparse
 import json
 import resource
+import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import psutil
 
+from benchmarks import command
 from data_pipelines.features import Category
+from owl_det.errors import ConfigError
 from owl_det.evaluation.coco import CocoEvaluator
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures the evaluator on random boxes.")
-    parser.add_argument("--num_images", type=int, default=20_000)
-    parser.add_argument("--num_categories", type=int, default=1203)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the measurements."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--num_images", type=int, default=20_000, help="of 12 objects each")
+    parser.add_argument("--num_categories", type=int, default=1203, help="of objects")
     parser.add_argument("--num_detections", type=int, default=300, help="per image")
-    parser.add_argument("--protocol", choices=("coco", "lvis", "fixed"), default="lvis")
+    parser.add_argument(
+        "--protocol", choices=("coco", "lvis", "fixed"), default="lvis", help="of the metrics"
+    )
     parser.add_argument("--is_federated", action="store_true", help="LVIS-like negatives")
-    print(json.dumps(measure(**vars(parser.parse_args()))))
+    arguments = vars(parser.parse_args(argv))
+    return command.exit_code("evaluator", lambda: print(json.dumps(measure(**arguments))))
 
 
 def measure(
@@ -35,7 +42,14 @@ def measure(
     protocol: str,
     is_federated: bool,
 ) -> dict[str, float]:
-    """Seconds and MiB; 12 instances an image, each found with some error."""
+    """Seconds and MiB; 12 instances an image, each found with some error.
+
+    Raises `ConfigError` for a number that is not positive.
+    """
+    counts = {"images": num_images, "categories": num_categories, "detections": num_detections}
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"--num_{name}: must be positive, got {count}")
     rng = np.random.default_rng(0)
     evaluator = CocoEvaluator(
         [Category(id=i, name=str(i)) for i in range(1, num_categories + 1)],
@@ -84,4 +98,4 @@ def _rss() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -224,6 +224,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     counts = (arguments.threads, arguments.repeats, arguments.queries, arguments.batch_size)
     if min(counts) < 1:
         raise ConfigError("--threads, --repeats, --queries and --batch_size: must be positive")
+    command.require("parity", "torch", "transformers")
     if arguments.threads > len(os.sched_getaffinity(0)):
         raise ConfigError(
             f"--threads: {arguments.threads} asked for, {len(os.sched_getaffinity(0))} cores here"
@@ -232,8 +233,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.device == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
+    machine = _machine()
+    if arguments.device == "cuda":
+        _check_gpu(machine["platform"], arguments.peers)
     return {
-        "machine": _machine(),
+        "machine": machine,
         "task": arguments.task,
         **{key: getattr(arguments, key) for key in _PLACES},
         "threads": arguments.threads,
@@ -243,6 +247,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "load_average_before": os.getloadavg()[0],
         "models": {name: compare(name, arguments) for name in arguments.models},
     }
+
+
+def _check_gpu(platform: str, peers: Sequence[str]) -> None:
+    """Raises `ConfigError` if JAX or PyTorch is to use a GPU and finds none."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if "owl_det" in peers and platform == "cpu":
+        raise ConfigError("--device cuda: JAX finds no GPU here; leave it out for the CPU")
+    if set(peers) - {"owl_det"} and not torch.cuda.is_available():
+        raise ConfigError("--device cuda: PyTorch finds no GPU here; leave it out for the CPU")
 
 
 def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -275,14 +289,13 @@ def compare(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _in_own_process(peer: str, folder: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.inference", "--one", peer, "--folder", folder]
+    call = [sys.executable, "-m", "benchmarks.inference", "--one", peer, "--folder", folder]
     for key in ("task", "threads", "queries", "repeats", "remat", *_PLACES):
-        command += [f"--{key}", str(getattr(arguments, key))]
+        call += [f"--{key}", str(getattr(arguments, key))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(call, env=environment, capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ConfigError(f"--peers: {peer} cannot run here: {lines[-1]}")
+        raise ConfigError(f"--peers: {peer} cannot run here: {command.reason(done)}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -298,23 +311,29 @@ def _machine() -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = command.parser(__doc__)
+    parser.add_argument(
+        "--models", nargs="+", choices=sorted(MODELS), default=["b16", "b32"], help="sizes"
     )
-    parser.add_argument("--models", nargs="+", choices=sorted(MODELS), default=["b16", "b32"])
-    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--task", choices=("forward", "gradient"), default="forward")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--peers", nargs="+", choices=PEERS, default=list(PEERS), help="what is timed"
+    )
+    parser.add_argument(
+        "--task", choices=("forward", "gradient"), default="forward", help="what is computed"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="processor cores of each peer")
     parser.add_argument("--queries", type=int, default=10, help="texts")
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each peer")
     parser.add_argument(
         "--remat", choices=("none", "full", "dots"), default="dots", help="of ours, for gradients"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of all peers")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="of matrix work"
+    )
     parser.add_argument("--attention", choices=("xla", "cudnn"), default="xla", help="ours")
     parser.add_argument("--batch_size", type=int, default=1, help="images, each with its own texts")
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     parser.add_argument("--one", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     return parser.parse_args(argv)

@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quality", type=int, nargs="+", default=[75, 85, 95], help="of made files"
     )
-    parser.add_argument("--grid", type=int, default=6)
+    parser.add_argument("--grid", type=int, default=6, help="images a side of a mosaic")
     parser.add_argument("--image_size", type=int, default=960, help="of the mosaic, pixels")
     parser.add_argument("--mosaics", type=int, default=10, help="timed")
     parser.add_argument("--flops", type=float, default=989e12, help="of the accelerator; H200 bf16")

@@ -6,7 +6,6 @@ Each number is seconds of this process: importing the library, loading the model
 (which compiles), and the median of more calls on the same picture.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -47,7 +46,7 @@ def measure(path: str) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.parser(__doc__)
     parser.add_argument("path", metavar="DIR", help="workdir, checkpoint or StableHLO export")
     arguments = parser.parse_args(argv)
     return command.exit_code("loading", lambda: print(json.dumps(measure(arguments.path))))

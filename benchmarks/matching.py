@@ -147,9 +147,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     parser = command.parser(__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[324, 1764, 3600])
-    parser.add_argument("--instances", type=int, nargs="+", default=[100, 200, 400])
-    parser.add_argument("--repeats", type=int, default=7)
+    tokens, instances = [324, 1764, 3600], [100, 200, 400]
+    parser.add_argument("--tokens", type=int, nargs="+", default=tokens, help="of an image")
+    parser.add_argument("--instances", type=int, nargs="+", default=instances, help="of an image")
+    parser.add_argument("--repeats", type=int, default=7, help="timed calls")
     command.add_out(parser)
     arguments = parser.parse_args(argv)
     return command.report("matching", lambda: run(arguments), arguments.out)

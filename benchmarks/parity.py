@@ -10,8 +10,10 @@ Prints one JSON object with the largest absolute difference of each output. Need
 
 import argparse
 import json
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +21,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import command
 from data_pipelines.tokenizer import ClipTokenizer
 from owl_det.convert import huggingface
+from owl_det.errors import ConfigError
 from owl_det.modeling.detector import Detector
 from owl_det.types import ImageFeatures, Predictions
 
 TEXTS = ["cat", "a photo of a dog", "red circle", "the left wheel of a bicycle"]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--folder", default="")
-    parser.add_argument("--kind", choices=("owlvit", "owlv2"), default="owlv2")
-    parser.add_argument("--image_size", type=int, default=960)
-    parser.add_argument("--patch_size", type=int, default=16)
-    arguments = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints the differences. Returns 2, with one line on stderr, if nothing can be compared."""
+    parser = command.parser(__doc__)
+    parser.add_argument("--folder", default="", help="a model of transformers; default: random")
+    parser.add_argument(
+        "--kind", choices=("owlvit", "owlv2"), default="owlv2", help="of the random model"
+    )
+    parser.add_argument("--image_size", type=int, default=960, help="of the random model, pixels")
+    parser.add_argument("--patch_size", type=int, default=16, help="of the random model, pixels")
+    arguments = parser.parse_args(argv)
+    return command.exit_code("parity", lambda: print(json.dumps(run(arguments))))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `compare` finds. Raises `UserError` without the extra, or for sizes that cannot be."""
+    command.require("parity", "torch", "transformers")
     if arguments.folder:
-        found = compare(Path(arguments.folder))
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            save_random(Path(folder), arguments.kind, arguments.image_size, arguments.patch_size)
-            found = compare(Path(folder))
-    print(json.dumps(found))
+        return compare(Path(arguments.folder))
+    size, patch = arguments.image_size, arguments.patch_size
+    if min(size, patch) < 1 or size % patch:
+        raise ConfigError(f"--image_size: {size} is no multiple of --patch_size {patch}")
+    with tempfile.TemporaryDirectory() as folder:
+        save_random(Path(folder), arguments.kind, size, patch)
+        return compare(Path(folder))
 
 
 def save_random(folder: Path, kind: str, image_size: int, patch_size: int) -> None:
@@ -132,4 +146,4 @@ def _ours(model: Any, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, np.nd
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

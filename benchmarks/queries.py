@@ -103,9 +103,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     parser = command.parser(__doc__)
-    parser.add_argument("--model", choices=sorted(train_benchmark.MODELS), default="b16")
-    parser.add_argument("--queries", type=int, nargs="+", default=[10, 10_000])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--model", choices=sorted(train_benchmark.MODELS), default="b16", help="its size"
+    )
+    parser.add_argument("--queries", type=int, nargs="+", default=[10, 10_000], help="numbers")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls")
     command.add_out(parser)
     arguments = parser.parse_args(argv)
     return command.report("queries", lambda: run(arguments), arguments.out)

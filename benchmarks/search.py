@@ -119,10 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints the measurements. Returns 2, with one line on stderr, for arguments of no use."""
     parser = command.parser(__doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
-    parser.add_argument("--num_images", type=int, default=1000)
+    parser.add_argument("--num_images", type=int, default=1000, help="searched")
     parser.add_argument("--query", action="append", help="repeat; default: red circle")
     parser.add_argument("--batch_size", type=int, default=32, help="of the detector")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls")
     command.add_out(parser)
     arguments = parser.parse_args(argv)
     arguments.query = arguments.query or ["red circle"]

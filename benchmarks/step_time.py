@@ -83,7 +83,9 @@ def step_seconds(
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command.parser(__doc__)
     parser.add_argument("--config", default="owlv2_l14", help="a file of configs/, without .py")
-    parser.add_argument("--hardware", choices=sorted(HARDWARE), default="h200")
+    parser.add_argument(
+        "--hardware", choices=sorted(HARDWARE), default="h200", help="of one device"
+    )
     parser.add_argument("--mesh", default="8,8,1", help="data,fsdp,tensor")
     parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak, assumed")
     parser.add_argument("--batch_size", type=int, help="images a step; default: the config's")

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -340,25 +339,29 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", choices=sorted(MODELS), default="tiny")
+    parser = command.parser(__doc__)
+    parser.add_argument("--model", choices=sorted(MODELS), default="tiny", help="its size")
     parser.add_argument("--variants", default="dense,dropped", help="comma-separated")
     parser.add_argument("--image_size", type=int, help="side in pixels; default: the model's")
     parser.add_argument("--batch_size", type=int, help="images per step; default: the model's")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix work")
-    parser.add_argument("--attention", choices=("xla", "cudnn"))
-    parser.add_argument("--remat", choices=("none", "full", "dots"))
-    parser.add_argument("--clip_scope", choices=("none", "global", "shared_text", "exact"))
+    parser.add_argument("--attention", choices=("xla", "cudnn"), help="default: the model's")
+    parser.add_argument(
+        "--remat", choices=("none", "full", "dots"), help="what is computed twice to save memory"
+    )
+    parser.add_argument(
+        "--clip_scope",
+        choices=("none", "global", "shared_text", "exact"),
+        help="what gradients are clipped: config.optimizer.clip.scope",
+    )
     parser.add_argument(
         "--clip_microbatch", type=int, help="examples whose gradients are held at once"
     )
     parser.add_argument(
         "--max_distinct_queries", type=int, help="texts per step; 0 = as many as could be needed"
     )
-    parser.add_argument("--out", type=Path, help="JSON file to write as well")
+    command.add_out(parser)
     return parser.parse_args(argv)
 
 

@@ -19,10 +19,11 @@ Names = tuple[str, ...]
 class Category:
     """A name that a data set evaluates, with the groups it is reported under."""
 
-    id: int  # as in the data set's own files (COCO ids have gaps)
+    id: int  # of 32 bits; as in the data set's own files (COCO ids have gaps)
     name: str
     groups: tuple[str, ...] = ()  # for instance ("novel", "novel_word"), ("rare",)
     frequency: float = 1.0  # relative; pseudo-negatives are drawn in proportion
+    given_id: int | str | None = None  # in those files, where it cannot be `id`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Record:
     """One raw image and its labels. Boxes are clipped to the image and not degenerate."""
 
     image: bytes | UInt8[np.ndarray, "h w 3"]  # an encoded file, or pixels
-    image_id: int
+    image_id: int  # of 31 bits
     boxes_xyxy: Float32[np.ndarray, "m 4"]  # pixels of the raw image
     names: tuple[Names, ...]  # m entries; an instance may have several names
     is_crowd: Bool[np.ndarray, " m"]
@@ -40,6 +41,7 @@ class Record:
     captions: tuple[str, ...] = ()
     areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
     source: str = ""  # file, for error messages
+    given_id: int | str | None = None  # in the data set's own files, where it is not `image_id`
 
     def lowered(self) -> "Record":
         """The same with names in lower case, each once: as the text tower sees them."""

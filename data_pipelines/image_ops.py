@@ -11,17 +11,21 @@ import io
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Float32, Int32, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 
 from owl_det.config import PreprocessConfig
+from owl_det.errors import one_line
 
 Geometry: TypeAlias = Literal["pad", "stretch"]  # see `config.PreprocessConfig`
 
 UNREADABLE_SHARE = 0.01  # of a data set; see `is_tolerable`
+MAX_MISSING = 0.1  # of the rows of a JPEG that ends early; see `decode_image`
 MAX_PIXELS = 200_000_000  # Pillow itself refuses a little earlier, at 179 million by default
 
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -35,6 +39,9 @@ _TRANSPOSE = {  # EXIF orientation → what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 _SWAPS_SIDES = (5, 6, 7, 8)
+_END_OF_JPEG = b"\xff\xd9"
+_NO_COEFFICIENTS = (127, 128)  # what libjpeg shows where it has no data; 127: inverted inks
+_EARLY = "ends early"  # key of Pillow's `info`
 # Files come from anywhere: Pillow's other readers are rare, some fail in ways of their own, and
 # that of EPS starts Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -57,6 +64,10 @@ _DAMAGED = (
 )
 
 
+# Files that end early and were read since `take_early_ends` was last called.
+_early_ends: set[int] = set()
+
+
 def is_tolerable(num_unreadable: int, num_images: int) -> bool:
     """One image, or 1 % of them, may be unreadable; more is an error."""
     return num_unreadable <= max(1, UNREADABLE_SHARE * num_images)
@@ -64,6 +75,9 @@ def is_tolerable(num_unreadable: int, num_images: int) -> bool:
 
 class UnreadableImage(ValueError):
     """An image that is missing, damaged, absurdly large or of a kind that has no 8-bit meaning."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
@@ -100,13 +114,26 @@ def decode_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
     """An upright RGB image.
 
     EXIF orientation is applied. Transparent pixels are laid over white; 16-bit grey is scaled to
-    8 bits; of an animation the first frame is taken.
+    8 bits; of an animation the first frame is taken. A JPEG that lacks its last bytes is read as
+    far as it goes, as browsers and OpenCV do; `ends_early` tells.
 
-    Raises `UnreadableImage` if the file is damaged or truncated, has more than `MAX_PIXELS`
-    pixels (found out before they are decoded), or has floating-point pixels; or if an array is
-    not uint8 [h, w, 3].
+    Raises `UnreadableImage` if the file is damaged or truncated (a JPEG: by more than
+    `MAX_MISSING` of its rows, or by a whole scan), has more than `MAX_PIXELS` pixels (found out
+    before they are decoded), or has floating-point pixels; or if an array is not uint8 [h, w, 3].
     """
     return upright_rgb(open_image(image))
+
+
+def ends_early(decoded: Image.Image) -> bool:
+    """True for a decoded image whose file lacks its last bytes."""
+    return bool(decoded.info.get(_EARLY))
+
+
+def take_early_ends() -> int:
+    """How many different files this process read that end early, since this was last called."""
+    count = len(_early_ends)
+    _early_ends.clear()
+    return count
 
 
 def decode_draft(opened: Image.Image, draft_size: tuple[int, int]) -> Image.Image:
@@ -128,11 +155,16 @@ def upright_rgb(opened: Image.Image) -> Image.Image:
     """As `decode_image`, of an image that Pillow has opened already. Raises `UnreadableImage`."""
     orientation = _orientation(opened)
     try:
+        is_early = _load(opened)
         decoded = _to_rgb(opened)
+    except UnreadableImage:
+        raise
     except _DAMAGED as error:
         raise UnreadableImage(f"damaged image: {error}") from error
     if orientation in _TRANSPOSE:
         decoded = decoded.transpose(_TRANSPOSE[orientation])
+    if is_early:
+        decoded.info[_EARLY] = True
     return decoded
 
 
@@ -312,6 +344,72 @@ def _orientation(opened: Image.Image) -> int:
         # A broken EXIF block is common on the web and says nothing about the pixels; viewers
         # show such images as they are stored.
         return 1
+
+
+def _load(opened: Image.Image) -> bool:
+    """Decodes the pixels. True if it is a JPEG that ends early, read as far as it goes."""
+    try:
+        opened.load()
+    except OSError as error:
+        is_jpeg = isinstance(opened, JpegImagePlugin.JpegImageFile)
+        if not is_jpeg or opened.fp is None or "truncated" not in str(error):
+            raise
+    else:
+        return False
+    opened.fp.seek(0)
+    content = opened.fp.read()
+    if not _has_all_scans(content):
+        raise UnreadableImage("damaged image: the file ends before its last scan")
+    # libjpeg then fills what is missing. Pillow's own switch for this is one of the whole process.
+    whole = io.BytesIO(content + _END_OF_JPEG)
+    opened.fp = opened._fp = whole  # pyright: ignore[reportAttributeAccessIssue]  # of MPO: _fp
+    opened.load()
+    missing = _missing_rows(opened) / opened.height
+    if missing > MAX_MISSING:
+        raise UnreadableImage(f"damaged image: the file ends early, {missing:.0%} of it is missing")
+    logging.log_first_n(logging.INFO, "An image ends early and is read as far as it goes", 5)
+    _early_ends.add(hash(content))
+    return True
+
+
+def _missing_rows(opened: Image.Image) -> int:
+    """Rows at the bottom that libjpeg had no data for: each of its pixels is medium grey."""
+    is_grey = np.isin(np.asarray(opened), _NO_COEFFICIENTS)
+    shown = np.flatnonzero(~is_grey.reshape(opened.height, -1).all(axis=1))
+    return opened.height - 1 - int(shown[-1]) if len(shown) else opened.height
+
+
+def _has_all_scans(content: bytes) -> bool:
+    """True if each coefficient of a JPEG's components is in a scan, to its last bit.
+
+    A progressive file that ends before its last scan shows the whole picture, but blurred.
+    """
+    missing: dict[int, set[int]] = {}  # coefficients of each component
+    for marker, segment in _jpeg_segments(content):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame
+            missing = {component: set(range(64)) for component in segment[6::3]}
+        count = segment[0] if segment else 0
+        # Only a scan that gives the last bits completes anything.
+        if marker == 0xDA and len(segment) == 4 + 2 * count and not segment[-1] & 0x0F:
+            coefficients = range(segment[-3], segment[-2] + 1)
+            for component in segment[1 : 1 + 2 * count : 2]:
+                missing.get(component, set()).difference_update(coefficients)
+    return bool(missing) and not any(missing.values())
+
+
+def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+    """The markers of a JPEG that have a length, each with what follows it."""
+    place = 2
+    while (place := content.find(b"\xff", place)) >= 0:
+        marker = content[place + 1] if place + 1 < len(content) else 0
+        if marker == 0xFF:
+            place += 1
+        elif marker in (0x00, 0x01, *range(0xD0, 0xDA)):  # data, or without a length
+            place += 2
+        else:
+            size = int.from_bytes(content[place + 2 : place + 4], "big")
+            yield marker, content[place + 4 : place + 2 + size]
+            place += 2 + max(size, 2)
 
 
 def _to_rgb(opened: Image.Image) -> Image.Image:

@@ -30,13 +30,15 @@ from data_pipelines import (
     transforms,
 )
 from data_pipelines.batching import Arrays
-from data_pipelines.features import Record
+from data_pipelines.features import Names, Record
 from data_pipelines.image_ops import UNREADABLE_SHARE, UnreadableImage, is_tolerable
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
 
 MAX_STAND_INS = 16  # tries to replace one unreadable image
+MAX_NAMES = 1203  # of a source whose names a model keeps: as many as LVIS has
+_LISTED_KINDS = ("shapes_world", "coco", "voc", "yolo", "tfds")  # their categories are a list
 
 
 class TrainInput:
@@ -81,6 +83,24 @@ class TrainInput:
     def version(self) -> str:
         """Of the mixture: resuming on other data is refused by comparing this."""
         return "+".join(s.version for s in self.sources)
+
+    @property
+    def names(self) -> Names:
+        """What a model learns to find, each text once: the names of the sources that have a list.
+
+        Left out are sources of free texts (captions, pseudo boxes) and very long lists.
+        """
+        entries = self.config.data.train.values()
+        listed = (
+            category.name
+            for entry, opened in zip(entries, self.sources, strict=True)
+            if entry.kind in _LISTED_KINDS and len(opened.categories) <= MAX_NAMES
+            for category in opened.categories
+        )
+        names: dict[str, str] = {}
+        for name in listed:
+            names.setdefault(name.lower(), name)  # "Dog" of one source, "dog" of another
+        return tuple(names.values())
 
     def example(self, number: int) -> Arrays:
         """Example `number` of the endless stream, packed.
@@ -147,7 +167,8 @@ class TrainInput:
             return self.example(step * self.config.batch_size + process * local + i)
 
         run = _tf_data_batches if is_installed("tensorflow") else _thread_pool_batches
-        logging.info("Input: %d sources through %s", len(self.sources), run.__name__)
+        engine = "tf.data" if run is _tf_data_batches else "threads (TensorFlow is not installed)"
+        logging.info("Input: %d sources, read by %s", len(self.sources), engine)
         workers = self.config.data.num_workers or os.cpu_count() or 1
         shards = num_shards // num_processes
         batches = run(make, first_step * local, local, workers)

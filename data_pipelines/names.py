@@ -29,6 +29,11 @@ def plain(name: str) -> str:
     return re.sub(r" +", " ", unicodedata.normalize("NFC", seen)).strip()
 
 
+def visible(text: str) -> str:
+    """A text in Unicode's composed form (NFC) without characters that nobody sees."""
+    return unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+
+
 def require_distinct(names: Iterable[str], where: str) -> None:
     """Names are the keys under which everything is asked and evaluated.
 
@@ -59,16 +64,26 @@ def read_list(file: str | Path, *, is_numbered: bool = False) -> Names:
     Raises `DataError`, naming the line, if the file cannot be read or holds no name, or if it is
     no such list: CSV, YAML, JSON, XML, names with numbers before them, names in quotes.
     """
+    return tuple(map(plain, read_written(file, is_numbered=is_numbered)))
+
+
+def read_written(file: str | Path, *, is_numbered: bool = False) -> Names:
+    """As `read_list`, the names as they are written: two spellings stay two."""
     file = Path(file)
     try:
         content = file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; name a text list, one name a line") from error
-    return parse_list(text_file.decode(content, file), str(file), is_numbered=is_numbered)
+    return _rows(text_file.decode(content, file), str(file), is_numbered)
 
 
 def parse_list(text: str, where: str, *, is_numbered: bool = False) -> Names:
     """As `read_list`, of the text of a list; messages begin with `where`."""
+    return tuple(map(plain, _rows(text, where, is_numbered)))
+
+
+def _rows(text: str, where: str, is_numbered: bool) -> Names:
+    """The lines of a list that have a name."""
     rows = text_file.lines(text.removeprefix("\ufeff"))
     if is_numbered:
         rows = _without_gaps([row.strip() for row in rows], where)
@@ -85,7 +100,7 @@ def parse_list(text: str, where: str, *, is_numbered: bool = False) -> Names:
                 "nothing else"
             )
     _refuse_numbers(entries, where)
-    return tuple(plain(row) for _, row in entries)
+    return tuple(row for _, row in entries)
 
 
 def _without_gaps(rows: Sequence[str], where: str) -> list[str]:

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipelines.readers.folder import IMAGE_SUFFIXES
+from data_pipelines.image_files import is_image
 from owl_det.errors import DataError
 
 FORMAT = 1
@@ -149,6 +149,22 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     partial.replace(path)
 
 
+def write_new_json(path: Path, content: Mapping[str, Any]) -> bool:
+    """As `write_json`, unless the file is there or another process makes it: False then."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    mine = _partial(path)
+    write_json(mine, content)
+    try:
+        os.link(mine, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without links
+        mine.replace(path)
+    finally:
+        mine.unlink(missing_ok=True)
+    return True
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of this format. Raises `DataError` if it is none."""
     try:
@@ -165,6 +181,10 @@ def image_suffix(image: bytes) -> str:
     starts = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return ".webp"
+    if image[4:12] == b"ftypavif":
+        return ".avif"
+    if image[4:8] == b"jP  ":
+        return ".jp2"
     return next((suffix for start, suffix in starts.items() if image.startswith(start)), ".img")
 
 
@@ -174,8 +194,7 @@ def member_name(key: str, image: bytes) -> str:
     Keys are of unknown origin: the name never leads out of a folder the tar is unpacked in.
     """
     inside = key.replace("..", "__").lstrip("/")
-    is_named = Path(inside).suffix.lower() in IMAGE_SUFFIXES
-    return inside if is_named else inside + image_suffix(image)
+    return inside if is_image(inside) else inside + image_suffix(image)
 
 
 def encode_image(image: bytes | np.ndarray) -> bytes:

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float32, Int, Int32
 from data_pipelines import image_ops
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import Geometry
+from data_pipelines.label_counts import LabelCounts
 from data_pipelines.source import Source
 
 
@@ -42,6 +43,7 @@ class BoxRegions:
         self.source = source
         self.name, self.version = source.name, source.version
         self.categories: tuple[Category, ...] = source.categories
+        self.counts: LabelCounts | None = getattr(source, "counts", None)
 
     def __len__(self) -> int:
         return len(self.source)

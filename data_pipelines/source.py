@@ -91,7 +91,13 @@ def _voc(source: config_lib.VocSource, root: Path) -> Source:
 def _yolo(source: config_lib.YoloSource, root: Path) -> Source:
     from data_pipelines.readers.yolo import YoloReader
 
-    return YoloReader(root, labels=source.labels, images=source.images, names=source.names)
+    return YoloReader(
+        root,
+        labels=source.labels,
+        images=source.images,
+        names=source.names,
+        split="val" if source.split == "valid" else source.split,
+    )
 
 
 def _tfds(source: config_lib.TfdsSource, root: Path) -> Source:

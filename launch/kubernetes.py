@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import command_line
 import yaml
 
 _JOB = "workers"
@@ -46,30 +47,29 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Splits the launcher's own flags from the command that follows `--`."""
-    own, command = list(argv), []
-    if "--" in own:
-        split = own.index("--")
-        own, command = own[:split], own[split + 1 :]
-    parser = argparse.ArgumentParser(
+    own, command = command_line.split(argv)
+    parser = command_line.Parser(
         prog="kubernetes.py",
         usage="kubernetes.py --name NAME --image IMAGE --num_hosts N [flags] -- command …",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--name", required=True, help="of the JobSet: a-z, 0-9, -")
     parser.add_argument("--image", required=True, help="container with owl_det installed")
-    parser.add_argument("--num_hosts", type=_positive, required=True)
-    parser.add_argument("--gpus_per_host", type=_positive, help="NVIDIA GPUs of each pod")
+    parser.add_argument("--num_hosts", type=command_line.positive, required=True)
+    parser.add_argument(
+        "--gpus_per_host", type=command_line.positive, help="NVIDIA GPUs of each pod"
+    )
     parser.add_argument("--tpu_accelerator", help="GKE's name, as tpu-v5-lite-podslice")
     parser.add_argument("--tpu_topology", help="chips of the slice, as 4x8")
-    parser.add_argument("--namespace", default="default")
+    parser.add_argument("--namespace", default="default", help="of the cluster (%(default)s)")
     parser.add_argument("--claim", help="PersistentVolumeClaim that every pod mounts")
-    parser.add_argument("--mount", default="/mnt/shared", help="where the claim is mounted")
-    parser.add_argument("--max_restarts", type=int, default=10, help="of the whole set")
     parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the manifest, apply nothing"
+        "--mount", default="/mnt/shared", help="where the claim is mounted (%(default)s)"
     )
+    parser.add_argument(
+        "--max_restarts", type=int, default=10, help="of the whole set (%(default)s)"
+    )
+    parser.add_argument("--dry_run", action="store_true", help="print the manifest, apply nothing")
     options = parser.parse_args(own)
     if not command:
         parser.error("no command: write it after `--`, as in `-- python -m owl_det.main …`")
@@ -164,13 +164,6 @@ def _chips_per_host(options: argparse.Namespace) -> int:
         return 0
     chips = math.prod(int(side) for side in options.tpu_topology.split("x"))
     return 0 if chips % options.num_hosts else chips // options.num_hosts
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 if __name__ == "__main__":

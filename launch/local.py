@@ -6,8 +6,9 @@
 Every process gets three environment variables, which `owl_det.main` hands to
 `jax.distributed.initialize`: OWL_DET_COORDINATOR_ADDRESS (host:port), OWL_DET_NUM_PROCESSES and
 OWL_DET_PROCESS_ID. Output lines carry the id of the process that wrote them. SIGINT, SIGTERM and
-SIGHUP reach every process; when one process fails, the others are ended. The exit code is that of
-the first process that failed (128 + n where signal n ended it), else 0.
+SIGHUP reach every process; when one process fails, the others are ended, unless it was told to stop
+(75, or 130 after Ctrl-C). The exit code is that of the first process that failed (128 + n where
+signal n ended it), else 0.
 
 One process already drives all accelerators of a machine: this launcher is for trying out runs of
 several processes on CPU devices.
@@ -27,8 +28,11 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 
+import command_line
+
 _POLL_SECONDS = 0.05
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOPPED = (75, 130)  # told to stop, and saved: the others are about to end likewise
 _DEVICE_COUNT_FLAG = "--xla_force_host_platform_device_count"
 
 
@@ -47,33 +51,28 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Splits the launcher's own flags from the command that follows `--`."""
-    own, command = list(argv), []
-    if "--" in own:
-        split = own.index("--")
-        own, command = own[:split], own[split + 1 :]
-    parser = argparse.ArgumentParser(
+    own, command = command_line.split(argv)
+    parser = command_line.Parser(
         prog="local.py",
         usage="local.py --num_processes N [flags] -- command …",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--num_processes", type=_positive, required=True)
+    parser.add_argument("--num_processes", type=command_line.positive, required=True)
     parser.add_argument(
         "--devices_per_process",
-        type=_positive,
+        type=command_line.positive,
         help="CPU devices that JAX shows to each process; without it JAX chooses the devices",
     )
-    parser.add_argument("--port", type=_positive, help="of the coordinator (default: a free one)")
+    parser.add_argument(
+        "--port", type=command_line.positive, help="of the coordinator (default: a free one)"
+    )
     parser.add_argument(
         "--grace_seconds",
         type=float,
         default=10.0,
-        help="from the first failure to killing what still runs",
+        help="from the first failure to killing what still runs (%(default)s)",
     )
-    parser.add_argument(
-        "--dry_run", "--dry-run", action="store_true", help="print the commands, run nothing"
-    )
+    parser.add_argument("--dry_run", action="store_true", help="print the commands, run nothing")
     options = parser.parse_args(own)
     if not command:
         parser.error("no command: write it after `--`, as in `-- python -m owl_det.main …`")
@@ -135,7 +134,7 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
     first_failure = 0
     deadline = float("inf")
     while any(process.poll() is None for process in processes):
-        if not first_failure and (first_failure := _first_failure(processes)):
+        if not first_failure and (first_failure := _first_failure(processes, but=_STOPPED)):
             # The others may be waiting for the dead one for ever.
             _signal_groups(processes, signal.SIGTERM)
             deadline = time.monotonic() + grace_seconds
@@ -145,9 +144,9 @@ def _wait(processes: Sequence[subprocess.Popen[str]], grace_seconds: float) -> i
     return first_failure or _first_failure(processes)
 
 
-def _first_failure(processes: Sequence[subprocess.Popen[str]]) -> int:
+def _first_failure(processes: Sequence[subprocess.Popen[str]], but: Sequence[int] = ()) -> int:
     codes = [process.poll() for process in processes]
-    failures = [code if code > 0 else 128 - code for code in codes if code]
+    failures = [code if code > 0 else 128 - code for code in codes if code and code not in but]
     return failures[0] if failures else 0
 
 
@@ -197,13 +196,6 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"must be positive, got {value}")
-    return value
 
 
 if __name__ == "__main__":

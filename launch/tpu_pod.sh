@@ -22,6 +22,11 @@ while [[ $# -gt 0 ]]; do
       printf -v "${1#--}" '%s' "$2"
       shift 2
       ;;
+    --tpu=* | --zone=* | --project=*)
+      flag="${1%%=*}"
+      printf -v "${flag#--}" '%s' "${1#*=}"
+      shift
+      ;;
     --install)
       install=true
       shift

@@ -14,13 +14,16 @@ every shape against the model before anything is allocated, and runs no code fro
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +35,11 @@ from jaxtyping import PyTree
 
 from data_pipelines import tokenizer
 from owl_det import config as config_lib
-from owl_det import path_rules
+from owl_det import files, finite, path_rules, same_run, step_folders
 from owl_det.config import Config, ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build, resnet
-from owl_det.modeling.detector import TOWERS
+from owl_det.modeling.detector import TOWERS, without_contrastive
 from owl_det.resolve import resolve, resolve_model
 from owl_det.types import LoadedModel, Params, TrainState
 
@@ -44,99 +47,221 @@ FORMAT = 1  # of the run file
 MAX_TOKENIZER_BYTES = 2**28  # the largest published one has 34 MB
 
 # With `checkpoint.model_from_init` these stay as the config says: they concern training only …
-_TRAINING_KEYS = (
-    "contrastive",
-    "class_prior",
-    "class_initial_scale",
-    "dtype",
-    "attention",
-    "remat",
-    "scan_unroll",
-)
-_TRAINING_TOWER_KEYS = ("droplayer_rate", "dropout_rate")
+_TRAINING_KEYS, _TRAINING_TOWER_KEYS = same_run.TRAINING_KEYS, same_run.TRAINING_TOWER_KEYS
 # … and these too where the checkpoint has no heads.
 _HEAD_KEYS = ("has_objectness_head", "head_activation", "merge_norm_epsilon", "box_bias")
 # What a tower computes without showing it in a parameter's shape.
 _SAME_IN_TOWERS = ("pooling", "pre_norm", "is_causal", "tokenizer")
 
 
-class Checkpoints:
-    """The checkpoints of one run."""
+class DamagedError(CheckpointError):
+    """Files of a checkpoint that are missing, cut short or changed."""
 
-    def __init__(self, workdir: Path, config: Config, teacher_ids: Sequence[str] = ()):
-        """`teacher_ids` are of the frozen models that the run learns from: it keeps to them."""
+
+class Checkpoints:
+    """The checkpoints of one run. Nothing is written before `begin`."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        teacher_ids: Sequence[str] = (),
+        names: Sequence[str] = (),
+    ):
+        """`teacher_ids` are of the frozen models that the run learns from: it keeps to them.
+
+        `names` are what the model learns to find (`LoadedModel.names`); they may change.
+
+        Raises `CheckpointError` if the tokeniser's file cannot be read.
+        """
         self.config = config
-        self._teacher_ids = list(teacher_ids)
-        self._tokenizer = _keep_tokenizer(config.data.tokenizer, workdir)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.checkpoint.keep, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
+        self._workdir = workdir
+        self._teacher_ids, self._names = list(teacher_ids), list(names)
+        self._tokenizer = _tokenizer_entry(config.data.tokenizer)
+        self._saved_step = step_folders.latest_step(workdir)
 
     @property
     def latest_step(self) -> int | None:
-        return self._manager.latest_step()
+        return self._saved_step
+
+    def begin(self) -> None:
+        """Makes the folder and copies the tokeniser's file; what a killed run left half goes."""
+        if self._tokenizer is not None and jax.process_index() == 0:
+            _copy_tokenizer(Path(self.config.data.tokenizer), self._workdir)
+        with self._writing():
+            _ = self._manager
+
+    @cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=self.config.checkpoint.keep,
+            enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager((self._workdir / "checkpoints").absolute(), options=options)
 
     def save(self, state: TrainState, input_version: str) -> None:
-        """Starts writing the state; `wait` returns when it is complete."""
+        """Starts writing the state; `wait` returns when it is complete.
+
+        Raises `CheckpointError` if this or an earlier one cannot be written.
+        """
         step = int(state.step)
-        if step == self.latest_step:
+        if step == self._saved_step:
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(build.model_params(state.params)),
-                optimizer=ocp.args.StandardSave(_training_item(state)),
-                run=ocp.args.JsonSave(self._run_file(step, input_version)),
-            ),
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(build.model_params(state.params)),
+                    optimizer=ocp.args.StandardSave(_training_item(state)),
+                    run=ocp.args.JsonSave(self._run_file(step, input_version)),
+                ),
+            )
+        self._saved_step = step
+
+    @contextmanager
+    def _writing(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
+            whole = step_folders.latest_step(self._workdir)
+            stays = f"; checkpoints/{whole} stays" if whole is not None else ""
+            raise CheckpointError(
+                f"{self._workdir / 'checkpoints'}: a checkpoint cannot be written "
+                f"({_reason(error)}){stays}; once it can, the same command goes on from there"
+            ) from error
 
     def restore(self, template: TrainState, input_version: str) -> TrainState:
         """The latest state, placed as `template` (shapes with shardings) says.
 
-        Raises `CheckpointError` if the model or the input is not the one that was saved.
+        Raises `CheckpointError` if the model or the input is not the one that was saved, or files
+        are damaged; it then names a checkpoint that is whole.
         """
         step = self.latest_step
         assert step is not None
-        folder = self._manager.directory / str(step)
-        saved = _read_run_file(Path(folder))
-        model = build.model_params(template.params)
-        _check_shapes(Path(folder), model)
-        current = self._run_file(step, input_version)
-        _check_same_model(saved, current, Path(folder))
-        _check_same_input(saved, current, Path(folder))
+        folder = step_folders.folder_of(self._workdir, step)
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(model),
-                    optimizer=ocp.args.StandardRestore(_training_item(template)),
-                ),
+            return self._restore(folder, template, self._run_file(step, input_version))
+        except DamagedError as error:
+            whole = _whole_before(folder)
+            remedy = (
+                f"checkpoints/{whole} is whole: remove or rename {folder} to go on from it"
+                if whole is not None
+                else "no other is whole: a new workdir starts anew"
             )
-        except Exception as error:  # Orbax raises many kinds
-            raise CheckpointError(
-                f"{folder}: damaged, or its optimiser state does not fit config.optimizer and "
-                "config.distill "
-                f"({_first_line(error)}); a new workdir with config.checkpoint.init_from takes its "
-                "weights alone"
-            ) from error
-        optimizer = restored["optimizer"]
+            raise CheckpointError(f"{error}; {remedy}") from error
+
+    def _restore(self, folder: Path, template: TrainState, current: dict[str, Any]) -> TrainState:
+        saved = _read_run_file(folder)
+        same_run.check_same_model(saved, current, folder)
+        model = build.model_params(template.params)
+        _check_shapes(folder, model)
+        same_run.check_same_input(saved, current, folder, self._explain)
+        training = _training_item(template)
+        self._check_optimizer(folder, training)
+        params = _read_item(folder / "params", model)
+        optimizer = _read_item(folder / "optimizer", training)
         branches = {build.BRANCHES: optimizer["branches"]} if "branches" in optimizer else {}
         return TrainState(
-            step=optimizer["step"],
-            params={**restored["params"], **branches},
-            opt_state=optimizer["state"],
+            step=optimizer["step"], params={**params, **branches}, opt_state=optimizer["state"]
         )
+
+    def _check_optimizer(self, folder: Path, template: PyTree) -> None:
+        """Compares shapes alone: the names of an optimiser's leaves are Orbax's own."""
+        saved = _leaf_shapes(_metadata(folder / "optimizer"))
+        if saved != _leaf_shapes(template):
+            told = [text for part in ("optimizer", "distill") if (text := self._explain(part))]
+            raise CheckpointError(
+                f"{folder}: its optimiser state does not fit config.optimizer and config.distill "
+                f"({'; '.join(told) or 'a key of theirs is another now'}); a new workdir with "
+                "config.checkpoint.init_from takes its weights alone"
+            )
+
+    def _explain(self, section: str) -> str:
+        """Which keys of a section are not what config.json says; empty = it does not tell."""
+        try:
+            before = json.loads((self._workdir / "config.json").read_text("utf-8"))[section]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+        now = json.loads(json.dumps(dataclasses.asdict(self.config)))[section]
+        if not isinstance(before, dict):
+            return ""
+        if section == "data":
+            before, now = _of_examples(before), _of_examples(now)
+        return same_run.differences(before, now, f"config.{section}.")
 
     def _run_file(self, step: int, input_version: str) -> dict[str, Any]:
         of_run = {"tokenizer": self._tokenizer, "teachers": self._teacher_ids}
-        return _run_file(self.config, step, input_version) | of_run
+        return _run_file(self.config, step, input_version) | of_run | {"names": self._names}
 
     def wait(self) -> None:
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is complete. Raises `CheckpointError` if it is not."""
+        if "_manager" in self.__dict__:
+            with self._writing():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        if "_manager" in self.__dict__:
+            with self._writing():
+                self._manager.close()
+
+
+def _whole_before(folder: Path) -> int | None:
+    """The latest step before the folder's of which every file can be read."""
+    workdir = folder.parent.parent
+    for step in reversed(step_folders.steps(workdir)):
+        other = step_folders.folder_of(workdir, step)
+        if step < int(folder.name) and _is_whole(other):
+            return step
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        load_model(folder)
+        if (folder / "optimizer").is_dir():
+            _read_item(folder / "optimizer", _metadata(folder / "optimizer"))
+    except CheckpointError:
+        return False
+    return True
+
+
+def _metadata(folder: Path) -> PyTree:
+    """Shapes and types of what a folder of Orbax holds. Raises `DamagedError`."""
+    # The handler alone: a Checkpointer looks for files that only the folder above has.
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        metadata = handler.metadata(folder.absolute())  # pyright: ignore[reportArgumentType]
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_first_device()),
+            metadata.tree,  # pyright: ignore[reportAttributeAccessIssue]
+        )
+    except Exception as error:  # Orbax raises many kinds for files it cannot read
+        raise DamagedError(f"{folder}: cannot be read ({_first_line(error)})") from error
+    finally:
+        handler.close()
+
+
+def _read_item(folder: Path, template: PyTree) -> PyTree:
+    """Arrays of a folder of Orbax, placed as `template` says. Raises `DamagedError`."""
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(
+            folder.absolute(),  # pyright: ignore[reportArgumentType]
+            args=ocp.args.StandardRestore(template),
+        )
+    except Exception as error:  # Orbax raises many kinds
+        raise DamagedError(f"{folder}: cannot be read ({_first_line(error)})") from error
+    finally:
+        handler.close()
+
+
+def _first_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+
+def _leaf_shapes(tree: PyTree) -> list[tuple[int, ...]]:
+    return sorted(tuple(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _training_item(state: TrainState) -> dict[str, Any]:
@@ -149,27 +274,41 @@ def _training_item(state: TrainState) -> dict[str, Any]:
 def load_model(path: str | os.PathLike[str]) -> LoadedModel:
     """Loads a workdir's latest checkpoint, or one checkpoint directory, of either kind.
 
-    Raises `CheckpointError` if there is none or its files do not fit its own model description.
+    Raises `CheckpointError` if there is none, its files do not fit its own model description, or a
+    parameter has values that are NaN or infinite. Of a workdir whose latest is damaged it names
+    the others.
     """
     folder = find(path)
+    try:
+        return _load(folder)
+    except DamagedError as error:
+        others = [step for step in step_folders.steps(Path(path)) if str(step) != folder.name]
+        if folder == Path(path) or not others:
+            raise
+        places = " or ".join(str(folder.with_name(str(step))) for step in reversed(others))
+        raise CheckpointError(f"{error}; an earlier checkpoint of it is {places}") from error
+
+
+def _load(folder: Path) -> LoadedModel:
     described = _describe(folder)
     template = parameter_shapes(described)
     _check_shapes(folder, template)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_first_device()), template
     )
-    try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            params = reader.restore(
-                (folder / "params").absolute(), args=ocp.args.StandardRestore(template)
-            )
-    except Exception as error:  # Orbax raises many kinds for files it cannot read
-        raise CheckpointError(f"{folder}/params: cannot be read ({_first_line(error)})") from error
+    params = _read_item(folder / "params", template)
+    finite.require_finite(params, f"{folder}/params")
     if jax.default_backend() != "gpu":  # where cuDNN's attention, if it is asked for, cannot run
         model = dataclasses.replace(described.model, attention="xla")
         described = dataclasses.replace(described, model=model)
     return dataclasses.replace(described, params=params)
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, if that is within a library's long message."""
+    codes = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EACCES, errno.EIO)
+    found = [text for code in codes if (text := os.strerror(code)) in str(error)]
+    return found[0] if found else _first_line(error)
 
 
 def _first_line(error: Exception) -> str:
@@ -235,6 +374,7 @@ def save_model(
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "names": list(model.names),
         "tokenizer": described,
         "origin": origin or {},
     }
@@ -258,7 +398,11 @@ def parameter_shapes(model: LoadedModel) -> PyTree:
     architecture = dataclasses.replace(model.model, attention="xla")
     config = Config(model=architecture, preprocess=model.preprocess)
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
-    return build.towers_of(shapes) if model.kind == "towers" else shapes
+    return _towers_of(shapes) if model.kind == "towers" else shapes
+
+
+def _towers_of(params: PyTree) -> PyTree:
+    return {name: value for name, value in params.items() if name in TOWERS}
 
 
 def _describe(folder: Path) -> LoadedModel:
@@ -279,22 +423,17 @@ def _describe(folder: Path) -> LoadedModel:
         eval_prompts=str(run["eval_prompts"]),
         step=int(run["step"]),
         tokenizer=_find_tokenizer(folder, run.get("tokenizer")),
+        names=_names_of(folder, run.get("names", [])),  # older files have none
     )
 
 
-def find(path: str | os.PathLike[str]) -> Path:
-    """The checkpoint directory that a path means. Raises `CheckpointError` if there is none."""
-    root = Path(path)
-    if (root / "params").is_dir():
-        return root
-    folder = root if root.name == "checkpoints" else root / "checkpoints"
-    steps = [int(p.name) for p in folder.glob("*") if p.name.isdigit() and (p / "params").is_dir()]
-    if not steps:
-        raise CheckpointError(
-            f"{root}: no checkpoint there; give a workdir that holds checkpoints/, or one "
-            "checkpoint directory"
-        )
-    return folder / str(max(steps))
+def _names_of(folder: Path, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{folder}/run: names are no list of texts")
+    return tuple(names)
+
+
+find = step_folders.find
 
 
 def has_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -387,13 +526,17 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     num_positions = target["text"]["position_embedding"].shape[0]
     if config.model.text.pooling == "end_token" and "text" in towers:
         text["position_embedding"] = text["position_embedding"][:num_positions]
-    if config.model.contrastive == "none":
-        image = {key: x for key, x in image.items() if key not in ("map_head", "visual_projection")}
     params = {**params, "image": image, "text": text}
     if config.model.contrastive == "none":
-        params = {key: x for key, x in params.items() if key not in ("logit_scale", "logit_bias")}
+        params, dropped = without_contrastive(params)
+        if dropped:
+            logging.info(
+                "Left out: %s, which only contrastive training uses (config.model.contrastive "
+                "is none)",
+                ", ".join(dropped),
+            )
     if loaded.kind == "towers":
-        _compare(params, build.towers_of(target), where)
+        _compare(params, _towers_of(target), where)
         params |= _fresh_heads(config)
     if config.checkpoint.class_head_from_projection:
         projection = loaded.params["image"]["visual_projection"]
@@ -497,22 +640,12 @@ def _sha256(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
-def _keep_tokenizer(file: str, workdir: Path) -> dict[str, str] | None:
-    """Copies the tokeniser's file into a workdir; returns its entry of the run file."""
-    entry = _tokenizer_entry(file)
-    if entry is not None and jax.process_index() == 0:
-        _copy_tokenizer(Path(file), workdir)
-    return entry
-
-
 def _copy_tokenizer(file: Path, folder: Path) -> None:
     target = folder / "tokenizer" / file.name
     if target.exists() and target.samefile(file):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix(".tmp")
-    shutil.copyfile(file, temporary)
-    temporary.replace(target)
+    with files.atomic(target) as partial:
+        shutil.copyfile(file, partial)
 
 
 def _find_tokenizer(folder: Path, entry: Any) -> str:
@@ -533,14 +666,20 @@ def _find_tokenizer(folder: Path, entry: Any) -> str:
     )
 
 
+def _of_examples(data: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config's data that change the examples.
+
+    Where the files lie and how many threads read them does not. The tokeniser has its own entry.
+    """
+    apart = ("path", "tokenizer", "num_workers", "eval", "eval_prompts")
+    kept = {key: value for key, value in data.items() if key not in apart}
+    sources = kept.get("train", {}).items()
+    kept["train"] = {n: {k: v for k, v in x.items() if k != "path"} for n, x in sources}
+    return kept
+
+
 def _run_file(config: Config, step: int, input_version: str) -> dict[str, Any]:
-    data = dataclasses.asdict(config.data)
-    # Where the files lie and how many threads read them changes nothing about the examples.
-    # The tokeniser has its own entry.
-    for key in ("path", "tokenizer", "num_workers", "eval", "eval_prompts"):
-        del data[key]
-    for entry in data["train"].values():
-        entry.pop("path", None)
+    data = _of_examples(dataclasses.asdict(config.data))
     return {
         "format": FORMAT,
         "kind": "detector" if config.task == "detection" else "towers",
@@ -563,71 +702,18 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
     try:
         run = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from None
+        raise DamagedError(f"{file}: cannot be read ({error})") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
-        raise CheckpointError(f"{file}: not a run file of format {FORMAT}")
+        raise DamagedError(f"{file}: not a run file of format {FORMAT}")
     for key in ("step", "model", "preprocess", "eval_prompts"):
         if key not in run:
-            raise CheckpointError(f"{file}: {key!r} is missing")
+            raise DamagedError(f"{file}: {key!r} is missing")
     return run
-
-
-def _check_same_model(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    """Settings that no shape shows; those of training alone may change."""
-    # Tuples become lists, as in the file.
-    saved, current = (json.loads(json.dumps(run)) for run in (saved, current))
-    for part in ("model", "preprocess"):
-        before, now = _architecture(saved[part]), _architecture(current[part])
-        for key, value in now.items():
-            if key in before and before[key] != value:
-                raise CheckpointError(
-                    f"{folder}: another architecture; {part}.{key} is {before[key]!r} there and "
-                    f"{value!r} in the config"
-                )
-
-
-def _architecture(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, without those that concern training only."""
-    free = (*_TRAINING_KEYS, *_TRAINING_TOWER_KEYS, "position_init")
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _architecture(value, f"{prefix}{key}.")
-        elif key not in free:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
-
-
-def _check_same_input(saved: dict[str, Any], current: dict[str, Any], folder: Path) -> None:
-    if saved.get("tokenizer") != current["tokenizer"]:
-        raise CheckpointError(
-            f"{folder}: was trained with another tokeniser (config.data.tokenizer); use a new "
-            "workdir, with config.checkpoint.init_from for its weights"
-        )
-    # Files from before the ids were written have none.
-    if saved.get("teachers", current["teachers"]) != current["teachers"]:
-        raise CheckpointError(
-            f"{folder}: was trained with other teachers (config.distill.teacher, dense_teacher or "
-            "cache); use a new workdir, with config.checkpoint.init_from for its weights"
-        )
-    before = saved.get("input", {})
-    for key, value in current["input"].items():
-        if before.get(key) != value:
-            raise CheckpointError(
-                f"{folder}: was trained with another input ({key}: {before.get(key)} there, "
-                f"{value} now); use a new workdir, with config.checkpoint.init_from for its weights"
-            )
 
 
 def _check_shapes(folder: Path, template: PyTree) -> None:
     """Compares the saved shapes with the model's, from the metadata alone."""
-    try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as reader:
-            metadata = reader.metadata((folder / "params").absolute())
-        saved = metadata.item_metadata.tree  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
-    except Exception as error:  # Orbax raises many kinds for files it cannot read
-        raise CheckpointError(f"{folder}/params: cannot be read ({error})") from error
-    _compare(saved, template, str(folder))
+    _compare(_metadata(folder / "params"), template, str(folder))
 
 
 def _compare(saved: PyTree, template: PyTree, where: str) -> None:

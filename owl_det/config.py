@@ -322,10 +322,13 @@ class YoloSource:
 
     kind: Literal["yolo"] = "yolo"
     weight: float = 1.0
-    path: str = ""
+    path: str = ""  # root folder, or the data set's YAML file in it
+    # Which part of a root that has several: images/train or train/images, or what the YAML file
+    # says. Empty = the root holds one set.
+    split: Literal["", "train", "val", "valid", "test"] = ""
     labels: str = "labels"
     images: str = "images"
-    names: tuple[str, ...] = ()  # class names by index; empty = read from data.yaml or classes.txt
+    names: tuple[str, ...] = ()  # by class number; empty = of data.yaml, classes.txt or obj.names
 
 
 @dataclass(frozen=True, kw_only=True)

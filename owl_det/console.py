@@ -1,12 +1,15 @@
 """What every command does around its work: quiet libraries, exit codes, progress bars."""
 
+import _thread
 import logging as std_logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import logging
 from tqdm import tqdm
@@ -23,18 +26,66 @@ def run(name: str, command: Callable[[], int]) -> int:
     A user's error is one line on stderr that starts with `name`; so is Ctrl-C.
     """
     try:
-        code = command()
+        with _insistent_interrupt():
+            code = command()
         sys.stdout.flush()  # here, where a closed pipe can still be met
         return code
     except BrokenPipeError:  # of `| head`: who reads has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
-    except (UserError, OSError) as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            print(f"{name}: interrupted", file=sys.stderr)
+            return ExitCode.INTERRUPTED
+        if not isinstance(error, (UserError, OSError)):
+            raise
         fail(name, error)
         return ExitCode.REFUSED
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """True for Ctrl-C, and for what compiled code made of it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+@contextmanager
+def _insistent_interrupt() -> Generator[None, None, None]:
+    """Ctrl-C is not lost where Python drops it: in callbacks, as JAX has at garbage collection.
+
+    Nor in asyncio, which puts a handler of its own in the place of Python's while Orbax reads.
+    """
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    is_ours = is_default and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
+    before = sys.unraisablehook
+
+    def again(dropped: Any) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            before(dropped)
+            return
+        timer = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is left
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        if is_ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process now: XLA's threads may crash in the tidying up after an interrupt."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
 
 
 def fail(name: str, error: Exception) -> None:
@@ -47,7 +98,9 @@ def quiet_libraries() -> None:
 
     To be called before TensorFlow or JAX is imported. What a user has set in the environment stays.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # oneDNN, CUDA that is not there
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # CUDA that is not there
+    # TensorFlow tells of oneDNN at every import, whatever the level; it only moves data here.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)  # "no libtpu.so"
     if not sys.warnoptions:
@@ -81,9 +134,35 @@ class _PlainLines(std_logging.Handler):
         print(line, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def timed_lines() -> Generator[None, None, None]:
+    """In this block what is logged is `15:04:05 …` on stderr, warnings as such.
+
+    After an error nothing is logged any more: threads may still tell what they skip, and the error
+    shall be the last line.
+    """
+    logger = logging.get_absl_logger()
+    before = logger.handlers, logger.propagate
+    logger.handlers, logger.propagate = [_TimedLines()], False
+    try:
+        yield
+    except BaseException:
+        logging.set_verbosity(logging.FATAL)
+        raise
+    finally:
+        logger.handlers, logger.propagate = before
+
+
+class _TimedLines(std_logging.Handler):
+    def emit(self, record: std_logging.LogRecord) -> None:
+        time = std_logging.Formatter().formatTime(record, "%H:%M:%S")
+        level = "" if record.levelno <= std_logging.INFO else f"{record.levelname.lower()}: "
+        print(f"{time} {level}{record.getMessage()}", file=sys.stderr, flush=True)
+
+
 def _is_of_interest(record: std_logging.LogRecord) -> bool:
-    """Orbax tells every step of a save and restore; only its errors matter to a user."""
-    return record.levelno >= std_logging.ERROR or "/orbax/" not in record.pathname
+    """Orbax tells every step of a save and restore, and errors that it raises too."""
+    return record.levelno > std_logging.ERROR or "/orbax/" not in record.pathname
 
 
 def progress(
@@ -132,7 +211,7 @@ class _LineProgress(tqdm):
 
     def close(self) -> None:
         """Prints the last state once."""
-        if self.disable:
+        if getattr(self, "disable", True):  # or interrupted before it was made
             return
         if self.last_print_n < self.n:
             self.display()

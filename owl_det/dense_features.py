@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
-from owl_det import inference
+from owl_det import given_queries, inference
 from owl_det.errors import CheckpointError, UserError
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
@@ -90,7 +90,7 @@ class DenseFeatures:
     def embed(self, image: Image.Image) -> Float32[np.ndarray, "h w e"]:
         """The tokens that show the image, of unit length, as a grid; padding is cut off.
 
-        Raises `CheckpointError` if the tokens lie in no space shared with texts.
+        Raises `CheckpointError` if the tokens lie in no space shared with texts, or are NaN.
         """
         side, preprocess = self.model.model.image_size, self.model.preprocess
         pixels = image_ops.to_square(image, side, preprocess)
@@ -103,6 +103,7 @@ class DenseFeatures:
         size = math.isqrt(tokens.shape[1])
         height, width = image_ops.fit_size(image.height, image.width, side, preprocess.geometry)
         grid = np.asarray(tokens[0], np.float32).reshape(size, size, -1)
+        inference.require_finite("features", grid)
         # A token that shows some of the image is kept.
         grid = grid[: math.ceil(height * size / side), : math.ceil(width * size / side)]
         return grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12)
@@ -116,9 +117,17 @@ class DenseFeatures:
         rows, columns = math.ceil(height / patch), math.ceil(width / patch)
         return rows * patch * down / side, columns * patch * across / side
 
-    def encode(self, queries: Sequence[str], prompt_mode: str = "") -> Float32[np.ndarray, "q e"]:
-        """Unit-length embeddings of texts; `prompt_mode` "" is that of the checkpoint."""
+    def encode(
+        self, queries: str | Sequence[str], prompt_mode: str = ""
+    ) -> Float32[np.ndarray, "q e"]:
+        """Unit-length embeddings of texts; `prompt_mode` "" is that of the checkpoint.
+
+        Raises `DataError` for a query of no use.
+        """
+        queries = given_queries.texts(queries)
         words = tokenizer.build(self.model.model.text, self.model.tokenizer)
+        given_queries.check_read(queries, words)
+        given_queries.warn(queries)
         for query in queries:
             if not words.fits(query):
                 logging.warning("Query %r is cut to %d tokens", query, words.num_positions)

@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from owl_det import finite, near_paths
 from owl_det.errors import DataError
 from owl_det.types import LoadedModel, TokenEmbeddings
 
@@ -133,20 +134,23 @@ class Writer:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if kind is None:
             self._partial.rename(self.path)
+        else:
+            shutil.rmtree(self._partial)
 
     def add(self, images: ImageEmbeddings) -> None:
-        """Writes one shard."""
+        """Writes one shard. Raises `DataError` where it cannot be written."""
         arrays = {name: np.ascontiguousarray(getattr(images.tokens, name)) for name in _FIELDS}
-        save_file(
-            {**arrays, "sizes": images.sizes},
-            self._partial / f"shard-{self._num_shards:05d}.safetensors",
-            metadata={
-                "format": FORMAT,
-                "checkpoint": images.checkpoint,
-                "image_size": str(images.image_size),
-                "names": json.dumps(images.names),
-            },
-        )
+        metadata = {
+            "format": FORMAT,
+            "checkpoint": images.checkpoint,
+            "image_size": str(images.image_size),
+            "names": json.dumps(images.names),
+        }
+        file = self._partial / f"shard-{self._num_shards:05d}.safetensors"
+        try:
+            save_file({**arrays, "sizes": images.sizes}, file, metadata=metadata)
+        except SafetensorError as error:  # of a full disk, too
+            raise DataError(f"{self.path}: cannot be written ({error})") from None
         self._num_shards += 1
 
 
@@ -157,7 +161,8 @@ def read(path: str | os.PathLike[str]) -> Iterator[ImageEmbeddings]:
     """
     files = sorted(Path(path).glob("shard-*.safetensors"))
     if not files:
-        raise DataError(f"{path}: no embeddings there; write them with owl-det embed")
+        hint = "" if Path(path).exists() else near_paths.hint(path)
+        raise DataError(f"{path}: no embeddings there; write them with owl-det embed{hint}")
     return map(_read_shard, files)
 
 
@@ -169,6 +174,7 @@ def _read_shard(file: Path) -> ImageEmbeddings:
             arrays = {name: shard.get_tensor(name) for name in (*_FIELDS, "sizes")}
     except (SafetensorError, OSError) as error:
         raise DataError(f"{file}: cannot be read ({error}); embed the images again") from None
+    _check_values(file, arrays)
     return ImageEmbeddings(
         tokens=TokenEmbeddings(**{name: arrays[name] for name in _FIELDS}),
         sizes=arrays["sizes"],
@@ -189,7 +195,21 @@ def _checked_metadata(file: Path, metadata: dict[str, str]) -> dict[str, Any]:
         raise DataError(f"{file}: damaged metadata ({error}); embed the images again") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DataError(f"{file}: damaged metadata (names are no list of texts)")
+    if image_size < 1:
+        raise DataError(f"{file}: damaged metadata (image_size is {image_size})")
     return {"names": names, "image_size": image_size, "checkpoint": checkpoint}
+
+
+def _check_values(file: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raises `DataError` for values that no model writes, which would find nothing in silence."""
+    if (arrays["sizes"] < 1).any():
+        raise DataError(f"{file}: sizes of images are not positive; embed the images again")
+    for name in _FIELDS:
+        if count := finite.count_not_finite(arrays[name]):
+            raise DataError(
+                f"{file}: {count} of the {arrays[name].size} values of {name} are NaN or infinite; "
+                "embed the images again"
+            )
 
 
 def _check_shapes(file: Path, shard: Any, num_images: int) -> None:

@@ -20,7 +20,7 @@ from absl import logging
 from owl_det import checkpoint, sharding
 from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
 from owl_det.errors import CheckpointError, ConfigError, DataError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import Detector, without_contrastive
 from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 
@@ -92,6 +92,8 @@ def save(
         )
     if second.kind == "towers":
         first = _fitted(first, second, str(self_trained))
+    else:
+        first, second = _with_the_same_parts(first, second)
     checkpoint.save_model(out, interpolate(first, second, weight))
 
 
@@ -104,6 +106,25 @@ def _fitted(towers: LoadedModel, like: LoadedModel, path: str) -> LoadedModel:
         checkpoint=CheckpointConfig(init_from=path),
     )
     return dataclasses.replace(like, params=checkpoint.adapt(towers, config))
+
+
+def _with_the_same_parts(a: LoadedModel, b: LoadedModel) -> tuple[LoadedModel, LoadedModel]:
+    """Two detectors, neither with contrastive parameters where one of them has none.
+
+    Converted weights have them, and detection training leaves them out.
+    """
+    if "none" not in (a.model.contrastive, b.model.contrastive):
+        return a, b
+    bare = []
+    for model in (a, b):
+        params, dropped = without_contrastive(model.params)
+        if dropped:
+            logging.warning(
+                "%s: in one of the two checkpoints only, and left out", ", ".join(dropped)
+            )
+        config = dataclasses.replace(model.model, contrastive="none")
+        bare.append(dataclasses.replace(model, params=params, model=config))
+    return bare[0], bare[1]
 
 
 def parse_weights(text: str) -> list[float]:
@@ -152,9 +173,11 @@ def sweep(
     source or a group cannot be used.
     """
     from data_pipelines import pseudo_records
-    from owl_det import viz
+    from owl_det.viz import plots
 
-    a, b = checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
+    a, b = _with_the_same_parts(
+        checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
+    )
     check_same_architecture(a, b)
     measure = _Measure(b, {"in_domain": in_domain, "out_of_domain": out_of_domain}, max_images)
     folder = Path(out)
@@ -165,7 +188,7 @@ def sweep(
         points.append({"weight": weight, **measure(interpolate(a, b, weight))})
         logging.info("%s", points[-1])
         pseudo_records.write_json(folder / "sweep.json", content)  # a point may take an hour
-    viz.plot_trade_off(
+    plots.plot_trade_off(
         folder / "trade_off.png",
         [(f"{p['weight']:g}", p["out_of_domain_AP"], p["in_domain_AP"]) for p in points],
         f"AP out of domain: {out_of_domain}",

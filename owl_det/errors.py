@@ -16,7 +16,17 @@ class ExitCode(enum.IntEnum):
 
 
 class UserError(Exception):
-    """Something the user gave is wrong; the message names the file or field and the remedy."""
+    """Something the user gave is wrong; the message names the file or field and the remedy.
+
+    It is one line, though names of files and what other libraries say may hold several.
+    """
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
+
+
+def one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())
 
 
 class ConfigError(UserError):

@@ -181,6 +181,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
             output_names=sorted(outputs),
         )
         _replace_boolean_where(proto.graph)
+        proto = _without_leftovers(proto)
         # Parameters in a file of their own: a protobuf ends at 2 GiB.
         onnx.save_model(
             proto,
@@ -190,13 +191,11 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
         )
 
     def run(inputs: Outputs) -> Outputs:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # it warns of every constant that jax2onnx left unused
         outputs: Outputs = {}
         for name in FUNCTIONS["onnx"]:
             keys, made = stablehlo.signatures(model.model)[name]
             session = onnxruntime.InferenceSession(
-                folder / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
+                folder / f"{name}.onnx", providers=["CPUExecutionProvider"]
             )
             values = session.run(list(made), {key: inputs[key] for key in keys})
             outputs |= dict(zip(made, values, strict=True))
@@ -231,6 +230,19 @@ def _replace_boolean_where(graph: Any) -> None:
         ]
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _without_leftovers(proto: Any) -> Any:
+    """The model without constants that no node uses; ONNX Runtime warns of each at every load.
+
+    jax2onnx leaves most of them in the bodies of loops, where only lifting them makes them found.
+    """
+    import onnx_ir  # pyright: ignore[reportMissingImports]  # jax2onnx needs it
+    from onnx_ir.passes import common  # pyright: ignore[reportMissingImports]
+
+    model = onnx_ir.from_proto(proto)
+    lift, remove = common.LiftSubgraphInitializersToMainGraphPass(), common.RemoveUnusedNodesPass()
+    return onnx_ir.to_proto(onnx_ir.passes.Sequential(lift, remove)(model).model)
 
 
 WRITERS: dict[str, Callable[[Path, LoadedModel], Runtime]] = {
@@ -297,6 +309,7 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         "model": dataclasses.asdict(model.model),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
+        "names": model.names,
         "prompt_templates": prompts.eval_prompts(model.eval_prompts),
         "tokenizer": {
             "kind": model.model.text.tokenizer,

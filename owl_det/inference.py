@@ -6,7 +6,7 @@ without the image tower, so that detection and search in saved embeddings are th
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 from data_pipelines import image_ops
 from owl_det import boxes as box_lib
+from owl_det import finite
+from owl_det.errors import CheckpointError
 from owl_det.scoring import class_logits
 from owl_det.types import ImageFeatures, LoadedModel, Params, TokenEmbeddings
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:  # an exported model is run by this module where Flax is not i
     from owl_det.modeling.detector import Detector
 
 QUERY_CHUNK = 512  # queries scored at once: bounds the memory of the scores
+MIN_SIDE = 0.01  # pixels: a box that shows less of its image, on either axis, shows nothing
+OUTSIDE = -1.0  # below every probability: the score of boxes that show nothing of the image
 
 
 class Functions(NamedTuple):
@@ -44,7 +48,7 @@ class TopPairs(NamedTuple):
     """The best query-box pairs of each image, best first."""
 
     boxes_xyxy: Float[Array, "b k 4"]  # relative to the padded square
-    scores: Float[Array, "b k"]
+    scores: Float[Array, "b k"]  # `OUTSIDE` where an image has fewer boxes that show it
     query: Int[Array, "b k"]
 
 
@@ -71,11 +75,49 @@ def embed_tokens(
     return cast(TokenEmbeddings, tokens)
 
 
-def keep_tokens(tokens: TokenEmbeddings, num_tokens: int) -> TokenEmbeddings:
-    """The `num_tokens` tokens of highest objectness of each image, best first; 0 keeps all."""
+def shows_image(
+    boxes_xyxy: Float[Array, "b n 4"], sizes: Int[Array, "b 2"], geometry: image_ops.Geometry
+) -> Bool[Array, "b n"]:
+    """Which boxes, relative to the padded square, show something of their images.
+
+    The others lie in the padding. `sizes` are height and width in pixels. A box of NaN counts as
+    shown, so that it reaches those who look for it (`require_finite`).
+    """
+    shape = jnp.asarray(sizes, jnp.float32)[:, None, ::-1]  # width, height
+    square = jnp.max(shape, axis=-1, keepdims=True) if geometry == "pad" else shape
+    low = jnp.clip(boxes_xyxy[..., :2] * square, 0, shape)
+    high = jnp.clip(boxes_xyxy[..., 2:] * square, 0, shape)
+    return ~jnp.any(high - low < MIN_SIDE, axis=-1)
+
+
+def has_area(boxes_xyxy: Float32[np.ndarray, "n 4"]) -> Bool[np.ndarray, " n"]:
+    """As `shows_image`, of boxes in pixels that are clipped to their image."""
+    return np.all(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2] >= MIN_SIDE, axis=1)
+
+
+def require_finite(what: str, *arrays: Array | np.ndarray) -> None:
+    """Raises `CheckpointError` if the model computed a NaN or an infinite number."""
+    if any(finite.count_not_finite(np.asarray(array)) for array in arrays):
+        raise CheckpointError(
+            f"{what}: the model computes NaN or infinite numbers; its parameters are damaged or "
+            "too large for its dtype. Take another checkpoint, or float32 instead of bfloat16"
+        )
+
+
+def keep_tokens(
+    tokens: TokenEmbeddings,
+    num_tokens: int,
+    sizes: Int[Array, "b 2"],
+    geometry: image_ops.Geometry,
+) -> TokenEmbeddings:
+    """The `num_tokens` tokens of highest objectness of each image, best first; 0 keeps all.
+
+    Tokens whose boxes lie in the padding come last.
+    """
     if not 0 < num_tokens < tokens.objectness_logits.shape[1]:
         return tokens
-    _, chosen = jax.lax.top_k(tokens.objectness_logits, num_tokens)
+    is_shown = shows_image(box_lib.cxcywh_to_xyxy(tokens.boxes), sizes, geometry)
+    _, chosen = jax.lax.top_k(jnp.where(is_shown, tokens.objectness_logits, -jnp.inf), num_tokens)
     return jax.tree.map(lambda x: jax.vmap(lambda row, i: row[i])(x, chosen), tokens)
 
 
@@ -83,15 +125,19 @@ def rank(
     tokens: TokenEmbeddings,
     query_embeddings: Float[Array, "t q e"],
     is_query: Bool[Array, " q"],
+    sizes: Int[Array, "b 2"],
     *,
     top_k: int,
     dtype: Any,
+    geometry: image_ops.Geometry,
     query_chunk: int = QUERY_CHUNK,
 ) -> TopPairs:
     """The `top_k` best of all query-box pairs; probabilities are averaged over the t prompts.
 
-    Filler queries (`is_query` False) score 0; `dtype` is that of the model's matrix work. Scores of
-    `query_chunk` queries exist at a time; the best pairs so far are carried along.
+    `sizes` are height and width of the images in pixels: boxes that lie in the padding rank below
+    every pair (`OUTSIDE`). Filler queries (`is_query` False) score 0; `dtype` is that of the
+    model's matrix work. Scores of `query_chunk` queries exist at a time; the best pairs so far are
+    carried along.
     """
     b, n = tokens.logit_shift.shape
     t, q, e = query_embeddings.shape
@@ -103,11 +149,14 @@ def rank(
     # 1: a query; 0: a filler that scores 0; -1: padding, which ranks below every pair.
     kind = jnp.pad(is_query.astype(jnp.int32), (0, padding), constant_values=-1)
     k = min(top_k, n * q)
+    boxes_xyxy = box_lib.cxcywh_to_xyxy(tokens.boxes)
+    is_shown = shows_image(boxes_xyxy, sizes, geometry)[..., None]
 
     def best_of(start: Array, prompts: Array, kind: Array) -> tuple[Array, Array, Array]:
         kind = kind[None, None, :]
         scores = score(tokens, prompts, dtype)
-        scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32)).reshape(b, n * size)
+        scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32))
+        scores = jnp.where(is_shown, scores, OUTSIDE).reshape(b, n * size)
         scores, pair = jax.lax.top_k(scores, min(k, n * size))
         return scores, pair // size, start + pair % size
 
@@ -126,9 +175,9 @@ def rank(
     else:
         empty = jnp.zeros((b, k), jnp.int32)
         (scores, token, query), _ = jax.lax.scan(
-            merge, (jnp.full((b, k), -1.0), empty, empty), chunks
+            merge, (jnp.full((b, k), OUTSIDE), empty, empty), chunks
         )
-    boxes = jnp.take_along_axis(box_lib.cxcywh_to_xyxy(tokens.boxes), token[..., None], axis=1)
+    boxes = jnp.take_along_axis(boxes_xyxy, token[..., None], axis=1)
     return TopPairs(boxes_xyxy=boxes, scores=scores, query=query)
 
 
@@ -149,7 +198,11 @@ def score(
 
 
 def choose_query_token(
-    tokens: TokenEmbeddings, query_boxes: Float[Array, "b 4"], has_box: Bool[Array, " b"]
+    tokens: TokenEmbeddings,
+    query_boxes: Float[Array, "b 4"],
+    has_box: Bool[Array, " b"],
+    sizes: Int[Array, "b 2"],
+    geometry: image_ops.Geometry,
 ) -> Int[Array, " b"]:
     """The token of each query image that stands for its query box (cxcywh).
 
@@ -159,26 +212,33 @@ def choose_query_token(
     the image. Training matches one token to an object and makes background of the others, and
     background is what the mean is like. Overlap is IoU, or GIoU where no predicted box touches.
     Without a box (`has_box` False) it is the token of highest objectness.
+
+    `sizes` are height and width of the images in pixels. A token whose box lies in the padding is
+    chosen only if those of all tokens do.
     """
     boxes_xyxy = box_lib.cxcywh_to_xyxy(tokens.boxes)
+    is_shown = shows_image(boxes_xyxy, sizes, geometry)
+    is_shown |= ~jnp.any(is_shown, axis=1, keepdims=True)
     query_xyxy = box_lib.cxcywh_to_xyxy(query_boxes)[:, None]
     iou = box_lib.pairwise_iou(query_xyxy, boxes_xyxy)[0][:, 0]
     giou = box_lib.pairwise_giou(query_xyxy, boxes_xyxy)[:, 0]
     overlap = jnp.where(jnp.any(iou > 0, axis=1, keepdims=True), iou, giou)
+    overlap = jnp.where(is_shown, overlap, -jnp.inf)
     best = jnp.max(overlap, axis=1, keepdims=True)
     # The authors' 0.8 · best, which a negative GIoU would put above the best itself.
     is_candidate = overlap >= best - 0.2 * jnp.abs(best)
     embeddings = tokens.class_embeddings * tokens.embedding_norm[..., None]
     similarity = jnp.einsum("bne,be->bn", embeddings, jnp.mean(embeddings, axis=1))
     of_box = jnp.argmin(jnp.where(is_candidate, similarity, jnp.inf), axis=1)
-    return jnp.where(has_box, of_box, jnp.argmax(tokens.objectness_logits, axis=1))
+    objectness = jnp.where(is_shown, tokens.objectness_logits, -jnp.inf)
+    return jnp.where(has_box, of_box, jnp.argmax(objectness, axis=1))
 
 
 def pixel_boxes(
     boxes_xyxy: Float32[np.ndarray, "n 4"],
     height: int,
     width: int,
-    geometry: Literal["pad", "stretch"],
+    geometry: image_ops.Geometry,
 ) -> Float32[np.ndarray, "n 4"]:
     """Corners relative to the padded square → pixels of an image of this size, inside it.
 

@@ -1,14 +1,11 @@
 """Detection for users: images of any size in, boxes in their own pixels out."""
 
-import dataclasses
+import itertools
 import os
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,42 +16,31 @@ from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.image_ops import Geometry
-from owl_det import embeddings, inference, stablehlo
+from owl_det import detections as detections_lib
+from owl_det import (
+    embeddings,
+    given_images,
+    given_queries,
+    inference,
+    query_boxes,
+    ranges,
+    stablehlo,
+)
+from owl_det.detections import Detections, Proposals
 from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
-from owl_det.errors import DataError
+from owl_det.errors import ConfigError, DataError
+from owl_det.given_images import ImageLike, Images
+from owl_det.query_boxes import Box
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
-# A file, its bytes, a Pillow image, or pixels [h, w, 3] or [h, w].
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | UInt8[np.ndarray, "..."]
-Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
+__all__ = ["Detections", "ImageLike", "Predictor", "Proposals"]
+
+Queries: TypeAlias = str | Sequence[str] | QueryEmbeddings
 
 QUERY_BUCKET = 16  # numbers of queries are rounded up to a multiple: fewer compilations
 TEXTS_AT_ONCE = 256  # queries that pass through the text tower together, in up to seven prompts
 TEXTS_KEPT = 2**28  # bytes of texts' embeddings that are remembered: 256 MiB
 SCORES_AT_ONCE = 2**24  # of a search: 64 MiB
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in one image, best first."""
-
-    boxes: Float32[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the image, inside it
-    scores: Float32[np.ndarray, " n"]  # in (0, 1)
-    labels: Int32[np.ndarray, " n"]  # index into the queries
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Boxes of one image that look like objects of whatever kind, best first."""
-
-    boxes: Float32[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the image, inside it
-    scores: Float32[np.ndarray, " n"]  # objectness in (0, 1)
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 class _ImageBatch(NamedTuple):
@@ -64,12 +50,35 @@ class _ImageBatch(NamedTuple):
     sizes: list[tuple[int, int]]  # height, width in pixels
     pixels: UInt8[np.ndarray, "b H W 3"]  # padded squares
 
+    def all_sizes(self) -> Int32[np.ndarray, "b 2"]:
+        """`sizes` of all rows; fillers have one pixel."""
+        sizes = np.ones((len(self.pixels), 2), np.int32)
+        sizes[: len(self.sizes)] = np.array(self.sizes, np.int32).reshape(-1, 2)
+        return sizes
+
+
+class _Prepared(NamedTuple):
+    """One image of a batch."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]  # the padded square
+    size: tuple[int, int]  # height, width in pixels
+
+
+class _Asked(NamedTuple):
+    """Queries as `inference.rank` takes them."""
+
+    embeddings: Float32[np.ndarray, "t q e"]
+    names: tuple[str, ...]
+    is_asked: Bool[np.ndarray, " q"]  # False: the same text stands before
+
 
 class Predictor:
     """A frozen detector. Preprocessing is that of training and evaluation.
 
-    Queries are texts, or the `QueryEmbeddings` that `encode_queries` makes of texts and
-    `encode_image_queries` of images. All scores are probabilities as the model gives them.
+    Images are one or many: files, bytes, Pillow images, arrays (`given_images`). Queries are texts,
+    or the `QueryEmbeddings` that `encode_queries` makes of texts and `encode_image_queries` of
+    images. All scores are probabilities as the model gives them. Boxes that lie in the padding of
+    an image that is no square are never returned, and take no place of those that are.
 
     Options that methods share:
 
@@ -79,6 +88,9 @@ class Predictor:
                            the top left part of the model's grid
         nms_iou            boxes that overlap a better one of their query more than this are dropped
         nms_across_queries boxes of other queries count as well
+
+    Every method raises `DataError` for an option, image or query of no use, before any work, and
+    `CheckpointError` if the model computes NaN.
     """
 
     def __init__(self, model: LoadedModel, functions: inference.Functions | None = None):
@@ -89,7 +101,7 @@ class Predictor:
         self._encode = jax.jit(self._functions.encode_queries)
         self._embed = jax.jit(self._embed_and_keep, static_argnames="num_tokens")
         self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
-        self._choose = jax.jit(inference.choose_query_token)
+        self._choose = jax.jit(inference.choose_query_token, static_argnames="geometry")
         self._texts: OrderedDict[tuple[tuple[str, ...], str], np.ndarray] = OrderedDict()
 
     @classmethod
@@ -110,12 +122,21 @@ class Predictor:
         """`embeddings.fingerprint` of the model, which embeddings carry."""
         return embeddings.fingerprint(self.model)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a fine-tuned model was trained to find; empty where it keeps no names."""
+        return self.model.names
+
     # --- detection -------------------------------------------------------------------------------
+
+    def __call__(self, images: Images, queries: Queries, **options: Any) -> list[Detections]:
+        """`detect`."""
+        return self.detect(images, queries, **options)
 
     def detect(
         self,
-        images: Sequence[ImageLike],
-        queries: Sequence[str] | QueryEmbeddings,
+        images: Images,
+        queries: Queries,
         *,
         threshold: float = 0.1,
         top_k: int = 300,
@@ -133,20 +154,23 @@ class Predictor:
         another checkpoint or an `image_size` that the model cannot take, and
         `image_ops.UnreadableImage`, naming the image, where one cannot be decoded.
         """
-        _require_positive(top_k)
-        encoded, num_queries = self._encoded(queries, prompt_mode)
-        padded, is_query = _pad_queries(encoded, num_queries)
+        _check(threshold=threshold, top_k=top_k, batch_size=batch_size, nms_iou=nms_iou)
+        self._prompts(prompt_mode)
+        side, given = self._side(image_size), _each_image(images)
+        asked = self._encoded(queries, prompt_mode)
+        padded, is_query = _pad_queries(asked)
         found: list[Detections] = []
-        for batch in self._batches(images, batch_size, self._side(image_size)):
+        for batch in self._batches(given, batch_size, side):
             # Apart, so that another number of queries compiles no image tower again.
-            tokens = self._embed(self.model.params, batch.pixels)
-            pairs = self._rank(tokens, padded, is_query, top_k=top_k)
-            found += _detections(pairs, batch.sizes, num_queries, threshold, self._geometry)
-        return [_suppress(x, nms_iou, nms_across_queries) for x in found]
+            sizes = batch.all_sizes()
+            tokens = self._embed(self.model.params, batch.pixels, sizes)
+            pairs = self._rank(tokens, padded, is_query, sizes, top_k=top_k)
+            found += self._detections(pairs, batch.sizes, asked, threshold)
+        return [detections_lib.suppress(x, nms_iou, nms_across_queries) for x in found]
 
     def propose(
         self,
-        images: Sequence[ImageLike],
+        images: Images,
         *,
         top_k: int = 100,
         threshold: float = 0.0,
@@ -156,32 +180,42 @@ class Predictor:
     ) -> list[Proposals]:
         """The `top_k` boxes of highest objectness of each image that score at least `threshold`.
 
-        Without those that lie in the padding of an image that is no square.
-
         Raises `DataError` if the model has no objectness head; else as `detect`.
         """
-        _require_positive(top_k)
+        _check(threshold=threshold, top_k=top_k, batch_size=batch_size, nms_iou=nms_iou)
         self._require_objectness("propose")
+        side, given = self._side(image_size), _each_image(images)
         proposals: list[Proposals] = []
-        for batch in self._batches(images, batch_size, self._side(image_size)):
-            tokens = self._embed(self.model.params, batch.pixels, num_tokens=top_k)
-            proposals += _proposals(tokens, batch.sizes, threshold, self._geometry)
-        return [_suppress(x, nms_iou, across_queries=True) for x in proposals]
+        for batch in self._batches(given, batch_size, side):
+            sizes = batch.all_sizes()
+            tokens = self._embed(self.model.params, batch.pixels, sizes, num_tokens=top_k)
+            proposals += detections_lib.of_tokens(tokens, batch.sizes, threshold, self._geometry)
+        return [detections_lib.suppress(x, nms_iou, across_queries=True) for x in proposals]
 
     # --- queries ---------------------------------------------------------------------------------
 
     def encode_queries(
-        self, queries: Sequence[str], prompt_mode: str | None = None
+        self, queries: str | Sequence[str], prompt_mode: str | None = None
     ) -> QueryEmbeddings:
-        """Texts as queries to keep, or to ask together with those of images."""
-        encoded, _ = self._encoded(queries, prompt_mode)
-        return QueryEmbeddings(embeddings=encoded, names=tuple(queries), checkpoint=self.checkpoint)
+        """Texts as queries to keep, or to ask together with those of images.
+
+        A text that is given twice is one query.
+        """
+        if isinstance(queries, QueryEmbeddings):
+            raise DataError("queries: are encoded already; give texts")
+        asked = self._encoded(queries, prompt_mode)
+        rows = np.flatnonzero(asked.is_asked)
+        return QueryEmbeddings(
+            embeddings=asked.embeddings[:, rows],
+            names=tuple(asked.names[row] for row in rows),
+            checkpoint=self.checkpoint,
+        )
 
     def encode_image_queries(
         self,
-        images: Sequence[ImageLike],
-        boxes: Sequence[Box | None] | None = None,
-        names: Sequence[str] | None = None,
+        images: Images,
+        boxes: Sequence[Box | None] | Box | None = None,
+        names: Sequence[str] | str | None = None,
         *,
         batch_size: int = 8,
         image_size: int | None = None,
@@ -193,31 +227,25 @@ class Predictor:
         the mean of their embeddings; without `names` each is its own. How the token of a box is
         found: `inference.choose_query_token`.
 
-        Raises `DataError` where images, boxes and names do not go together, a box has no area
-        inside its image, or an image has no box and the model no objectness head.
+        Raises `DataError` where images, boxes and names do not go together, a box is none in
+        pixels of its image, or an image has no box and the model no objectness head.
         """
-        given = list(boxes) if boxes is not None else [None] * len(images)
-        labels = tuple(names) if names is not None else _numbered(len(images))
-        if not len(images) or not len(images) == len(given) == len(labels):
+        _check(batch_size=batch_size)
+        side, pictures = self._side(image_size), list(_each_image(images))
+        given = query_boxes.each(boxes, len(pictures))
+        # One text is the name of what all the images show.
+        several = [names] * len(pictures) if isinstance(names, str) else names
+        labels = _names_of(several, len(pictures), "image queries")
+        if not pictures or not len(pictures) == len(given) == len(labels):
             raise DataError(
-                f"image queries: {len(images)} images, {len(given)} boxes and {len(labels)} names; "
-                "give as many of each, at least one"
+                f"image queries: {len(pictures)} images, {len(given)} boxes and {len(labels)} "
+                "names; give as many of each, at least one"
             )
         if any(box is None for box in given):
             self._require_objectness("image queries without a box")
         chosen: list[Float32[np.ndarray, " e"]] = []
-        for batch in self._batches(images, batch_size, self._side(image_size)):
-            padded = np.zeros((len(batch.pixels), 4), np.float32)
-            has_box = np.zeros(len(batch.pixels), bool)
-            for row, (index, size) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
-                box = given[index]
-                if box is not None:
-                    padded[row] = _checked_box(box, size, self._geometry, f"box {index}")
-                    has_box[row] = True
-            tokens = self._embed(self.model.params, batch.pixels)
-            token = np.asarray(self._choose(tokens, padded, has_box))
-            rows = np.arange(len(batch.indices))
-            chosen += list(np.asarray(tokens.class_embeddings)[rows, token[rows]])
+        for batch in self._batches(iter(pictures), batch_size, side):
+            chosen += self._chosen_tokens(batch, given, pictures)
         distinct = tuple(dict.fromkeys(labels))
         means = [
             np.mean([x for x, label in zip(chosen, labels, strict=True) if label == name], axis=0)
@@ -227,12 +255,33 @@ class Predictor:
             embeddings=np.stack(means)[None], names=distinct, checkpoint=self.checkpoint
         )
 
+    def _chosen_tokens(
+        self, batch: _ImageBatch, boxes: Sequence[Box | None], images: Sequence[ImageLike]
+    ) -> list[Float32[np.ndarray, " e"]]:
+        """The class embedding of the token that stands for each image's box."""
+        padded = np.zeros((len(batch.pixels), 4), np.float32)
+        has_box = np.zeros(len(batch.pixels), bool)
+        for row, (index, size) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
+            box, image = boxes[index], images[index]
+            if box is not None:
+                of_file = f" of {image}" if isinstance(image, (str, os.PathLike)) else ""
+                where = f"image queries, box {index}{of_file}"
+                padded[row] = query_boxes.relative(box, size, self._geometry, where)
+                has_box[row] = True
+        sizes = batch.all_sizes()
+        tokens = self._embed(self.model.params, batch.pixels, sizes)
+        token = np.asarray(self._choose(tokens, padded, has_box, sizes, geometry=self._geometry))
+        rows = np.arange(len(batch.indices))
+        found = np.asarray(tokens.class_embeddings)[rows, token[rows]]
+        inference.require_finite("image queries", found)
+        return list(found)
+
     # --- embed once, search later ----------------------------------------------------------------
 
     def embed_images(
         self,
-        images: Sequence[ImageLike],
-        names: Sequence[str] | None = None,
+        images: Images,
+        names: Sequence[str | os.PathLike[str]] | str | None = None,
         *,
         num_tokens: int = 0,
         batch_size: int = 8,
@@ -242,20 +291,22 @@ class Predictor:
         """All that `search` needs of the images, so that new queries need no image tower.
 
         With every token kept (`num_tokens` 0), search finds what `detect` finds. `num_tokens` > 0
-        keeps so many of highest objectness in each image: smaller and faster, and boxes of the
-        others are not found. An unreadable image is left out if `on_unreadable` takes its error.
-        Raises as `detect`, and `DataError` if names are not as many as images
-        or the model has no objectness head to choose tokens by.
+        keeps so many of highest objectness in each image, those that show it before those in its
+        padding: smaller and faster, and boxes of the others are not found. An unreadable image is
+        left out if `on_unreadable` takes its error. Raises as `detect`, and `DataError` if names
+        are not as many as images or the model has no objectness head to choose tokens by.
         """
-        labels = tuple(names) if names is not None else _numbered(len(images))
-        if not len(images) or len(labels) != len(images):
-            raise DataError(f"embed: {len(images)} images and {len(labels)} names")
-        if num_tokens < 0:
-            raise DataError(f"num_tokens: must be 0 (all) or positive, got {num_tokens}")
+        _check(batch_size=batch_size)
+        ranges.count("num_tokens", num_tokens, least=0)
         if num_tokens:
             self._require_objectness("num_tokens")
-        side = self._side(image_size)
-        batches = list(self._embedded_batches(images, batch_size, side, num_tokens, on_unreadable))
+        side, pictures = self._side(image_size), list(_each_image(images))
+        labels = _names_of([names] if isinstance(names, str) else names, len(pictures), "embed")
+        if not pictures or len(labels) != len(pictures):
+            raise DataError(f"embed: {len(pictures)} images and {len(labels)} names")
+        batches = list(
+            self._embedded_batches(pictures, batch_size, side, num_tokens, on_unreadable)
+        )
         sizes = [size for batch, _ in batches for size in batch.sizes]
         return ImageEmbeddings(
             tokens=jax.tree.map(lambda *x: np.concatenate(x), *[tokens for _, tokens in batches]),
@@ -268,7 +319,7 @@ class Predictor:
     def search(
         self,
         images: ImageEmbeddings,
-        queries: Sequence[str] | QueryEmbeddings,
+        queries: Queries,
         *,
         threshold: float = 0.1,
         top_k: int = 300,
@@ -280,15 +331,20 @@ class Predictor:
 
         Raises `DataError` if the images were embedded with another checkpoint.
         """
-        _require_positive(top_k)
+        _check(threshold=threshold, top_k=top_k, nms_iou=nms_iou)
+        if not isinstance(images, ImageEmbeddings):
+            raise DataError(
+                f"search: got {type(images).__name__}; give what embed_images returns, or one "
+                "after the other what embeddings.read does"
+            )
         embeddings.check_checkpoint(images.source, images.checkpoint, self.checkpoint)
         width = self.model.model.embedding_dim
         if images.tokens.class_embeddings.shape[2] != width:
             raise DataError(f"{images.source}: class embeddings are not {width} wide")
-        encoded, num_queries = self._encoded(queries, prompt_mode)
+        asked = self._encoded(queries, prompt_mode)
         # Ranking compiles in no time: a few queries go as they are, and not with fillers.
-        few = num_queries < QUERY_BUCKET
-        padded, is_query = _pad_queries(encoded, num_queries, num_queries if few else None)
+        few = len(asked.names) < QUERY_BUCKET
+        padded, is_query = _pad_queries(asked, len(asked.names) if few else None)
         num_tokens = images.tokens.logit_shift.shape[1]
         scores = num_tokens * min(padded.shape[1], inference.QUERY_CHUNK)
         chunk = max(1, min(len(images), SCORES_AT_ONCE // scores))
@@ -296,10 +352,12 @@ class Predictor:
         for start in range(0, len(images), chunk):
             here = slice(start, start + chunk)
             tokens = jax.tree.map(lambda x, rows=here: _fill_up(x[rows], chunk), images.tokens)
-            pairs = self._rank(tokens, padded, is_query, top_k=top_k)
-            sizes = cast(list[tuple[int, int]], images.sizes[here].tolist())
-            found += _detections(pairs, sizes, num_queries, threshold, self._geometry)
-        return [_suppress(x, nms_iou, nms_across_queries) for x in found]
+            sizes = images.sizes[here]
+            shapes = _fill_up(sizes, chunk)
+            pairs = self._rank(tokens, padded, is_query, shapes, top_k=top_k)
+            of_images = cast(list[tuple[int, int]], sizes.tolist())
+            found += self._detections(pairs, of_images, asked, threshold)
+        return [detections_lib.suppress(x, nms_iou, nms_across_queries) for x in found]
 
     def forget_texts(self) -> None:
         """Empties the memory of the last texts' embeddings, which spares the text tower."""
@@ -313,15 +371,25 @@ class Predictor:
         """Resizes and pads one image as the model was trained."""
         return image_ops.to_square(image, self._side(image_size), self.model.preprocess)
 
-    def _prepared(
-        self, given: ImageLike, image: Image.Image, side: int
-    ) -> UInt8[np.ndarray, "H W 3"]:
-        """As `preprocess`; an error names the file."""
+    def _prepared(self, given: ImageLike, side: int, where: str) -> _Prepared:
+        """Reads and preprocesses one image; an error names the file."""
+        image = given_images.read(given, where)
         try:
-            return self.preprocess(image, side)
+            return _Prepared(self.preprocess(image, side), (image.height, image.width))
         except image_ops.UnreadableImage as error:
-            where = f"{given}: " if isinstance(given, (str, os.PathLike)) else ""
-            raise image_ops.UnreadableImage(f"{where}{error}") from None
+            name = given if isinstance(given, (str, os.PathLike)) else where
+            raise image_ops.UnreadableImage(f"{name}: {error}") from None
+
+    def _detections(
+        self,
+        pairs: inference.TopPairs,
+        sizes: Sequence[tuple[int, int]],
+        asked: _Asked,
+        threshold: float,
+    ) -> list[Detections]:
+        return detections_lib.of_pairs(
+            pairs, sizes, asked.names, asked.is_asked, threshold, self._geometry
+        )
 
     @property
     def _geometry(self) -> Geometry:
@@ -329,16 +397,28 @@ class Predictor:
 
     # Compiled in __init__.
 
-    def _embed_and_keep(self, params: Params, image: jax.Array, num_tokens: int = 0) -> Any:
-        return inference.keep_tokens(self._functions.embed_tokens(params, image), num_tokens)
+    def _embed_and_keep(
+        self, params: Params, image: jax.Array, sizes: jax.Array, num_tokens: int = 0
+    ) -> Any:
+        tokens = self._functions.embed_tokens(params, image)
+        return inference.keep_tokens(tokens, num_tokens, sizes, self._geometry)
 
-    def _rank_tokens(self, tokens: Any, queries: jax.Array, is_query: jax.Array, top_k: int) -> Any:
-        dtype = jnp.dtype(self.model.model.dtype)
-        return inference.rank(tokens, queries, is_query, top_k=top_k, dtype=dtype)
+    def _rank_tokens(
+        self, tokens: Any, queries: jax.Array, is_query: jax.Array, sizes: jax.Array, top_k: int
+    ) -> Any:
+        return inference.rank(
+            tokens,
+            queries,
+            is_query,
+            sizes,
+            top_k=top_k,
+            dtype=jnp.dtype(self.model.model.dtype),
+            geometry=self._geometry,
+        )
 
     def _side(self, image_size: int | None) -> int:
         full, patch = self.model.model.image_size, self.model.model.image.patch_size
-        side = full if image_size is None else image_size
+        side = full if image_size is None else ranges.count("image_size", image_size)
         if self._functions.is_one_size and side != full:
             raise DataError(f"image_size: this export takes images of {full} pixels only")
         if not 0 < side <= full or side % patch:
@@ -357,29 +437,27 @@ class Predictor:
 
     def _batches(
         self,
-        images: Sequence[ImageLike],
+        images: Iterator[ImageLike],
         batch_size: int,
         side: int,
         on_unreadable: Callable[[image_ops.UnreadableImage], None] | None = None,
     ) -> Iterator[_ImageBatch]:
-        """Batches are filled up to one shape, so that it is compiled already."""
-        if batch_size < 1:
-            raise DataError(f"batch_size: must be positive, got {batch_size}")
-        for start in range(0, len(images), batch_size):
-            pixels = np.zeros((min(batch_size, len(images)), side, side, 3), np.uint8)
-            batch = _ImageBatch([], [], pixels)
-            for index in range(start, min(start + batch_size, len(images))):
+        """Batches are filled up to the shape of the first, so that it is compiled already."""
+        numbered, width = enumerate(images), 0
+        while chunk := list(itertools.islice(numbered, batch_size)):
+            width = width or len(chunk)
+            batch = _ImageBatch([], [], np.zeros((width, side, side, 3), np.uint8))
+            for index, given in chunk:
                 try:
-                    image = read_image(images[index])
-                    square = self._prepared(images[index], image, side)
+                    prepared = self._prepared(given, side, f"image {index}")
                 except image_ops.UnreadableImage as error:
                     if on_unreadable is None:
                         raise
                     on_unreadable(error)
                     continue
-                pixels[len(batch.indices)] = square
+                batch.pixels[len(batch.indices)] = prepared.pixels
                 batch.indices.append(index)
-                batch.sizes.append((image.height, image.width))
+                batch.sizes.append(prepared.size)
             yield batch
 
     def _embedded_batches(
@@ -391,28 +469,43 @@ class Predictor:
         on_unreadable: Callable[[image_ops.UnreadableImage], None] | None,
     ) -> Iterator[tuple[_ImageBatch, TokenEmbeddings]]:
         """Tokens of the readable images of each batch, on the host."""
-        for batch in self._batches(images, batch_size, side, on_unreadable):
-            tokens = self._embed(self.model.params, batch.pixels, num_tokens=num_tokens)
+        for batch in self._batches(iter(images), batch_size, side, on_unreadable):
+            sizes = batch.all_sizes()
+            tokens = self._embed(self.model.params, batch.pixels, sizes, num_tokens=num_tokens)
             count = len(batch.indices)
-            yield batch, jax.tree.map(lambda x, count=count: np.asarray(x)[:count], tokens)
+            kept = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], tokens)
+            inference.require_finite("embed", *jax.tree.leaves(kept))
+            yield batch, kept
 
-    def _encoded(
-        self, queries: Sequence[str] | QueryEmbeddings, prompt_mode: str | None
-    ) -> tuple[Float32[np.ndarray, "t q e"], int]:
-        """Embeddings of the queries and their number."""
+    def _encoded(self, queries: Queries, prompt_mode: str | None) -> _Asked:
+        mode = self._prompts(prompt_mode)
         if isinstance(queries, QueryEmbeddings):
             embeddings.check_checkpoint("queries", queries.checkpoint, self.checkpoint)
-            return queries.embeddings, len(queries)
-        if isinstance(queries, str) or not queries:
-            raise DataError("queries: give a list of at least one text")
-        mode = prompt_mode or self.model.eval_prompts
-        return self._encode_texts(tuple(queries), mode), len(queries)
+            everything = np.ones(len(queries), bool)
+            return _Asked(queries.embeddings, queries.names, everything)
+        texts = given_queries.texts(queries)
+        return _Asked(self._encode_texts(texts, mode), texts, given_queries.is_asked(texts))
+
+    def _prompts(self, mode: str | None) -> str:
+        """Raises `DataError` for a mode that is none."""
+        if mode is None or mode == "":
+            return self.model.eval_prompts
+        try:
+            prompts.eval_prompts(mode)
+        except (ConfigError, TypeError):
+            raise DataError(
+                f"prompt_mode: {mode!r} is not one of 'none', 'clip' and 'clip_best7'"
+            ) from None
+        return mode
 
     def _encode_texts(self, queries: tuple[str, ...], mode: str) -> Float32[np.ndarray, "t q e"]:
         """Embeddings of texts, from memory if they were asked lately."""
         key = queries, mode
         if key not in self._texts:
+            given_queries.check_read(queries, self._tokenizer)
+            given_queries.warn(queries)
             self._texts[key] = self._run_text_tower(queries, mode)
+            inference.require_finite("queries", self._texts[key])
         self._texts.move_to_end(key)
         found = self._texts[key]
         while sum(x.nbytes for x in self._texts.values()) > TEXTS_KEPT:
@@ -448,24 +541,29 @@ class Predictor:
         return tokens
 
 
-def read_image(image: ImageLike) -> Image.Image:
-    """An upright RGB image. Raises `image_ops.UnreadableImage`, naming the file if it is one."""
-    if isinstance(image, (str, os.PathLike)):
-        path = Path(image)
-        try:
-            return image_ops.decode_image(path.read_bytes())
-        except (OSError, image_ops.UnreadableImage) as error:
-            raise image_ops.UnreadableImage(f"{path}: {error}") from None
-    if isinstance(image, Image.Image):
-        return image_ops.upright_rgb(image)
-    if isinstance(image, np.ndarray) and image.ndim == 2:
-        image = np.repeat(image[:, :, None], 3, axis=2)
-    return image_ops.decode_image(image)
+def _each_image(images: Any) -> Iterator[ImageLike]:
+    if isinstance(images, ImageEmbeddings):
+        raise DataError("images: are embedded already; search them")
+    return given_images.each(images)
 
 
-def _require_positive(top_k: int) -> None:
-    if top_k < 1:
-        raise DataError(f"top_k: must be positive, got {top_k}")
+def _check(*, nms_iou: float | None = None, **options: Any) -> None:
+    """Raises `DataError` for an option that is out of its range."""
+    if nms_iou is not None:
+        ranges.share("nms_iou", nms_iou)
+    for name, value in options.items():
+        (ranges.share if name == "threshold" else ranges.count)(name, value)
+
+
+def _names_of(names: Any, num_images: int, what: str) -> tuple[str, ...]:
+    """The names, or numbers where there are none. Raises `DataError` for one that is no text."""
+    if names is None:
+        return _numbered(num_images)
+    given = list(names) if hasattr(names, "__iter__") else [names]
+    for index, name in enumerate(given):
+        if not isinstance(name, (str, os.PathLike)):
+            raise DataError(f"{what}: names: {index}: {name!r} is no text")
+    return tuple(str(name) for name in given)
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -477,11 +575,12 @@ def _bucket(count: int) -> int:
 
 
 def _pad_queries(
-    encoded: Float32[np.ndarray, "t q e"], num_queries: int, width: int | None = None
+    asked: _Asked, width: int | None = None
 ) -> tuple[Float32[np.ndarray, "t p e"], Bool[np.ndarray, " p"]]:
-    width = width or _bucket(num_queries)
-    padded = np.pad(encoded, ((0, 0), (0, width - num_queries), (0, 0)))
-    return padded, np.arange(width) < num_queries
+    count = len(asked.names)
+    width = width or _bucket(count)
+    padded = np.pad(asked.embeddings, ((0, 0), (0, width - count), (0, 0)))
+    return padded, np.pad(asked.is_asked, (0, width - count))
 
 
 def _fill_up(rows: np.ndarray, count: int) -> np.ndarray:
@@ -489,83 +588,3 @@ def _fill_up(rows: np.ndarray, count: int) -> np.ndarray:
     if len(rows) == count:
         return rows
     return np.pad(rows, [(0, count - len(rows)), *[(0, 0)] * (rows.ndim - 1)])
-
-
-def _checked_box(
-    box: Box, size: tuple[int, int], geometry: Geometry, where: str
-) -> Float32[np.ndarray, " 4"]:
-    """Pixel corners → cxcywh relative to the padded square, clipped to the image."""
-    height, width = size
-    corners = np.asarray(box, np.float64)
-    if corners.shape != (4,) or not np.isfinite(corners).all():
-        raise DataError(f"image queries, {where}: give four numbers x0, y0, x1, y1 in pixels")
-    corners = np.clip(corners, 0, [width, height, width, height])
-    if not (corners[2:] > corners[:2]).all():
-        raise DataError(
-            f"image queries, {where}: {np.asarray(box).tolist()} has no area inside the image of "
-            f"{width} x {height} pixels"
-        )
-    return image_ops.boxes_to_padded(corners, height, width, geometry)
-
-
-def _detections(
-    pairs: inference.TopPairs,
-    sizes: Sequence[tuple[int, int]],
-    num_queries: int,
-    threshold: float,
-    geometry: Geometry,
-) -> list[Detections]:
-    """Of each image (the rows beyond are fillers) what reaches the threshold, in its pixels."""
-    boxes, scores, labels = (np.asarray(x)[: len(sizes)] for x in pairs)
-    keep = (scores >= threshold) & (labels < num_queries)
-    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
-    found = [Detections(*nothing)] * len(sizes)
-    for row in np.flatnonzero(keep.any(axis=1)).tolist():
-        here = keep[row]
-        found[row] = Detections(
-            inference.pixel_boxes(boxes[row, here], *sizes[row], geometry),
-            scores[row, here],
-            labels[row, here].astype(np.int32),
-        )
-    return found
-
-
-def _proposals(
-    tokens: TokenEmbeddings,
-    sizes: Sequence[tuple[int, int]],
-    threshold: float,
-    geometry: Geometry,
-) -> list[Proposals]:
-    """All boxes of each image that reach the threshold, best first, in its pixels."""
-    scores = np.asarray(jax.nn.sigmoid(tokens.objectness_logits))
-    boxes = np.asarray(tokens.boxes)
-    found: list[Proposals] = []
-    for row, (height, width) in enumerate(sizes):
-        order = np.argsort(-scores[row], kind="stable")
-        order = order[scores[row, order] >= threshold]
-        pixels = image_ops.boxes_from_padded(boxes[row, order], height, width, geometry)
-        is_inside = (pixels[:, 2:] > pixels[:, :2]).all(axis=1)  # others lie in the padding
-        found.append(Proposals(pixels[is_inside], scores[row, order][is_inside]))
-    return found
-
-
-_Found = TypeVar("_Found", Detections, Proposals)
-
-
-def _suppress(found: _Found, nms_iou: float | None, across_queries: bool) -> _Found:
-    """Greedy non-maximum suppression; None keeps everything."""
-    if nms_iou is None or not len(found):
-        return found
-    if not 0 <= nms_iou <= 1:
-        raise DataError(f"nms_iou: {nms_iou} is not in [0, 1]")
-    with warnings.catch_warnings():
-        # OpenCV is no dependency: supervision says at import that it works with NumPy instead.
-        warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
-        from supervision import box_non_max_suppression
-    columns: list[np.ndarray] = [found.boxes, found.scores[:, None]]
-    if isinstance(found, Detections) and not across_queries:
-        columns.append(found.labels[:, None])
-    keep = box_non_max_suppression(np.concatenate(columns, axis=1), nms_iou)
-    return dataclasses.replace(
-        found, **{field.name: getattr(found, field.name)[keep] for field in fields(found)}
-    )

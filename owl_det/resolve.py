@@ -7,11 +7,13 @@ import dataclasses
 import difflib
 import math
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from owl_det import files
 from owl_det.config import (
     CocoSource,
     Config,
@@ -23,7 +25,9 @@ from owl_det.config import (
     ShapesWorldSource,
     Source,
 )
-from owl_det.errors import ConfigError
+from owl_det.errors import ConfigError, UserError
+
+_MAX_INTEGER = 2**32 - 1  # more than any key can mean, and all that arrays and seeds hold
 
 
 def resolve(tree: Mapping[str, Any]) -> Config:
@@ -32,9 +36,14 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     Missing keys take their defaults. Raises `ConfigError`, naming the key, on an unknown key, a
     wrong type, a value out of range, or values that contradict each other.
     """
-    config = _build(Config, tree, "config")
+    config = typed(tree)
     _check(config)
     return config
+
+
+def typed(tree: Mapping[str, Any]) -> Config:
+    """As `resolve`, but what concerns several keys or a range is not checked yet."""
+    return _build(Config, tree, "config")
 
 
 def resolve_model(
@@ -55,7 +64,7 @@ def _build(schema: Any, value: Any, path: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _build_by_kind(args, value, path)
     if origin is Literal:
-        if value not in args:
+        if type(value) not in map(type, args) or value not in args:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
         return value
     if origin is tuple:
@@ -65,14 +74,52 @@ def _build(schema: Any, value: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{path}: expected a mapping, got {_describe(value)}")
-        return {key: _build(args[1], item, f"{path}.{key}") for key, item in value.items()}
-    if schema is float and isinstance(value, int) and not isinstance(value, bool):
+        return {
+            _name(key, path): _build(args[1], item, f"{path}.{key}") for key, item in value.items()
+        }
+    return _build_leaf(schema, value, path)
+
+
+def _build_leaf(schema: type, value: Any, path: str) -> Any:
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if is_integer and abs(value) > _MAX_INTEGER and schema in (int, float):
+        raise ConfigError(f"{path}: must be at most {_MAX_INTEGER}")
+    if schema is float and is_integer:
         return float(value)
     if type(value) is not schema:
         raise ConfigError(f"{path}: expected {schema.__name__}, got {_describe(value)}")
     if schema is float and not math.isfinite(value):
         raise ConfigError(f"{path}: expected a finite number, got {value}")
-    return value
+    return _build_text(value, path) if isinstance(value, str) else value
+
+
+def _build_text(value: str, path: str) -> str:
+    """A text as it is, but for `~/`, the home folder; no shell replaces that after a `=`."""
+    if "\0" in value or not _is_unicode(value):
+        raise ConfigError(f"{path}: {value!r} holds characters that no text or path has")
+    try:
+        local = files.local(value, path)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+    return str(local) if value.startswith("~/") else value
+
+
+def _is_unicode(value: str) -> bool:
+    """False for half of a surrogate pair, as JSON can hold it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _name(key: Any, path: str) -> str:
+    """The name of a source or branch; files of the workdir carry it."""
+    if not isinstance(key, str) or not re.fullmatch(r"[^\s./\\][^./\\\0]*", key):
+        raise ConfigError(
+            f"{path}: {key!r} is no name; give one without '.', '/' and '\\', as files carry it"
+        )
+    return key
 
 
 def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
@@ -80,7 +127,7 @@ def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
         raise ConfigError(f"{path}: expected a group of keys, got {_describe(value)}")
     hints = typing.get_type_hints(schema)
     for key in value:
-        if key not in hints:
+        if not isinstance(key, str) or key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {path}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
             raise ConfigError(f"{path}.{key}: no such key{hint}")
@@ -90,13 +137,14 @@ def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
 def _build_by_kind(schemas: tuple[Any, ...], value: Any, path: str) -> Any:
     by_kind = {schema.kind: schema for schema in schemas}
     kind = value.get("kind") if isinstance(value, Mapping) else None
-    if kind not in by_kind:
+    if not isinstance(kind, str) or kind not in by_kind:
         raise ConfigError(f"{path}.kind: {kind!r} is not one of {', '.join(by_kind)}")
     return _build_dataclass(by_kind[kind], value, path)
 
 
 def _describe(value: Any) -> str:
-    return f"{type(value).__name__} {value!r}"
+    text = textwrap.shorten(repr(value), 100, placeholder=" …")
+    return f"{type(value).__name__} {text}"
 
 
 # --- checks across keys --------------------------------------------------------------------------

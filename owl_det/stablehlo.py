@@ -28,6 +28,7 @@ import safetensors
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
+from owl_det import finite
 from owl_det.config import ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import Functions
@@ -92,6 +93,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         eval_prompts=metadata["eval_prompts"],
         step=metadata["step"],
         tokenizer=_find_tokenizer(folder, metadata),
+        names=tuple(metadata.get("names", [])),  # older exports have none
     )
     return loaded, Functions(encode_queries, embed_tokens, is_one_size=True)
 
@@ -176,6 +178,9 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     for key, kind in kinds.items():
         if not isinstance(metadata.get(key), kind):
             raise CheckpointError(f"{file}: {key!r} is missing or no {kind.__name__}")
+    names = metadata.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{file}: 'names' is no list of texts")
     return metadata
 
 
@@ -238,9 +243,12 @@ def _read_params(file: Path, functions: list[jax.export.Exported]) -> Params:
             saved = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
             for function in functions:
                 _check_params(file, saved, function)
-            return jax.device_put(unflatten({n: tensors.get_tensor(n) for n in sorted(saved)}))
+            read = {name: tensors.get_tensor(name) for name in sorted(saved)}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: no safetensors file ({error})") from None
+    params = unflatten(read)
+    finite.require_finite(params, str(file))
+    return jax.device_put(params)
 
 
 def _check_params(

@@ -137,3 +137,4 @@ class LoadedModel:
     eval_prompts: str
     step: int
     tokenizer: str = ""  # file; empty = CLIP's vocabulary, built in
+    names: tuple[str, ...] = ()  # of the categories it was trained to find, if they are known

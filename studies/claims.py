@@ -106,11 +106,19 @@ def verdict(differences: Sequence[float], at_least: float) -> str:
     """The rule at the top of this file, for one difference or more."""
     middle = statistics.fmean(differences)
     outcome = "held" if middle >= at_least else "not held"
-    if len(differences) < 3:
+    width = half_width(differences)
+    if width is None:
         return f"{outcome}, noise unknown"
-    width = float(stats.t.ppf(0.975, len(differences) - 1)) * standard_error(differences)
     is_clear = abs(middle - at_least) > width
     return outcome if is_clear else f"{outcome}, within noise"
+
+
+def half_width(differences: Sequence[float]) -> float | None:
+    """Of the 95 % confidence interval of the mean; None with fewer than three seeds."""
+    if len(differences) < 3:
+        return None
+    quantile = float(stats.t.ppf(0.975, len(differences) - 1))
+    return quantile * standard_error(differences)
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -181,8 +181,8 @@ ARMS = (
         is_shared=True,
     ),
     quality("crops", "teacher", "the teacher on crops of true boxes, and RC@k of its image vector"),
-    quality("crops_plain", "teacher", "… of scenes without stuff, those of the detectors",
-            "--split=test"),
+    quality("crops_plain", "teacher",
+            "the teacher on crops of scenes without stuff, those of the detectors", "--split=test"),
     Arm(
         name="before",
         commands=measure("{teacher}"),
@@ -258,7 +258,7 @@ ARMS = (
 # Left out of the short run: two that let the branch take most of the clipped gradient.
 AT_PAPERS_WEIGHTS = ("ikd_heavy", "gkd_heavy")
 
-WHY_RECOGNITION = "Of true boxes, named by the mean of their tokens' embeddings."
+WHY_RECOGNITION = "True boxes are named by the mean of their tokens' embeddings."
 
 
 def lifts(
@@ -268,7 +268,7 @@ def lifts(
     return (
         Claim(statement=statement, arm=arm, control=control, metric=NOVEL, note=note),
         Claim(
-            statement="… as names of true boxes",
+            statement=f"In true boxes: {statement}",
             arm=arm,
             control=control,
             metric=RECOGNITION,
@@ -290,34 +290,34 @@ CLAIMS = (
         at_least=0.1,
     ),
     Claim(
-        statement="CLIPSelf lifts them far above that",
+        statement="CLIPSelf lifts tokens far above the start",
         arm="clipself",
         control="before",
         metric=BOXES,
         at_least=0.1,
     ),
     Claim(
-        statement="… and above the 1 x 1 grid's",
+        statement="CLIPSelf lifts tokens far above those of the 1 x 1 grid",
         arm="clipself",
         control="clipself_whole",
         metric=BOXES,
         at_least=0.1,
     ),
     Claim(
-        statement="It comes within ten points of the crops",
+        statement="CLIPSelf comes within ten points of the crops",
         arm="clipself",
         control="crops",
         metric=BOXES,
         at_least=-0.1,
     ),
     Claim(
-        statement="It costs accuracy on whole pictures",
+        statement="CLIPSelf costs accuracy on whole pictures",
         arm="before",
         control="clipself",
         metric="whole_top1",
     ),
     Claim(
-        statement="… of which the average of the weights recovers a part",
+        statement="The average of the weights recovers a part of what CLIPSelf costs",
         arm="clipself_average",
         control="clipself",
         metric="whole_top1",
@@ -331,15 +331,16 @@ CLAIMS = (
     ),
     *lifts("GridCLIP's image alignment lifts novel names", "gridclip_image",
            note="Behind an adapter of random start, tokens need not lie near the image's vector."),
-    *lifts("… above shuffled targets", "gridclip_image", "gridclip_shuffled"),
+    *lifts("GridCLIP's image alignment lifts novel names above shuffled targets",
+           "gridclip_image", "gridclip_shuffled"),
     Claim(
-        statement="… which lift them by less than a point",
+        statement="Shuffled targets lift novel names by less than a point",
         arm="detector",
         control="gridclip_shuffled",
         metric=NOVEL,
         at_least=-0.01,
     ),
-    costs_little("Base names lose at most a point by it", "gridclip_image"),
+    costs_little("Base names lose at most a point by GridCLIP's image alignment", "gridclip_image"),
     Claim(
         statement="DenseVLM decoupled beats all names on stuff",
         arm="densevlm",
@@ -347,33 +348,33 @@ CLAIMS = (
         metric="stuff_masks_top1",
     ),
     Claim(
-        statement="… and fully separated",
+        statement="DenseVLM decoupled beats full separation on stuff",
         arm="densevlm",
         control="densevlm_separate",
         metric="stuff_masks_top1",
         note="Names of stuff that never compete with things are given to things too: see boxes.",
     ),
     Claim(
-        statement="… and fully separated on boxes",
+        statement="DenseVLM decoupled beats full separation on boxes",
         arm="densevlm",
         control="densevlm_separate",
         metric="boxes_top1",
     ),
     Claim(
-        statement="It lifts stuff above the start",
+        statement="DenseVLM lifts stuff above the start",
         arm="densevlm",
         control="before",
         metric="stuff_masks_top1",
     ),
     Claim(
-        statement="Where no region passes, nothing breaks, nothing is learned",
+        statement="Where no region passes, DenseVLM loses nothing",
         arm="densevlm_none",
         control="before",
         metric="stuff_masks_top1",
         at_least=-1e-6,
     ),
     Claim(
-        statement="… in either direction",
+        statement="Where no region passes, DenseVLM learns nothing",
         arm="before",
         control="densevlm_none",
         metric="stuff_masks_top1",
@@ -381,37 +382,40 @@ CLAIMS = (
     ),
     *lifts("Instance-level distillation lifts novel names", "ikd",
            note="Crops of labelled boxes show base objects alone."),
-    *lifts("… at the paper's weight", "ikd_heavy"),
-    *lifts("A tenth of the negatives does", "few_negatives"),
-    *lifts("… and with it instance-level distillation still does", "ikd_few_negatives",
-           "few_negatives"),
-    *lifts("Crops of the whole scene, novel objects among them, lift them", "regions"),
-    *lifts("… more than crops of base objects do", "regions", "ikd"),
+    *lifts("Instance-level distillation at the paper's weight lifts novel names", "ikd_heavy"),
+    *lifts("A tenth of the negatives lifts novel names", "few_negatives"),
+    *lifts("With a tenth of the negatives, instance-level distillation lifts novel names",
+           "ikd_few_negatives", "few_negatives"),
+    *lifts("Crops of the whole scene, novel objects among them, lift novel names", "regions"),
+    *lifts("Crops of the whole scene lift novel names more than crops of base objects",
+           "regions", "ikd"),
     costs_little("Base names lose at most a point by instance-level distillation", "ikd"),
     *lifts("Global-level distillation lifts novel names", "gkd"),
-    *lifts("… at the paper's weight", "gkd_heavy"),
-    *lifts("… above shuffled captions", "gkd", "gkd_shuffled"),
+    *lifts("Global-level distillation at the paper's weight lifts novel names", "gkd_heavy"),
+    *lifts("Global-level distillation lifts novel names above shuffled captions",
+           "gkd", "gkd_shuffled"),
     Claim(
-        statement="… which lift them by less than a point",
+        statement="Shuffled captions lift novel names by less than a point",
         arm="detector",
         control="gkd_shuffled",
         metric=NOVEL,
         at_least=-0.01,
     ),
     Claim(
-        statement="The token nearest to a novel name then lies in its box more often than without",
+        statement="Global-level distillation puts the token nearest to a novel name into its box",
         arm="gkd",
         control="detector",
         metric=POINTING,
     ),
     Claim(
-        statement="… and than with shuffled captions",
+        statement="Captions put that token there more often than shuffled captions",
         arm="gkd",
         control="gkd_shuffled",
         metric=POINTING,
     ),
-    *lifts("Cells pooled by their maximum beat those by their mean", "gkd", "gkd_mean"),
-    *lifts("Contrast beats the own caption alone", "gkd", "gkd_positive"),
+    *lifts("Cells pooled by their maximum lift novel names more than those by their mean",
+           "gkd", "gkd_mean"),
+    *lifts("Contrast lifts novel names more than the own caption alone", "gkd", "gkd_positive"),
 )  # fmt: skip
 
 STUDY = Study(

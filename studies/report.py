@@ -1,7 +1,7 @@
 """The report of a study, in Markdown and HTML, from the JSON files of its finished arms."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -9,14 +9,14 @@ from typing import Any
 
 from PIL import Image
 
-from owl_det import viz
-from studies import document, plots
+from owl_det.viz.plots import plot_trade_off, shorten
+from studies import document, plots, summary
 from studies.arms import REPORT_SEEDS, Arm, Claim, Metrics, Study
 from studies.claims import Judgement, Results, judge, read_results, standard_error
-from studies.document import Block, Code, Details, Heading, Picture, Table, Text
+from studies.document import Block, Cell, Code, Details, Heading, Picture, Table, Text
+from studies.summary import PLAIN, mark
 
 NOVEL, BASE = "AP50_novel", "AP50_base"
-PLAIN = ("images_per_second",)  # metrics that are no shares, and are not shown in percent
 PLATEAU = 0.7  # of the steps
 MAX_PICTURE_BYTES = 300_000
 MISSING = "–"
@@ -41,6 +41,7 @@ def write(study: Study, workdir: Path | None) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
     blocks = [
         Heading(study.title, 1),
+        *summary.blocks(study, results),
         *_headline(study, results),
         *_claims(study, results),
         *_precision(study, results),
@@ -60,18 +61,25 @@ def write(study: Study, workdir: Path | None) -> Path:
 
 
 def _claims(study: Study, results: Results) -> list[Block]:
-    header = ("claim", "metric", "arm", "control", "difference", "in favour", "verdict", "note")
-    rows = [_claim_row(claim, judge(claim, results)) for claim in study.claims]
-    return [Heading("Claims"), Text(RULE), Table(header, rows)]
+    header = ("claim", "verdict", "difference", "arm", "control", "metric", "in favour", "note")
+    notes = list(dict.fromkeys(claim.note for claim in study.claims if claim.note))
+    rows = [
+        _claim_row(
+            claim, judge(claim, results), str(notes.index(claim.note) + 1) if claim.note else ""
+        )
+        for claim in study.claims
+    ]
+    numbered = [Text(f"{number}. {note}") for number, note in enumerate(notes, start=1)]
+    return [Heading("Claims"), Text(RULE), Table(header, rows), *numbered]
 
 
-def _claim_row(claim: Claim, judgement: Judgement | None) -> list[str]:
+def _claim_row(claim: Claim, judgement: Judgement | None, note: str) -> list[Cell]:
     arm, control = claim.arm, claim.control or MISSING
     if claim.times != 1:
         control = f"{claim.times:g} · {control}"
     if judgement is None:
-        measured = (arm, control, MISSING, MISSING, "not yet measured")
-        return [claim.statement, claim.metric, *measured, claim.note]
+        verdict = mark("not yet measured")
+        return [claim.statement, verdict, MISSING, arm, control, claim.metric, MISSING, note]
     scale = _scale(claim.metric)
     difference = f"{scale * statistics.fmean(judgement.differences):+.1f}"
     if len(judgement.differences) > 1:
@@ -82,8 +90,9 @@ def _claim_row(claim: Claim, judgement: Judgement | None) -> list[str]:
         control = f"{control}: {_mean(judgement.control, scale)}"
     num = len(judgement.differences)
     return [
-        *(claim.statement, claim.metric, f"{arm}: {_mean(judgement.arm, scale)}", control),
-        *(difference, f"{judgement.num_in_favour} of {num} seeds", judgement.verdict, claim.note),
+        *(claim.statement, mark(judgement.verdict), difference),
+        *(f"{arm}: {_mean(judgement.arm, scale)}", control, claim.metric),
+        *(f"{judgement.num_in_favour} of {num} seeds", note),
     ]
 
 
@@ -93,22 +102,63 @@ def _claim_row(claim: Claim, judgement: Judgement | None) -> list[str]:
 def _headline(study: Study, results: Results) -> list[Block]:
     main = [study.arm(name) for name in study.main]
     others = [arm for arm in study.arms if arm.name not in study.main]
-    unit = "AP50 and region accuracy in percent, mean ± standard deviation over seeds."
-    blocks: list[Block] = [Heading("Stages"), Text(unit), _arm_table(study, main, results)]
+    unit = (
+        "An arm is one training, annotation or evaluation; other tables and plots call it by the "
+        "name in the first column. AP50 and region accuracy in percent, mean ± standard deviation "
+        "over seeds."
+    )
+    blocks: list[Block] = [Heading("Arms"), Text(unit), *_arm_tables(study, main, results)]
     if others:
-        folded = Details("Variants and controls", [_arm_table(study, others, results)])
-        blocks.append(folded)
+        blocks.append(Details("Variants and controls", _arm_tables(study, others, results)))
     return blocks
 
 
-def _arm_table(study: Study, shown: Sequence[Arm], results: Results) -> Table:
+def _arm_tables(study: Study, shown: Sequence[Arm], results: Results) -> list[Block]:
+    """A table for the arms that share metrics, without columns that most of them lack."""
+    tables: list[tuple[list[Arm], set[str]]] = []
+    for arm in shown:
+        has = {m for _, m in study.columns if results.values(arm.name, m)}
+        alike = [table for table in tables if table[1] & has or not (table[1] or has)]
+        for table in alike:
+            tables.remove(table)
+        members = [member for table in alike for member in table[0]]
+        tables.append(([*members, arm], has.union(*(table[1] for table in alike))))
+    order = [arm.name for arm in shown]
+    for members, _ in tables:
+        members.sort(key=lambda arm: order.index(arm.name))
+    tables.sort(key=lambda table: order.index(table[0][0].name))
+    return [block for members, has in tables for block in _arm_blocks(study, members, has, results)]
+
+
+def _arm_blocks(
+    study: Study, members: Sequence[Arm], has: Set[str], results: Results
+) -> list[Block]:
+    """A table, and what few of its arms have in words."""
+
+    def count(metric: str) -> int:
+        return sum(bool(results.values(arm.name, metric)) for arm in members)
+
+    columns = [(header, metric) for header, metric in study.columns if metric in has]
+    is_common = {metric: 2 * count(metric) >= len(members) for _, metric in columns}
+    table = _arm_table(members, [c for c in columns if is_common[c[1]]], results)
+    rare = [
+        f"{arm.name}, {header}: {_mean(results.values(arm.name, metric).values())}"
+        for header, metric in columns
+        if not is_common[metric]
+        for arm in members
+        if results.values(arm.name, metric)
+    ]
+    return [table, *([Text(f"{'; '.join(rare)}.")] if rare else [])]
+
+
+def _arm_table(shown: Sequence[Arm], columns: Sequence[tuple[str, str]], results: Results) -> Table:
     rows = []
     for arm in shown:
-        cells = [_mean(results.values(arm.name, metric).values()) for _, metric in study.columns]
+        cells = [_mean(results.values(arm.name, metric).values()) for _, metric in columns]
         minutes = [result["seconds"] / 60 for result in results.by_arm[arm.name].values()]
         num_seeds = str(len(minutes))
         rows.append([arm.name, arm.title, *cells, num_seeds, _mean(minutes, 1.0)])
-    header = (column for column, _ in study.columns)
+    header = (column for column, _ in columns)
     return Table(("arm", "what it is", *header, "seeds", "minutes"), rows)
 
 
@@ -263,10 +313,25 @@ def _plots(study: Study, results: Results) -> list[Block]:
 
 
 def _draw_bars(study: Study, results: Results, file: Path, *, metric: str, label: str) -> None:
-    values = {arm.name: _percent(results.values(arm.name, metric)) for arm in study.arms}
-    values = {name: of_arm for name, of_arm in values.items() if of_arm}
-    if values:
-        plots.plot_bars(file, values, study.main, label)
+    bars = [
+        plots.Bar(_label(arm), _kind(study, arm), _percent(results.values(arm.name, metric)))
+        for arm in study.arms
+        if results.values(arm.name, metric)
+    ]
+    if bars:
+        plots.plot_bars(file, bars, label)
+
+
+def _label(arm: Arm) -> str:
+    """What an arm is, and its name."""
+    title = arm.title.removeprefix("control: ")
+    return f"{shorten(title, 56)} ({arm.name})" if title else arm.name
+
+
+def _kind(study: Study, arm: Arm) -> plots.Kind:
+    if arm.title.startswith("control"):
+        return "control"
+    return "main" if arm.name in study.main else "variant"
 
 
 def _draw_curves(study: Study, results: Results, file: Path) -> None:
@@ -274,7 +339,8 @@ def _draw_curves(study: Study, results: Results, file: Path) -> None:
     curves = {name: {key: _curve(results, name, key) for key in styles} for name in study.curves}
     curves = {name: by_metric for name, by_metric in curves.items() if any(by_metric.values())}
     if curves:
-        plots.plot_curves(file, curves, styles, "AP50 (percent)")
+        named = {_label(study.arm(name)): by_metric for name, by_metric in curves.items()}
+        plots.plot_curves(file, named, styles, "AP50 (percent)")
 
 
 def _curve(results: Results, arm: str, key: str) -> dict[int, list[float]]:
@@ -301,9 +367,7 @@ def _draw_ensemble(study: Study, results: Results, file: Path) -> None:
             for side in ("out_of_domain", "in_domain")
         )
         points.append((f"{weight:g}", x, y))
-    viz.plot_trade_off(
-        file, points, "AP50 of novel names (percent)", "AP50 of base names (percent)"
-    )
+    plot_trade_off(file, points, "AP50 of novel names (percent)", "AP50 of base names (percent)")
 
 
 def _draw_thresholds(study: Study, results: Results, file: Path) -> None:
@@ -325,7 +389,9 @@ def _draw_recall(study: Study, results: Results, file: Path) -> None:
                 for rank, share in by_rank.items():
                     lines.setdefault(kind, {}).setdefault(float(rank), []).append(100 * share)
     if lines:
-        plots.plot_thresholds(file, lines, "names that are taken (k)", "RC@k (percent)")
+        plots.plot_thresholds(
+            file, lines, "names that are taken (k)", "RC@k (percent)", is_log=True
+        )
 
 
 def _percent(values: Mapping[int, float]) -> list[float]:
@@ -349,6 +415,10 @@ def _small_png(file: Path) -> bytes:
     content, scale = file.read_bytes(), 1.0
     with Image.open(file) as opened:
         whole = opened.convert("RGB")
+    if len(content) > MAX_PICTURE_BYTES:
+        buffer = BytesIO()
+        whole.save(buffer, "PNG", optimize=True)
+        content = buffer.getvalue()
     while len(content) > MAX_PICTURE_BYTES:
         size = max(1, round(scale * whole.width)), max(1, round(scale * whole.height))
         buffer = BytesIO()

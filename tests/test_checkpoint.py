@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from owl_det import checkpoint
+from owl_det import checkpoint, same_run
 from owl_det.errors import CheckpointError
 from tests import tiny
 
@@ -27,11 +27,11 @@ def _run_file(**changes: Any) -> dict[str, Any]:
 def test_settings_that_no_shape_shows_may_not_change(changes: dict[str, Any], key: str) -> None:
 
     saved = json.loads(json.dumps(_run_file()))
-    checkpoint._check_same_model(saved, _run_file(), Path("there"))
+    same_run.check_same_model(saved, _run_file(), Path("there"))
     with pytest.raises(CheckpointError, match=f"another architecture; {key}"):
-        checkpoint._check_same_model(saved, _run_file(**changes), Path("there"))
+        same_run.check_same_model(saved, _run_file(**changes), Path("there"))
 
 
 def test_what_concerns_training_only_may_change() -> None:
     changed = _run_file(model__remat="full", model__text__droplayer_rate=0.3)
-    checkpoint._check_same_model(_run_file(), changed, Path("there"))
+    same_run.check_same_model(_run_file(), changed, Path("there"))

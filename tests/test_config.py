@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from owl_det import config as config_lib
@@ -32,6 +33,7 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"batch_size": None}, "config.batch_size: expected int, got NoneType"),
         ({"batch_size": True}, "config.batch_size: expected int, got bool"),
         ({"optimizer": {"kind": "lion"}}, "config.optimizer.kind: 'lion' is not one of"),
+        ({"optimizer": {"kind": np.zeros(3)}}, r"config.optimizer.kind: array\(.* is not one of"),
         ({"data": {"train": {"a": {"kind": "webset"}}}}, "config.data.train.a.kind"),
         ({"data": {"augment": {"mosaic_sizes": [1, 2]}}}, "mosaic_probabilities"),
         ({"model": {"image": {"num_heads": 7}}}, "config.model.image.num_heads"),

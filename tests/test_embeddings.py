@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from owl_det import embeddings
@@ -107,6 +108,7 @@ def test_arrays_of_other_shapes_are_refused(
         ({"names": "[1, 2, 3]"}, "names are no list of texts"),
         ({"names": "["}, "damaged metadata"),
         ({"image_size": "wide"}, "damaged metadata"),
+        ({"image_size": "-32"}, "image_size is -32"),
         ({"names": '["a"]'}, r"expected F32 \[1, 5"),
     ],
 )
@@ -119,5 +121,27 @@ def test_damaged_metadata_is_refused(written: Path, change: dict[str, str], mess
         "names": '["a", "b", "c"]',
     }
     save_file(load_file(file), file, metadata={**metadata, **change})
+    with pytest.raises(DataError, match=message):
+        list(embeddings.read(written))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("class_embeddings", np.nan, "1 of the 90 values of class_embeddings are NaN or infinite"),
+        ("logit_scale", np.inf, "1 of the 15 values of logit_scale are NaN or infinite"),
+        ("sizes", 0, "sizes of images are not positive"),
+        ("sizes", -4, "sizes of images are not positive"),
+    ],
+)
+def test_values_that_no_model_writes_are_refused(
+    written: Path, name: str, value: float, message: str
+) -> None:
+    file = written / "shard-00000.safetensors"
+    with safe_open(file, framework="numpy") as shard:
+        metadata = shard.metadata()
+    arrays = load_file(file)
+    arrays[name].flat[1] = value
+    save_file(arrays, file, metadata=metadata)
     with pytest.raises(DataError, match=message):
         list(embeddings.read(written))

@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 IMAGE = jnp.asarray(RNG.integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
 PROMPTS = jnp.asarray(RNG.normal(size=(3, 4, 16)), jnp.float32)  # three prompts of four queries
 IS_QUERY = jnp.array([True, True, False, True])
+SQUARE = jnp.full((2, 2), 32)  # sizes of the images: nothing is padded
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,9 @@ def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> infe
 
     def run(params: Any) -> inference.TopPairs:
         tokens = inference.embed_tokens(detector, params, IMAGE)
-        return inference.rank(tokens, prompts, IS_QUERY, top_k=top_k, dtype=jnp.float32)
+        return inference.rank(
+            tokens, prompts, IS_QUERY, SQUARE, top_k=top_k, dtype=jnp.float32, geometry="pad"
+        )
 
     return jax.tree.map(np.asarray, jax.jit(run)(params))
 
@@ -120,9 +123,15 @@ def test_chunks_of_queries_change_nothing(tokens: TokenEmbeddings, top_k: int) -
 
     def run(query_chunk: int) -> inference.TopPairs:
         rank = jax.jit(
-            partial(inference.rank, top_k=top_k, dtype=jnp.float32, query_chunk=query_chunk)
+            partial(
+                inference.rank,
+                top_k=top_k,
+                dtype=jnp.float32,
+                geometry="pad",
+                query_chunk=query_chunk,
+            )
         )
-        return jax.tree.map(np.asarray, rank(tokens, queries, is_query))
+        return jax.tree.map(np.asarray, rank(tokens, queries, is_query, SQUARE))
 
     together, chunked = run(512), run(3)
     assert together.scores.shape == (2, min(top_k, 16 * 7))
@@ -139,7 +148,7 @@ def test_chunks_of_queries_change_nothing(tokens: TokenEmbeddings, top_k: int) -
 
 
 def test_tokens_of_highest_objectness_are_kept(tokens: TokenEmbeddings) -> None:
-    kept = inference.keep_tokens(jax.tree.map(jnp.asarray, tokens), 5)
+    kept = inference.keep_tokens(jax.tree.map(jnp.asarray, tokens), 5, SQUARE, "pad")
     for image in range(2):
         order = np.argsort(-tokens.objectness_logits[image])[:5]
         for name in ("boxes", "class_embeddings", "logit_shift", "objectness_logits"):
@@ -187,7 +196,8 @@ def test_query_token_is_the_authors_choice() -> None:
     queries = boxes[:, 0] + RNG.normal(0, 0.01, (b, 4)).astype(np.float32)
     queries[0] = (0.9, 0.9, 0.02, 0.02)  # touches no box
     has_box = np.arange(b) != 5
-    chosen = np.asarray(jax.jit(inference.choose_query_token)(embedded, queries, has_box))
+    choose = partial(inference.choose_query_token, geometry="pad")
+    chosen = np.asarray(jax.jit(choose)(embedded, queries, has_box, np.full((b, 2), 100)))
     for image in range(b):
         wanted = _token_by_hand(_corners(boxes[image]), raw[image], _corners(queries[image]))
         if not has_box[image]:
@@ -198,3 +208,83 @@ def test_query_token_is_the_authors_choice() -> None:
         for x, q in zip(boxes, queries, strict=True)
     ]
     assert (chosen != nearest).any(), "some choice differs from the nearest box"
+
+
+# --- boxes that lie in the padding ---------------------------------------------------------------
+
+
+def _tokens(boxes: np.ndarray, logits: np.ndarray) -> TokenEmbeddings:
+    """One image's boxes (corners relative to the square); `logits` for a query of 1, 0, 0."""
+    n = len(boxes)
+    cxcywh = np.concatenate([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]], 1)
+    vectors = np.zeros((1, n, 3), np.float32)
+    vectors[..., 0] = 1
+    return TokenEmbeddings(
+        boxes=jnp.asarray(cxcywh[None], jnp.float32),
+        class_embeddings=jnp.asarray(vectors),
+        embedding_norm=jnp.ones((1, n)),
+        logit_shift=jnp.asarray(logits[None], jnp.float32) - 1,
+        logit_scale=jnp.ones((1, n)),
+        objectness_logits=jnp.asarray(logits[None], jnp.float32),
+    )
+
+
+# An image of 40 x 100 pixels: the square shows it in its upper 0.4.
+WIDE = jnp.array([[40, 100]])
+PLACES = np.array(
+    [
+        [0.1, 0.5, 0.3, 0.9],  # in the padding
+        [0.1, 0.1, 0.3, 0.3],
+        [0.5, 0.3, 0.7, 0.8],  # half in it
+        [0.2, 0.4, 0.6, 0.8],  # begins where the image ends
+        [-0.2, 0.1, 0.0, 0.3],  # left of the image
+        [0.6, 0.0, 0.9, 0.2],
+    ]
+)
+LOGITS = np.array([5.0, 1.0, 2.0, 4.0, 3.0, 0.0])
+SHOWN = [2, 1, 5]  # best first
+
+
+@pytest.mark.parametrize("query_chunk", [512, 2])
+def test_boxes_in_the_padding_take_no_places(query_chunk: int) -> None:
+    queries = jnp.asarray(np.eye(3)[None, [0, 1, 2]], jnp.float32)
+    rank = partial(inference.rank, dtype=jnp.float32, geometry="pad", query_chunk=query_chunk)
+    is_query = jnp.array([True, False, False])
+    found = rank(_tokens(PLACES, LOGITS), queries, is_query, WIDE, top_k=3)
+    np.testing.assert_allclose(found.boxes_xyxy[0], PLACES[SHOWN], atol=1e-6)
+    assert found.query[0].tolist() == [0, 0, 0]
+    everything = rank(_tokens(PLACES, LOGITS), queries, is_query, WIDE, top_k=18)
+    scores = np.asarray(everything.scores[0])
+    assert (scores[:3] > 0).all() and (scores[3:9] == 0).all()  # fillers on boxes that are shown
+    assert (scores[9:] == inference.OUTSIDE).all()
+
+
+def test_a_stretched_image_has_no_padding() -> None:
+    assert np.asarray(
+        inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")
+    ).tolist() == [[True, True, True, True, False, True]]
+    shown = np.asarray(inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "pad"))[0]
+    assert np.flatnonzero(shown).tolist() == sorted(SHOWN)
+    pixels = inference.pixel_boxes(PLACES.astype(np.float32), 40, 100, "pad")
+    np.testing.assert_array_equal(inference.has_area(pixels), shown)
+
+
+def test_nan_is_never_taken_for_padding() -> None:
+    boxes = PLACES.copy()
+    boxes[0] = np.nan
+    assert bool(inference.shows_image(jnp.asarray(boxes[None]), WIDE, "pad")[0, 0])
+
+
+def test_tokens_in_the_padding_are_kept_and_chosen_last() -> None:
+    tokens = _tokens(PLACES, LOGITS)
+    kept = inference.keep_tokens(tokens, 4, WIDE, "pad")
+    assert np.asarray(kept.objectness_logits)[0].tolist() == [2.0, 1.0, 0.0, 5.0]
+    choose = partial(inference.choose_query_token, geometry="pad")
+    nowhere, has_box = jnp.zeros((1, 4)), jnp.array([False])
+    assert int(choose(tokens, nowhere, has_box, WIDE)[0]) == 2
+    assert int(choose(tokens, nowhere, has_box, jnp.array([[100, 100]]))[0]) == 0
+    # No predicted box touches this one, and the nearest lies in the padding.
+    corner = jnp.array([[0.15, 0.39, 0.02, 0.01]])
+    assert int(choose(tokens, corner, jnp.array([True]), WIDE)[0]) in SHOWN
+    only_padding = _tokens(PLACES[[0, 3]], LOGITS[[0, 3]])
+    assert int(choose(only_padding, nowhere, has_box, WIDE)[0]) == 0

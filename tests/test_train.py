@@ -1,7 +1,6 @@
 """Training as a user runs it: in processes of its own, which are killed, resumed and misused."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,46 +15,16 @@ import pytest
 from owl_det import train
 from owl_det.errors import ConfigError
 from tests import tiny
-
-TINY = (
-    "--config.batch_size=8",
-    "--config.model.image.width=32",
-    "--config.model.image.num_layers=2",
-    "--config.model.image.num_heads=2",
-    "--config.model.image.mlp_width=64",
-    "--config.model.text.width=16",
-    "--config.model.text.mlp_width=32",
-    "--config.data.train.shapes.num_images=64",
-    "--config.data.eval.shapes.num_images=8",
-    "--config.schedule.warmup_steps=2",
-)
-
-
-def _command(workdir: Path, *flags: str) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "owl_det.main",
-        "--config=configs/quickstart.py",
-        f"--workdir={workdir}",
-        *TINY,
-        *flags,
-    ]
-
-
-def _environment(num_devices: int = 1) -> dict[str, str]:
-    devices = f"--xla_force_host_platform_device_count={num_devices}"
-    fast_compile = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return {**os.environ, "XLA_FLAGS": f"{devices} {fast_compile}"}
+from tests.training_command import command, environment
 
 
 def _run(
     root: Path, workdir: Path, *flags: str, num_devices: int = 1
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        _command(workdir, *flags),
+        command(workdir, *flags),
         cwd=root,
-        env=_environment(num_devices),
+        env=environment(num_devices),
         capture_output=True,
         text=True,
         timeout=300,
@@ -130,9 +99,9 @@ def test_killed_runs_end_bit_identical(
     rng = random.Random(0)
     for kill_after in (rng.randint(3, 5), rng.randint(7, 10)):
         process = subprocess.Popen(
-            _command(tmp_path, *flags),
+            command(tmp_path, *flags),
             cwd=repository_root,
-            env=_environment(),
+            env=environment(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -153,25 +122,6 @@ def test_killed_runs_end_bit_identical(
     for ours, theirs in zip(_params(tmp_path), _params(workdir), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert _losses(tmp_path) == _losses(workdir)
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_exits_cleanly(repository_root: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        _command(tmp_path, "--config.num_steps=100000", "--config.log.every_steps=1"),
-        cwd=repository_root,
-        env=_environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 240
-    while time.time() < deadline and not (tmp_path / "metrics.jsonl").exists():
-        time.sleep(0.1)
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 0
-    steps = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
-    assert steps and max(steps) >= max(_losses(tmp_path), default=0)
 
 
 @pytest.mark.slow
@@ -211,14 +161,11 @@ def test_user_errors_are_one_line_and_exit_code_2(
 
 
 def test_missing_data_path_is_an_error(repository_root: Path, tmp_path: Path) -> None:
-    command = _command(tmp_path)
-    command = [flag for flag in command if flag not in TINY]
-    command[command.index("--config=configs/quickstart.py")] = "--config=configs/bccd.py"
-    command.append("--config.data.path=no/such/folder")
+    arguments = command(tmp_path, "--config.data.path=no/such/folder", config="configs/bccd.py")
     done = subprocess.run(
-        command,
+        arguments,
         cwd=repository_root,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=120,
@@ -261,14 +208,14 @@ def test_bad_data_is_one_line_and_exit_code_2(
         for i in range(10):
             (root / "JPEGImages" / f"{i}.jpg").write_bytes(b"\xff\xd8 no image")
         expected = "of 40 images cannot be read"
-    command = [
+    arguments = [
         *(sys.executable, "-m", "owl_det.main", "--config=configs/bccd.py"),
         *(f"--workdir={tmp_path / 'w'}", f"--config.data.path={root}", "--config.num_steps=40"),
     ]
     done = subprocess.run(
-        command,
+        arguments,
         cwd=repository_root,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -303,17 +250,17 @@ def test_two_processes_give_the_losses_of_one(
     undisturbed: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     workdir, _ = undisturbed
-    command = _command(
+    arguments = command(
         tmp_path,
         "--config.num_steps=12",
         "--config.log.every_steps=1",
         "--config.checkpoint.every_steps=100",
     )
-    launch = [sys.executable, "launch/local.py", "--num_processes", "2", "--", *command]
+    launch = [sys.executable, "launch/local.py", "--num_processes", "2", "--", *arguments]
     done = subprocess.run(
         launch,
         cwd=repository_root,
-        env=_environment(),
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
@@ -336,11 +283,11 @@ def test_trains_without_tensorflow_and_clu(repository_root: Path, tmp_path: Path
         "    sys.modules[name] = None  # importing it raises, finding it says there is none\n"
     )
     workdir = tmp_path / "workdir"
-    environment = {**_environment(), "PYTHONPATH": str(hidden)}
+    without = {**environment(), "PYTHONPATH": str(hidden)}
     done = subprocess.run(
-        _command(workdir, "--config.num_steps=20"),
+        command(workdir, "--config.num_steps=20"),
         cwd=repository_root,
-        env=environment,
+        env=without,
         capture_output=True,
         text=True,
         timeout=300,

@@ -1,41 +1,41 @@
 """COCO JSON, and LVIS JSON whose federated fields are honoured."""
 
 import dataclasses
-import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+from absl import logging
 
+from data_pipelines import garbage_collection
+from data_pipelines import names as names_lib
 from data_pipelines.features import Category, Names
-from data_pipelines.readers import folder
+from data_pipelines.readers import coco_file, folder, json_fields, labelled_image
+from data_pipelines.readers.coco_file import BoxEntry, CocoFile, ImageEntry
+from data_pipelines.readers.coco_file import plain_name as plain_name
 from data_pipelines.readers.folder import LabelledImage
-from data_pipelines.readers.json_fields import field as _field
-from data_pipelines.readers.json_fields import integer as _integer
-from data_pipelines.readers.json_fields import is_number as _is_number
-from data_pipelines.readers.json_fields import items as _list
-from data_pipelines.readers.json_fields import load as _load
-from data_pipelines.readers.json_fields import text as _text
+from data_pipelines.readers.json_fields import Id
+from data_pipelines.readers.labelled_image import Proper
 from owl_det.errors import DataError
 
 # In open-vocabulary training on LVIS the boxes of rare categories are left out: they are novel.
+_AGAIN = (coco_file.REPEATED,)  # what they say is said already
 _GROUPS = {"r": ("rare", "novel"), "c": ("common", "base"), "f": ("frequent", "base")}
-_MAX_ID = 2**31 - 1  # image ids travel as int32
 
 
 class CocoReader(folder.FolderReader):
     """Images and boxes of a COCO or LVIS annotation file.
 
-    Where images have `neg_category_ids` (LVIS) only those names are negatives; otherwise the
+    In a file of LVIS (images have `neg_category_ids`) only those names are negatives; otherwise the
     annotation is taken to be exhaustive and every name without a box is a negative. LVIS names are
     made plain (`plain_name`), and its categories belong to the groups rare and novel, common and
     base, or frequent and base. Boxes `[x, y, width, height]` become corners, clipped to the image.
     A category's `frequency` is the number of images it is boxed in.
     """
 
+    @garbage_collection.paused()
     def __init__(
         self,
         annotations: Path,
@@ -55,280 +55,231 @@ class CocoReader(folder.FolderReader):
         Raises `DataError` if either is missing, the file is malformed (field named), an annotation
         refers to an unknown image or category, or a category to keep is not in the file.
         """
-        content = _without_placeholders(_load(annotations), annotations)
+        content = coco_file.read(annotations)
         if groups is not None:
-            content = _restrict(content, groups, annotations)
+            content = _restrict(content, groups)
         if without_rare:
-            content = _without_rare(content, annotations)
-        entries = {
-            _integer(entry, "id", f"{annotations}: images[{i}]"): entry
-            for i, entry in enumerate(_list(content, "images", annotations))
-        }
-        if len(entries) != len(content["images"]):
-            raise DataError(f"{annotations}: images: two have the same id; ids must be unique")
-        is_federated = any("neg_category_ids" in entry for entry in entries.values())
-        names = _names(content, annotations, is_federated)
-        boxed = _by_image(content, annotations, entries, names)
-
+            content = _without_rare(content)
+        names = _names(content)
         texts = _captions(captions) if captions else {}
-        if captions and not texts.keys() & entries.keys():
+        if captions and not texts.keys() & {image.id for image in content.images}:
             raise DataError(f"{captions}: holds no caption of an image of {annotations}")
-        labelled = []
-        total, odd = Counter[str](), Counter[str]()
-        for image_id, entry in entries.items():
-            image, proper = _labelled(
-                entry, boxed.get(image_id, ()), names, is_federated, annotations
-            )
-            labelled.append(dataclasses.replace(image, captions=texts.get(image_id, ())))
-            total += proper.dropped
-            odd += proper.odd
-        categories = _categories(content, annotations, names, labelled, groups or {})
+        labelled, dropped, odd, examples = _label(content, names, texts)
+        _warn_of_shared_files(annotations.stem, labelled)
         super().__init__(
-            "lvis" if is_federated else "coco",
+            "lvis" if content.is_federated else "coco",
             annotations.stem,
             images,
             labelled,
-            categories,
-            total,
+            _categories(content, labelled, groups or {}),
+            dropped,
             odd,
+            examples=examples,
+            spelled={}
+            if content.is_federated
+            else {c.name: c.spelled for c in content.categories if c.name != c.spelled},
         )
+        self._count_images_anew()
 
 
-def _captions(file: Path) -> dict[int, tuple[str, ...]]:
+def _captions(file: Path) -> dict[Id, tuple[str, ...]]:
     """The texts of a captions file of COCO, by image id."""
-    found: dict[int, tuple[str, ...]] = {}
-    for i, entry in enumerate(_list(_load(file), "annotations", file)):
+    found: dict[Id, tuple[str, ...]] = {}
+    for i, entry in enumerate(json_fields.items(json_fields.load(file), "annotations", file)):
         where = f"{file}: annotations[{i}]"
-        image_id, text = _integer(entry, "image_id", where), _text(entry, "caption", where).strip()
+        image_id = json_fields.identifier(entry, "image_id", where)
+        text = json_fields.text(entry, "caption", where).strip()
         if text:
             found[image_id] = (*found.get(image_id, ()), text)
     return found
 
 
-def plain_name(name: str) -> str:
-    """`cup_(drinking)` → `cup drinking`, as the authors' code cleans every text.
-
-    All but letters, digits, dashes and spaces become spaces (`_canonicalize_string_tf` in
-    scenic/projects/owl_vit/preprocessing/label_ops.py). Lower case is the prompts' matter.
-    """
-    plain = re.sub(r"[^A-Za-z0-9-]+", " ", name)
-    return re.sub(r"-+", "-", plain).strip()
-
-
-def _without_placeholders(content: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The content without the unused category 0 that Roboflow's exports begin with.
-
-    It is the supercategory of the others and often has the name of one of them.
-    """
-    entries = list(_list(content, "categories", file))
-    parents = {e.get("supercategory") for e in entries if isinstance(e, dict)}
-    used = {
-        entry.get("category_id")
-        for entry in _list(content, "annotations", file)
-        if isinstance(entry, dict)
-    }
-    kept = [
-        e
-        for e in entries
-        if not isinstance(e, dict)
-        or e.get("supercategory") != "none"
-        or e.get("id") in used
-        or e.get("name") not in parents
-    ]
-    return {**content, "categories": kept}
-
-
-def _without_rare(content: dict[str, Any], file: Path) -> dict[str, Any]:
+def _without_rare(content: CocoFile) -> CocoFile:
     """The content of an LVIS file without rare categories and whatever refers to them."""
-    categories = list(_list(content, "categories", file))
-    if not all(isinstance(e, dict) and e.get("frequency") in _GROUPS for e in categories):
+    if not all(category.frequency for category in content.categories):
         raise DataError(
-            f"{file}: categories: `frequency` (r, c, f) is missing; lvis_base needs an LVIS file"
+            f"{content.path}: categories: `frequency` (r, c, f) is missing; lvis_base needs an "
+            "LVIS file"
         )
-    rare = {entry.get("id") for entry in categories if entry["frequency"] == "r"}
-    named = ("neg_category_ids", "not_exhaustive_category_ids")
+    rare = {category.id for category in content.categories if category.frequency == "r"}
 
-    def without(entry: Any) -> Any:
-        if not isinstance(entry, dict):
-            return entry
-        return entry | {
-            key: [i for i in entry[key] if i not in rare]
-            for key in named
-            if isinstance(entry.get(key), list)
+    def without(image: ImageEntry) -> ImageEntry:
+        fields = {
+            key: [i for i in value if json_fields.as_id(i) not in rare]
+            if key in ("neg_category_ids", "not_exhaustive_category_ids")
+            and isinstance(value, list)
+            else value
+            for key, value in image.fields.items()
         }
+        return image._replace(fields=fields)
 
-    return {
-        **content,
-        "images": [without(entry) for entry in _list(content, "images", file)],
-        "annotations": [
-            entry
-            for entry in _list(content, "annotations", file)
-            if not isinstance(entry, dict) or entry.get("category_id") not in rare
-        ],
-        "categories": [entry for entry in categories if entry.get("id") not in rare],
-    }
+    return dataclasses.replace(
+        content,
+        images=[without(image) for image in content.images],
+        boxes=[box for box in content.boxes if box.category_id not in rare],
+        categories=[category for category in content.categories if category.id not in rare],
+    )
 
 
-def _restrict(content: dict[str, Any], groups: Mapping[str, Names], file: Path) -> dict[str, Any]:
+def _restrict(content: CocoFile, groups: Mapping[str, Names]) -> CocoFile:
     """The content without what does not belong to the categories in `groups`."""
-    names: dict[int, str] = {
-        _integer(entry, "id", f"{file}: categories[{i}]"): _field(
-            entry, "name", f"{file}: categories[{i}]"
-        )
-        for i, entry in enumerate(_list(content, "categories", file))
-    }
-    missing = [name for name in groups if name not in names.values()]
+    known = {category.name for category in content.categories}
+    missing = [name for name in groups if name not in known]
     if missing:
         raise DataError(
-            f"{file}: categories: {missing[0]!r} is missing; its benchmark needs the annotations "
-            "of COCO with the original 80 names"
+            f"{content.path}: categories: {missing[0]!r} is missing; its benchmark needs the "
+            "annotations of COCO with the original 80 names"
         )
-    boxes = [
-        entry
-        for i, entry in enumerate(_list(content, "annotations", file))
-        if names.get(_integer(entry, "category_id", f"{file}: annotations[{i}]")) in groups
-    ]
-    shown = {
-        _integer(entry, "image_id", f"{file}: annotations[{i}]") for i, entry in enumerate(boxes)
-    }
-    return {
-        "images": [
-            entry
-            for i, entry in enumerate(_list(content, "images", file))
-            if _integer(entry, "id", f"{file}: images[{i}]") in shown
-        ],
-        "annotations": boxes,
-        "categories": [entry for entry in content["categories"] if entry["name"] in groups],
-    }
+    categories = [category for category in content.categories if category.name in groups]
+    ids = {category.id for category in categories}
+    boxes = [box for box in content.boxes if box.category_id in ids]
+    shown = {box.image_id for box in boxes}
+    return dataclasses.replace(
+        content,
+        images=[image for image in content.images if image.id in shown],
+        boxes=boxes,
+        categories=categories,
+    )
 
 
-class _Box(NamedTuple):
-    xywh: list[float]
-    name: str
-    is_crowd: bool
-    area: float  # of the mask, else of the box; pixels
-
-
-def _names(content: Mapping[str, Any], file: Path, is_federated: bool) -> dict[int, str]:
+def _names(content: CocoFile) -> dict[Id, str]:
     """Category id → name, in the order of the file."""
-    names: dict[int, str] = {}
-    for i, entry in enumerate(_list(content, "categories", file)):
-        where = f"{file}: categories[{i}]"
-        category_id, name = _integer(entry, "id", where), _field(entry, "name", where)
-        if not isinstance(name, str):
-            raise DataError(f"{where}.name: expected text, got {name!r}")
-        if category_id in names:
-            raise DataError(f"{where}.id: {category_id} is taken already; ids must be unique")
-        names[category_id] = plain_name(name) if is_federated else name
-    folder.require_distinct(names.values(), str(file))
-    return names
+    spelled = [c.name if content.is_federated else c.spelled for c in content.categories]
+    names_lib.require_distinct(spelled, str(content.path))
+    return {category.id: category.name for category in content.categories}
 
 
 def _categories(
-    content: Mapping[str, Any],
-    file: Path,
-    names: Mapping[int, str],
-    labelled: Sequence[LabelledImage],
-    given_groups: Mapping[str, Names],
+    content: CocoFile, labelled: Sequence[LabelledImage], given_groups: Mapping[str, Names]
 ) -> list[Category]:
-    counts = folder.image_counts(labelled, names.values())
-    categories = []
-    for i, entry in enumerate(content["categories"]):
-        groups = given_groups.get(entry["name"], ())
-        if "frequency" in entry:
-            letter = entry["frequency"]
-            if letter not in _GROUPS:
-                raise DataError(f"{file}: categories[{i}].frequency: {letter!r} is not r, c or f")
-            groups = _GROUPS[letter]
-        name = names[entry["id"]]
-        categories.append(
-            Category(id=entry["id"], name=name, groups=groups, frequency=float(counts[name]))
+    counts = folder.image_counts(labelled, [category.name for category in content.categories])
+    numbers = json_fields.number_ids([c.id for c in content.categories], -(2**31) + 1)
+    return [
+        Category(
+            id=numbers[category.id],
+            name=category.name,
+            groups=_GROUPS[category.frequency]
+            if category.frequency
+            else given_groups.get(category.name, ()),
+            frequency=float(counts[category.name]),
+            given_id=_other_id(category.given_id, numbers[category.id]),
         )
-    return categories
+        for category in content.categories
+    ]
 
 
-def _by_image(
-    content: Mapping[str, Any],
-    file: Path,
-    images: Mapping[int, Any],
-    names: Mapping[int, str],
-) -> dict[int, list[_Box]]:
-    """Image id → its boxes."""
-    boxed: dict[int, list[_Box]] = {}
-    for i, entry in enumerate(_list(content, "annotations", file)):
-        where = f"{file}: annotations[{i}]"
-        image_id, category_id = (
-            _integer(entry, "image_id", where),
-            _integer(entry, "category_id", where),
+def _label(
+    content: CocoFile, names: Mapping[Id, str], texts: Mapping[Id, tuple[str, ...]]
+) -> tuple[list[LabelledImage], Counter[str], Counter[str], dict[str, str]]:
+    """All images, what of them was dropped and what is odd, and where one of each is."""
+    boxed: dict[Id, list[BoxEntry]] = {}
+    for box in content.boxes:
+        boxed.setdefault(box.image_id, []).append(box)
+    numbers = json_fields.number_ids([image.id for image in content.images], 0)
+    dropped, odd, examples = Counter[str](), Counter(content.odd), dict(content.examples)
+    images = []
+    for entry in content.images:
+        boxes = boxed.get(entry.id, [])
+        image, proper = _labelled(
+            entry, boxes, names, content.is_federated, numbers[entry.id], texts.get(entry.id, ())
         )
-        if image_id not in images:
-            raise DataError(f"{where}.image_id: no image has the id {image_id}")
-        if category_id not in names:
-            raise DataError(f"{where}.category_id: no category has the id {category_id}")
-        box = _field(entry, "bbox", where)
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-            raise DataError(f"{where}.bbox: expected [x, y, width, height], got {box!r}")
-        is_crowd = bool(entry.get("iscrowd", 0))  # optional in the format: LVIS has no crowds
-        area = entry.get("area", box[2] * box[3])  # optional too
-        if not _is_number(area) or not 0 <= area < math.inf:
-            raise DataError(f"{where}.area: expected a number of pixels, got {area!r}")
-        boxed.setdefault(image_id, []).append(_Box(box, names[category_id], is_crowd, area))
-    return boxed
+        images.append(image)
+        dropped.update([box.fault for box in boxes if box.fault])
+        dropped.update(proper.dropped)
+        odd.update(proper.odd)
+        if proper.dropped or proper.odd:
+            _note_examples([box for box in boxes if box.corners], proper, image, examples)
+    return images, dropped, odd, examples
+
+
+def _note_examples(
+    boxes: Sequence[BoxEntry], proper: Proper, image: LabelledImage, examples: dict[str, str]
+) -> None:
+    for box, is_kept in zip(boxes, proper.is_kept.tolist(), strict=True):
+        if not is_kept and box.corners:
+            (reason,) = labelled_image.reasons(np.array([box.corners]))
+            examples.setdefault(reason, f"annotations[{box.index}]")
+    for what in proper.odd:
+        examples.setdefault(what, f"one of {image.files[0]}")
 
 
 def _labelled(
-    entry: Mapping[str, Any],
-    boxed: Sequence[_Box],
-    names: Mapping[int, str],
+    entry: ImageEntry,
+    boxes: Sequence[BoxEntry],
+    names: Mapping[Id, str],
     is_federated: bool,
-    file: Path,
-) -> tuple[LabelledImage, folder.Proper]:
+    image_id: int,
+    captions: tuple[str, ...],
+) -> tuple[LabelledImage, Proper]:
     """The labels of an image, with what was dropped of them."""
-    where = f"{file}: image {entry['id']}"
-    if abs(entry["id"]) > _MAX_ID:
-        raise DataError(f"{where}: id does not fit into 32 bits; number the images anew")
-    height, width = _integer(entry, "height", where), _integer(entry, "width", where)
-    corners = np.array([(x, y, x + w, y + h) for (x, y, w, h), *_ in boxed]).reshape(-1, 4)
-    proper = folder.keep_proper(
-        corners, [box.name for box in boxed], [box.is_crowd for box in boxed], height, width
-    )
+    read = [box for box in boxes if box.corners is not None]
     negatives, not_exhaustive = None, ()
     if is_federated:
-        negatives = _named(_field(entry, "neg_category_ids", where), names, where)
-        partial = _field(entry, "not_exhaustive_category_ids", where)
-        not_exhaustive = _named(partial, names, where)
-    image = LabelledImage(
-        files=_files(entry, where),
-        image_id=entry["id"],
-        boxes_xyxy=proper.boxes_xyxy,
-        names=proper.names,
-        is_crowd=proper.is_crowd,
+        negatives = _named(entry, "neg_category_ids", names)
+        not_exhaustive = _named(entry, "not_exhaustive_category_ids", names)
+    faulty = [names[box.category_id] for box in boxes if box.fault and box.fault not in _AGAIN]
+    return folder.labelled(
+        files=_files(entry),
+        image_id=image_id,
+        boxes_xyxy=np.array([box.corners for box in read], np.float64),
+        names=[names[box.category_id] for box in read],
+        is_crowd=[box.is_crowd for box in read],
+        size=json_fields.size(entry.fields),
+        areas=np.array([box.area for box in read], np.float32),
         negatives=negatives,
-        not_exhaustive=(*not_exhaustive, *proper.not_exhaustive),
-        areas=np.array([box.area for box in boxed], np.float32)[proper.is_kept],
+        not_exhaustive=(*not_exhaustive, *faulty),
+        captions=captions,
+        given_id=_other_id(entry.given_id, image_id),
     )
-    return image, proper
 
 
-def _files(entry: Mapping[str, Any], where: str) -> tuple[str, ...]:
+def _other_id(given: Any, number: int) -> int | str | None:
+    """The id of the file where results must name it because it is not `number`."""
+    return None if given == number else given
+
+
+def _files(entry: ImageEntry) -> tuple[str, ...]:
     """Where the image may be.
 
     LVIS 1 has only `coco_url`, whose tail is `<folder>/<file>`; LVIS 0.5 has file names of COCO
     2014 although its images are those of 2017.
     """
-    files = [entry["file_name"]] if isinstance(entry.get("file_name"), str) else []
-    if isinstance(entry.get("coco_url"), str):
-        *_, parent, file = ("", *entry["coco_url"].split("/"))
+    fields = entry.fields
+    named = isinstance(fields.get("file_name"), str) and fields["file_name"]
+    files = [json_fields.text(fields, "file_name", entry.where)] if named else []
+    if isinstance(fields.get("coco_url"), str) and fields["coco_url"]:
+        *_, parent, file = ("", *fields["coco_url"].split("/"))
         files += [file, f"{parent}/{file}"]
     if not files:
-        raise DataError(f"{where}: has neither file_name nor coco_url")
+        raise DataError(f"{entry.where}: has neither file_name nor coco_url")
     return tuple(dict.fromkeys(files))
 
 
-def _named(ids: Any, names: Mapping[int, str], where: str) -> Names:
-    if not isinstance(ids, list):
-        raise DataError(f"{where}: expected a list of category ids, got {ids!r}")
-    unknown = [i for i in ids if i not in names]
-    if unknown:
-        raise DataError(f"{where}: no category has the id {unknown[0]}")
-    return tuple(names[i] for i in ids)
+def _named(entry: ImageEntry, key: str, names: Mapping[Id, str]) -> Names:
+    given = json_fields.items(entry.fields, key, entry.where)
+    ids = [json_fields.as_id(i) for i in given]
+    for i, category_id in zip(given, ids, strict=True):
+        if category_id is None:
+            raise DataError(f"{entry.where}: {key}: {json_fields.shown(i)} is no category id")
+        if category_id not in names:
+            raise DataError(f"{entry.where}: no category has the id {i} of {key}")
+    return tuple(names[category_id] for category_id in ids if category_id is not None)
+
+
+def _warn_of_shared_files(name: str, images: Sequence[LabelledImage]) -> None:
+    by_files: dict[tuple[str, ...], list[LabelledImage]] = {}
+    for image in images:
+        by_files.setdefault(image.files, []).append(image)
+    shared = [same for same in by_files.values() if len(same) > 1]
+    if shared:
+        ids = ", ".join(
+            str(i.image_id if i.given_id is None else i.given_id) for i in shared[0][:5]
+        )
+        logging.warning(
+            "%s: %d files belong to several images, such as %s to the images %s: each has labels "
+            "of its own, and what one image has the other seems to lack",
+            name,
+            len(shared),
+            shared[0][0].files[0],
+            ids,
+        )

@@ -7,6 +7,7 @@ pair of a .tar file); nothing is written beside the data.
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -14,6 +15,7 @@ from jaxtyping import Int64
 
 from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.label_counts import LabelCounts
 from data_pipelines.readers.image_text import LocatedShards, Place, Sample, Unreadable
 from owl_det.errors import DataError
 
@@ -28,6 +30,7 @@ class ImageTextReader:
     """
 
     categories: tuple[Category, ...] = ()
+    counts: LabelCounts | None = None  # there are no boxes
 
     def __init__(self, shards: LocatedShards):
         """Goes through all shards. Raises `DataError` if there is no pair, or a file vanishes."""
@@ -36,18 +39,28 @@ class ImageTextReader:
         self._reasons: dict[int, str] = {}  # of what is known to be unreadable, by index
         with ThreadPoolExecutor() as pool:
             parts = list(pool.map(partial(_locate, shards), range(len(shards))))
-        self._starts = np.cumsum([0, *(len(numbers) for numbers, _ in parts)])
-        self._numbers = [numbers for numbers, _ in parts]
-        for start, (_, unreadable) in zip(self._starts, parts, strict=False):
-            self._reasons |= {int(start) + i: text for i, text in unreadable.items()}
+        self._starts = np.cumsum([0, *(len(part.numbers) for part in parts)])
+        self._numbers = [part.numbers for part in parts]
+        for start, part in zip(self._starts, parts, strict=False):
+            self._reasons |= {int(start) + i: text for i, text in part.reasons.items()}
+        self._report(sum(part.num_without_text for part in parts))
+
+    def _report(self, num_without_text: int) -> None:
+        """Logs what was found and what is missing. Raises `DataError` if there is no pair."""
         for text in list(self._reasons.values())[:_MAX_LOGGED]:
             logging.warning("%s: %s", self.name, text)
-        num_pairs = len(self) - len(self._reasons)
-        logging.info(
-            "%s: %d image-text pairs, %d unreadable", self.name, num_pairs, len(self._reasons)
-        )
+        num_lost = len(self._reasons)
+        num_pairs = len(self) - num_lost
+        logging.info("%s: %d image-text pairs, %d unreadable", self.name, num_pairs, num_lost)
+        if num_lost > _MAX_LOGGED:
+            logging.warning("%s: %d of %d are unreadable", self.name, num_lost, len(self))
         if num_pairs == 0:
-            raise DataError(f"{self.name}: holds no image-text pair that can be read")
+            reason = f": {self._reasons[0]}" if self._reasons else ""
+            raise DataError(f"{self.name}: holds no image-text pair that can be read{reason}")
+        if num_without_text:
+            logging.warning(
+                "%s: %d of %d images have no caption", self.name, num_without_text, num_pairs
+            )
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -79,17 +92,28 @@ class ImageTextReader:
         return self._shards.fetch(shard, Place(key=key, numbers=tuple(numbers.tolist())))
 
 
-def _locate(shards: LocatedShards, shard: int) -> tuple[Int64[np.ndarray, "n k"], dict[int, str]]:
-    """The numbers of each sample of a shard; what is unreadable has zeros, and a reason."""
+class _Located(NamedTuple):
+    """The samples of one shard."""
+
+    numbers: Int64[np.ndarray, "n k"]  # zeros of what is unreadable
+    reasons: dict[int, str]  # of what is unreadable, by its index in the shard
+    num_without_text: int
+
+
+def _locate(shards: LocatedShards, shard: int) -> _Located:
     rows: list[tuple[int, ...] | None] = []
     reasons: dict[int, str] = {}
+    num_without_text = 0
     for index, place in enumerate(_places(shards, shard)):
         if isinstance(place, Unreadable):
             reasons[index] = f"{place.key}: {place.reason}"
+        else:
+            num_without_text += not place.has_text
         rows.append(None if isinstance(place, Unreadable) else place.numbers)
     width = max((len(row) for row in rows if row), default=0)
     filled = [row or (0,) * width for row in rows]
-    return np.array(filled, np.int64).reshape(len(rows), width), reasons
+    numbers = np.array(filled, np.int64).reshape(len(rows), width)
+    return _Located(numbers, reasons, num_without_text)
 
 
 def _places(shards: LocatedShards, shard: int) -> Iterator[Place | Unreadable]:

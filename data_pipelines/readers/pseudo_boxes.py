@@ -12,6 +12,7 @@ from jaxtyping import Float32, Int32, Int64
 from data_pipelines import label_ops, pseudo_records
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.label_counts import LabelCounts
 from owl_det.annotate import label_spaces
 from owl_det.config import digest
 from owl_det.errors import DataError
@@ -90,6 +91,7 @@ class PseudoBoxesReader:
         self._uses_ngrams = job.get("uses_ngrams") is True
         summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
+        self._num_left_out = 0  # boxes of images that do not count
         self._images, self._boxes = self._read_boxes(min_image_score, hard_negatives)
         if not self._images.texts:
             raise DataError(
@@ -97,6 +99,7 @@ class PseudoBoxesReader:
                 "`min_image_score` of the source"
             )
         self.categories = self._categories()
+        self.counts = self._count(min_image_score)
         content = [entry.get("sha256") for entry in summaries]
         chosen = [content, min_box_score, min_image_score]
         chosen += [hard_negatives] if hard_negatives else []  # else the version of before
@@ -164,6 +167,7 @@ class PseudoBoxesReader:
         phrase: list[int] = []
         for shard, entry in read_entries(self._folder, self._num_shards):
             if not len(entry["scores"]) or entry["scores"].max() < min_image_score:
+                self._num_left_out += len(entry["scores"])
                 continue
             place.append((shard, entry["image"]["offset"], entry["image"]["size"]))
             texts.append(tuple(entry["texts"]))
@@ -195,6 +199,24 @@ class PseudoBoxesReader:
             for number, (phrase, count) in enumerate(sorted(frequency.items()), start=1)
         )
 
+    def _count(self, min_image_score: float) -> LabelCounts:
+        is_kept = self._boxes.scores >= self._min_box_score
+        by_phrase = Counter(self._boxes.phrase[is_kept].tolist())
+        dropped = Counter(
+            {
+                f"that score below {self._min_box_score}": int((~is_kept).sum()),
+                f"of images without a box of {min_image_score} or more": self._num_left_out,
+            }
+        )
+        return LabelCounts(
+            num_images=len(self),
+            num_empty=0,  # an image counts if it has a box
+            boxes={self._phrases[phrase]: count for phrase, count in sorted(by_phrase.items())},
+            dropped=dict(+dropped),
+            num_negatives=sum(len(names) for names in self._images.hard_negatives),
+            is_federated=True,
+        )
+
 
 def read_job(folder: Path) -> dict[str, Any]:
     """The job.json of some records. Raises `DataError` if it is missing or malformed."""
@@ -202,8 +224,8 @@ def read_job(folder: Path) -> dict[str, Any]:
     keys = ("floor", "image_floor", "max_ngrams", "num_shards", "min_box_score", "min_image_score")
     for key in (*keys, *(("hard_negatives",) if "hard_negatives" in job else ())):
         value = job.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise DataError(f"{folder}/job.json: {key} is missing or no number")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**31:
+            raise DataError(f"{folder}/job.json: {key} is missing or no number in range")
     return job
 
 
@@ -247,13 +269,16 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: {len(line)} bytes; the limit is {pseudo_records.MAX_LINE_BYTES}")
     try:
         entry = json.loads(line)
-        boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
-        scores = np.asarray(entry["scores"], np.float32).reshape(-1)
+        with np.errstate(over="ignore"):  # what is infinite is found out below
+            boxes = np.asarray(entry["boxes_xyxy"], np.float32).reshape(-1, 4)
+            scores = np.asarray(entry["scores"], np.float32).reshape(-1)
         phrases, texts = entry["phrases"], entry["texts"]
         mined = entry.get("hard_negatives", [])  # lines from before they were mined have none
         offset, size = entry["image"]["offset"], entry["image"]["size"]
+        sides = (entry["height"], entry["width"])
         is_sound = (
             isinstance(entry["key"], str)
+            and all(isinstance(values, list) for values in (phrases, texts))
             and len(boxes) == len(scores) == len(phrases)
             and isinstance(mined, list)
             and all(isinstance(phrase, str) and phrase for phrase in (*phrases, *mined))
@@ -263,9 +288,10 @@ def _parse(line: bytes, tar_size: int, where: str) -> dict[str, Any]:
             and isinstance(size, int)
             and 0 < size <= size + offset <= tar_size
             and bool(((scores >= 0) & (scores <= 1)).all())
-            and bool(label_ops.drop_degenerate(boxes, entry["height"], entry["width"]).all())
+            and all(isinstance(side, int) and 0 < side < 2**31 for side in sides)
+            and bool(label_ops.drop_degenerate(boxes, *sides).all())
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError(f"{where}: no record of owl-det annotate ({error!r})") from None
     if not is_sound:
         raise DataError(f"{where}: values out of range; annotate the shard again")

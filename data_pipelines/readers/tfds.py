@@ -1,5 +1,6 @@
 """TensorFlow Datasets: detection builders prepared for random access."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,12 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import image_ops
+from data_pipelines import names as names_lib
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
-from data_pipelines.readers import folder
+from data_pipelines.label_counts import LabelCounts
 from data_pipelines.readers.coco import plain_name
+from data_pipelines.readers.labelled_image import Proper, keep_proper
 from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.optional import installation
@@ -30,8 +33,10 @@ class TfdsReader:
 
     Labels are read with each record, because they lie beside the pixels. So `frequency` is the
     number of images with the name among at most a thousand, evenly spaced, plus one, and
-    `degenerate_boxes` counts the images met so far.
+    `dropped_boxes` counts the images met so far. Boxes without a class (label -1) are dropped too.
     """
+
+    counts: LabelCounts | None = None  # not known without reading all
 
     def __init__(self, builder: str, split: str, *, data_dir: Path):
         """`builder` is a TFDS name such as `coco/2017`, `split` may be a slice (`train[:10%]`).
@@ -43,12 +48,13 @@ class TfdsReader:
         objects = _objects(features, builder)
         self._is_federated = "neg_category_ids" in features
         self._has_crowds = "is_crowd" in objects
-        self._names = tuple(
+        spelled = tuple(
             plain_name(name) if self._is_federated else name for name in objects["label"].names
         )
-        folder.require_distinct(self._names, full_name)
+        names_lib.require_distinct(spelled, full_name)
+        self._names = tuple(names_lib.plain(name) for name in spelled)
         self.name = f"{full_name}/{split}"
-        self._degenerate: dict[int, int] = {}  # index → boxes dropped
+        self._dropped: dict[int, Counter[str]] = {}  # index → why boxes are dropped
         if not len(self._data):
             raise DataError(f"{self.name}: the data set is empty; correct the key `split`")
         counts, labels = self._survey()
@@ -56,7 +62,7 @@ class TfdsReader:
             Category(id=index, name=name, frequency=counts[index])
             for index, name in enumerate(self._names)
         )
-        content = digest([self.name, len(self), self._names, labels])
+        content = digest([self.name, len(self), spelled, labels])
         self.version = f"tfds-{content}"
 
     def __len__(self) -> int:
@@ -70,46 +76,69 @@ class TfdsReader:
             height, width = image_ops.image_size(entry["image"])
         except UnreadableImage as error:
             raise UnreadableImage(f"{source}: {error}") from error
-        objects = entry["objects"]
-        y0, x0, y1, x1 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
-        boxes, names, is_crowd, _, dropped, *_ = folder.keep_proper(
+        proper, num_unnamed = self._boxes(entry["objects"], height, width)
+        dropped = proper.dropped + Counter({"without a class": num_unnamed})
+        self._count_dropped(index, +dropped)
+        partial = entry.get("not_exhaustive_category_ids", ())
+        image_id, given_id = self._image_id(entry, index)
+        return Record(
+            image=entry["image"],
+            image_id=image_id,
+            boxes_xyxy=proper.boxes_xyxy,
+            names=tuple((name,) for name in proper.names),
+            is_crowd=proper.is_crowd,
+            scores=np.ones(len(proper.names), np.float32),
+            negatives=self._negatives(entry, {*proper.names, *proper.not_exhaustive}),
+            not_exhaustive=(*self._named(partial), *proper.not_exhaustive),
+            source=source,
+            given_id=given_id,
+        )
+
+    def _boxes(self, objects: Mapping[str, Any], height: int, width: int) -> tuple[Proper, int]:
+        """The boxes of an image in its pixels, and how many have no class."""
+        labels = np.asarray(objects["label"], int).reshape(-1)
+        # -1 is how TFDS writes a class that it does not know.
+        is_named = (labels >= 0) & (labels < len(self._names))
+        is_crowd = objects["is_crowd"] if self._has_crowds else np.zeros(len(labels), bool)
+        y0, x0, y1, x1 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[is_named].T
+        proper = keep_proper(
             np.stack([x0 * width, y0 * height, x1 * width, y1 * height], axis=1),
-            [self._names[label] for label in objects["label"]],
-            objects["is_crowd"] if self._has_crowds else np.zeros(len(x0), bool),
+            self._named(labels[is_named]),
+            np.asarray(is_crowd, bool).reshape(-1)[is_named],
             height,
             width,
         )
-        self._count_degenerate(index, len(dropped))
-        partial = entry.get("not_exhaustive_category_ids", ())
-        not_exhaustive = (*(self._names[label] for label in partial), *dropped)
-        return Record(
-            image=entry["image"],
-            image_id=int(entry.get("image/id", index + 1)),
-            boxes_xyxy=boxes,
-            names=tuple((name,) for name in names),
-            is_crowd=is_crowd,
-            scores=np.ones(len(names), np.float32),
-            negatives=self._negatives(entry, {*names, *dropped}),
-            not_exhaustive=not_exhaustive,
-            source=source,
-        )
+        return proper, int((~is_named).sum())
+
+    def _image_id(self, entry: Mapping[str, Any], index: int) -> tuple[int, int | str | None]:
+        """A number of 31 bits, and the data set's own id where that is none."""
+        given = entry.get("image/id", index + 1)
+        given = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+        if isinstance(given, str):
+            return index + 1, given
+        # Numbers that are too large make room below the largest.
+        return (int(given), None) if 0 <= given < 2**31 else (2**31 - 1 - index, int(given))
+
+    def _named(self, labels: Sequence[int] | np.ndarray) -> Names:
+        return tuple(self._names[label] for label in labels if 0 <= label < len(self._names))
 
     @property
-    def degenerate_boxes(self) -> int:
+    def dropped_boxes(self) -> int:
         """How many were dropped from the records read so far, each record counted once."""
-        return sum(self._degenerate.copy().values())
+        return sum(sum(dropped.values()) for dropped in self._dropped.copy().values())
 
     def _negatives(self, entry: Mapping[str, Any], present: set[str]) -> Names:
         if self._is_federated:
-            return tuple(self._names[label] for label in entry["neg_category_ids"])
+            return self._named(entry["neg_category_ids"])
         return tuple(name for name in self._names if name not in present)
 
-    def _count_degenerate(self, index: int, dropped: int) -> None:
+    def _count_dropped(self, index: int, dropped: Counter[str]) -> None:
         if not dropped:
             return
-        if not self._degenerate:
-            logging.warning("%s: dropping degenerate boxes, first in [%d]", self.name, index)
-        self._degenerate[index] = dropped
+        if not self._dropped:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+            logging.warning("%s: dropping boxes, first in [%d]: %s", self.name, index, reasons)
+        self._dropped[index] = dropped
 
     def _survey(self) -> tuple[list[float], list[list[int]]]:
         """About how many images have each label, and the labels of evenly spaced records.
@@ -123,7 +152,7 @@ class TfdsReader:
         ]
         counts = [0] * len(self._names)
         for image in labels:
-            for label in set(image):
+            for label in {label for label in image if 0 <= label < len(counts)}:
                 counts[label] += 1
         return [max(count, 0.1) * len(self) / len(indices) for count in counts], labels
 

@@ -1,29 +1,33 @@
 """Pascal VOC: one XML file an image."""
 
 import math
-import xml.etree.ElementTree as ElementTree
+import os
+import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data_pipelines import image_ops
-from data_pipelines.features import Category, Names
-from data_pipelines.readers import folder
-from data_pipelines.readers.folder import LabelledImage
-from owl_det.errors import ConfigError, DataError
+import numpy as np
+from absl import logging
 
-_SIDES = ("xmin", "ymin", "xmax", "ymax")
+from data_pipelines import image_files, image_ops, text_file
+from data_pipelines import names as names_lib
+from data_pipelines.features import Category, Names
+from data_pipelines.readers import folder, labelled_image, voc_xml
+from data_pipelines.readers.labelled_image import LabelledImage, Proper, Size
+from data_pipelines.readers.voc_xml import VocFile, VocObject
+from owl_det.errors import ConfigError, DataError, SourceError
 
 
 class VocReader(folder.FolderReader):
     """Images and boxes of a folder of VOC XML files; the annotation is taken to be exhaustive.
 
     VOC counts pixels from 1 and includes the last one, so (xmin, ymin, xmax, ymax) becomes the
-    corners (xmin - 1, ymin - 1, xmax, ymax), clipped to the image. Boxes with xmax <= xmin or
-    ymax <= ymin in the file are dropped and counted. `difficult` objects are objects like others.
-    An image's id is the position, from 1, of its XML file among all of the folder in sorted order,
-    whatever the split.
+    corners (xmin - 1, ymin - 1, xmax, ymax), clipped to the image. Objects without a box, and boxes
+    with xmax <= xmin or ymax <= ymin in the file, are dropped and counted. `difficult` objects are
+    objects like others. An image is the one that is called like its XML file, else the one that
+    <filename> names. Its id is the position, from 1, of its XML file among all of the folder in
+    sorted order, whatever the split.
     """
 
     def __init__(
@@ -41,176 +45,278 @@ class VocReader(folder.FolderReader):
         `queries` says what to ask for each of `names`.
 
         Raises `ConfigError` if `queries` does not fit `names`; `DataError` if something is missing,
-        malformed (file and field named), or has a class that is not among `names`.
+        malformed (file named), has a class that is not among `names`, or if two XML files have one
+        image.
         """
         folder.require_folder(annotations, "annotations")
-        files = {file.stem: file for file in sorted(annotations.glob("*.xml"))}
-        if not files:
-            raise DataError(f"{annotations}: holds no XML file; correct the key `annotations`")
+        files = _xml_files(annotations)
         stems = _read_split(split_list, files) if split_list else list(files)
         # Without `names` all files are read, so that every split has the same categories.
-        parsed = {stem: _parse(files[stem]) for stem in (stems if names else files)}
+        parsed = {stem: voc_xml.read(files[stem]) for stem in (stems if names else files)}
+        found = {entry.name for image in parsed.values() for entry in image.objects if entry.name}
         if not names:
-            found = {name for image in parsed.values() for name in image.names}
             names = tuple(sorted(found))
+            names_lib.require_distinct(names, f"{annotations}: <name>")
         rename = _renaming(names, queries)
         image_ids = {stem: index for index, stem in enumerate(files, start=1)}
+        locations = _Locations(images)
 
-        labelled = []
-        dropped, odd = Counter[str](), Counter[str]()
+        read = _Labels(rename)
         for stem in stems:
-            image, proper = _labelled(parsed[stem], files[stem], images, image_ids[stem], rename)
-            labelled.append(image)
-            dropped += proper.dropped
-            odd += proper.odd
-        counts = folder.image_counts(labelled, rename.values())
+            places = locations.of(parsed[stem].filename, files[stem])
+            read.add(parsed[stem], files[stem], image_ids[stem], places, images)
+        asked = [names_lib.plain(query) for query in queries or names]
+        counts = folder.image_counts(read.images, asked)
         categories = [
             Category(id=index, name=query, frequency=float(counts[query]))
-            for index, query in enumerate(rename.values(), start=1)
+            for index, query in enumerate(asked, start=1)
         ]
-        name = f"{annotations.parent.name}/{split_list.stem if split_list else 'all'}"
-        super().__init__("voc", name, images, labelled, categories, dropped, odd)
+        super().__init__(
+            "voc",
+            f"{annotations.parent.name}/{split_list.stem if split_list else 'all'}",
+            images,
+            read.images,
+            categories,
+            read.dropped,
+            read.odd,
+            examples=read.examples,
+            spelled=dict(zip(asked, queries or names, strict=True)),
+        )
+        self._count_images_anew()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Parsed:
-    filename: str  # empty = not said
-    size: tuple[int, int] | None  # height, width
-    names: tuple[str, ...]
-    corners: tuple[tuple[float, ...], ...]  # as in the file
+def _xml_files(annotations: Path) -> dict[str, Path]:
+    """Stem → file, sorted. Raises `DataError` if there is none."""
+    others = image_files.find(annotations).others
+    names = sorted(name for name in others if name.lower().endswith(".xml"))
+    below = [name for name in names if "/" in name]
+    files = [annotations / name for name in names if "/" not in name]
+    if not files:
+        there = f"; {below[0]} lies in a subfolder" if below else ""
+        raise folder.misplaced(f"{annotations}: holds no XML file{there}", "annotations")
+    if below:
+        logging.warning(
+            "%s: %d XML files lie in subfolders and are left out, such as %s",
+            annotations,
+            len(below),
+            below[0],
+        )
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        if file.stem in by_stem:
+            raise DataError(
+                f"{annotations}: {by_stem[file.stem].name} and {file.name} are files of one image; "
+                "remove one"
+            )
+        by_stem[file.stem] = file
+    return by_stem
 
 
-class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses a DOCTYPE, the door to entity expansion and to reading other files."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise DataError(f"has a DOCTYPE ({name}), which annotations do not need; remove it")
+# --- the split -----------------------------------------------------------------------------------
 
 
-def _parse(file: Path) -> _Parsed:
-    content = folder.read_file(file, "annotations")
-    try:
-        parser = ElementTree.XMLParser(target=_NoDoctype())
-        root = ElementTree.fromstring(content, parser)
-    except ElementTree.ParseError as error:
-        raise DataError(f"{file}: is not valid XML: {error}; mend or remove it") from error
-    except (ValueError, LookupError) as error:  # an encoding that Python does not know
-        raise DataError(f"{file}: cannot be decoded: {error}; convert it to UTF-8") from error
-    except DataError as error:
-        raise DataError(f"{file}: {error}") from None
-    objects = root.findall("object")
-    return _Parsed(
-        filename=(root.findtext("filename") or "").strip(),
-        size=_size(root, file),
-        names=tuple(_text(entry, "name", file) for entry in objects),
-        corners=tuple(_corners(entry, file) for entry in objects),
-    )
-
-
-def _size(root: ElementTree.Element, file: Path) -> tuple[int, int] | None:
-    """Height and width; None if the file does not say (some tools write zeros)."""
-    if root.find("size") is None:
-        return None
-    height, width = (_number(root, f"size/{key}", file) for key in ("height", "width"))
-    return (int(height), int(width)) if height > 0 and width > 0 else None
-
-
-def _corners(entry: ElementTree.Element, file: Path) -> tuple[float, ...]:
-    return tuple(_number(entry, f"bndbox/{side}", file) for side in _SIDES)
-
-
-def _text(element: ElementTree.Element, key: str, file: Path) -> str:
-    text = (element.findtext(key) or "").strip()
-    if not text:
-        raise DataError(f"{file}: <{element.tag}>: the field {key} is missing or empty")
-    return text
-
-
-def _number(element: ElementTree.Element, key: str, file: Path) -> float:
-    text = _text(element, key, file)
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{file}: <{element.tag}>: {key}: expected a number, got {text!r}")
-    return value
-
-
-def _read_split(split_list: Path, files: dict[str, Path]) -> list[str]:
-    stems = []
-    lines = folder.read_text(split_list, "split_list").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+def _read_split(split_list: Path, files: Mapping[str, Path]) -> list[str]:
+    stems: list[str] = []
+    rows = text_file.lines(folder.read_text(split_list, "split_list"))
+    for number, row in enumerate(rows, start=1):
+        if not row.strip():
             continue
-        stem = line.split()[0]
-        if stem not in files:
-            raise DataError(f"{split_list}: line {number}: there is no annotation {stem}.xml")
+        stem = next((stem for stem in _stems(row.strip()) if stem in files), None)
+        if stem is None:
+            comma = "; a line is a stem, without commas" if "," in row else ""
+            raise DataError(
+                f"{split_list}: line {number}: there is no annotation {_stems(row)[-1][:200]}.xml"
+                f"{comma}"
+            )
         stems.append(stem)
     if not stems:
-        raise DataError(f"{split_list}: names no image; correct the key `split_list`")
+        raise folder.misplaced(f"{split_list}: names no image", "split_list")
+    twice = [stem for stem, count in Counter(stems).items() if count > 1]
+    if twice:
+        logging.warning(
+            "%s: names %d images twice, such as %s; they are read once",
+            split_list,
+            len(twice),
+            twice[0],
+        )
     return list(dict.fromkeys(stems))
 
 
+def _stems(row: str) -> list[str]:
+    """What a line may mean, the likeliest first: `a 1`, `my image -1`, `JPEGImages/a.jpg`."""
+    row = row.strip()
+    texts = [row, re.sub(r"\s+[+-]?[01]$", "", row), row.split()[0]]
+    bases = [re.split(r"[\\/]", text)[-1] for text in texts]
+    cut = [
+        os.path.splitext(base)[0]
+        for base in bases
+        if image_files.is_image(base) or base.lower().endswith((".xml", ".txt"))
+    ]
+    return list(dict.fromkeys([*texts, *bases, *cut]))
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
 def _renaming(names: Names, queries: Names) -> dict[str, str]:
-    """Class name → what to ask for it."""
+    """The key of a class name → what to ask for it, as it is asked."""
     if queries and len(queries) != len(names):
         raise ConfigError(
             f"queries: {len(queries)} for {len(names)} names ({', '.join(names)}); "
             "give one for each, in the same order"
         )
-    rename = dict(zip(names, queries or names, strict=True))
-    if len(rename) != len(names) or len(set(rename.values())) != len(names):
-        raise ConfigError(f"names, queries: must be distinct, got {names} and {queries or names}")
-    return rename
+    try:
+        names_lib.require_distinct(names, "names")
+        names_lib.require_distinct(queries, "queries")
+    except DataError as error:
+        raise ConfigError(f"names, queries: must be distinct: {error}") from None
+    asked = map(names_lib.plain, queries or names)
+    return dict(zip(map(_key, names), asked, strict=True))
 
 
-def _labelled(
-    parsed: _Parsed, file: Path, images: Path, image_id: int, rename: dict[str, str]
-) -> tuple[LabelledImage, folder.Proper]:
-    """The labels of an image, with what was dropped of them."""
-    unknown = [name for name in parsed.names if name not in rename]
-    if unknown:
-        raise DataError(
-            f"{file}: the class {unknown[0]!r} is not among the names {', '.join(rename)}; "
-            "add it to the key `names`, or leave `names` empty"
-        )
-    files = _image_files(parsed.filename, file.stem)
-    height, width = parsed.size or _measure(images, files)
-    corners = [
-        (x0 - 1, y0 - 1, x1, y1) if x1 > x0 and y1 > y0 else (x0, y0, x0, y0)
-        for x0, y0, x1, y1 in parsed.corners
-    ]
-    proper = folder.keep_proper(
-        corners,
-        [rename[name] for name in parsed.names],
-        [False] * len(corners),
-        height,
-        width,
-    )
-    image = LabelledImage(
-        files=files,
-        image_id=image_id,
-        boxes_xyxy=proper.boxes_xyxy,
-        names=proper.names,
-        is_crowd=proper.is_crowd,
-        not_exhaustive=proper.not_exhaustive,
-    )
-    return image, proper
+def _key(name: str) -> str:
+    """The same for spellings that are one text to the model."""
+    return names_lib.plain(name).lower()
 
 
-def _image_files(filename: str, stem: str) -> tuple[str, ...]:
-    stems = [Path(filename).stem, stem] if filename else [stem]
-    guesses = [f"{s}{suffix}" for s in stems for suffix in folder.IMAGE_SUFFIXES]
-    return tuple(dict.fromkeys([filename, *guesses] if filename else guesses))
+# --- images --------------------------------------------------------------------------------------
 
 
-def _measure(images: Path, files: Sequence[str]) -> tuple[float, float]:
-    """Height and width from the image; without limit if it cannot be read, as none is used then."""
-    found = next((images / file for file in files if (images / file).is_file()), None)
+class _Locations:
+    """The image files of XML files, no two of which may have the same."""
+
+    def __init__(self, images: Path):
+        folder.require_folder(images, "images")
+        self._images = images
+        self._there = frozenset(image_files.find(images).images)
+        self._alike: dict[str, list[str]] = {}
+        for name in sorted(self._there):
+            if "/" not in name:
+                self._alike.setdefault(_stem_key(name), []).append(name)
+        self._taken: dict[str, Path] = {}  # image → its XML file
+
+    def of(self, filename: str, file: Path) -> tuple[str, ...]:
+        """Where the image of an XML file may be. Raises `DataError` if another file has it."""
+        places = self._places(filename, file.stem)
+        found = next((place for place in places if self._is_there(place)), None)
+        if found is None:
+            return places
+        other = self._taken.setdefault(os.path.normpath(found), file)
+        if other != file:
+            raise DataError(
+                f"{file}: its image is {found}, which {other.name} has already; call each XML file "
+                "like its image, or correct <filename>"
+            )
+        return places
+
+    def _places(self, filename: str, stem: str) -> tuple[str, ...]:
+        own = _guesses(stem)
+        if not filename:
+            return own
+        # The order of these is part of versions.
+        named = tuple(dict.fromkeys([filename, *_guesses(Path(filename).stem), *own]))
+        first = next((place for place in named if self._is_there(place)), "")
+        if first in own or _stem_key(filename) == _stem_key(f"{stem}.x"):
+            return named
+        if any(place in self._there for place in own):
+            return tuple(dict.fromkeys([*own, *named]))
+        alike = self._alike.get(_stem_key(f"{stem}.x"), [])
+        if len(alike) == 1:
+            return (*alike, *named)
+        if first:
+            return named
+        # A name with a dot that begins no suffix.
+        return tuple(dict.fromkeys([*named, *_guesses(filename)]))
+
+    def _is_there(self, place: str) -> bool:
+        return place in self._there or ("/" in place and os.path.isfile(self._images / place))
+
+
+def _guesses(stem: str) -> tuple[str, ...]:
+    return tuple(f"{stem}{suffix}" for suffix in image_files.IMAGE_SUFFIXES)
+
+
+def _stem_key(name: str) -> str:
+    return names_lib.visible(os.path.splitext(name)[0]).casefold()
+
+
+def _measure(images: Path, files: Sequence[str]) -> Size | None:
+    """Height and width of the image; None if it cannot be read, as no box is used then."""
+    found = next((images / file for file in files if os.path.isfile(images / file)), None)
     if found is None:
-        return math.inf, math.inf
+        return None
     try:
         return image_ops.image_size(found.read_bytes())
     except (OSError, image_ops.UnreadableImage):
-        return math.inf, math.inf
+        return None
+
+
+# --- boxes ---------------------------------------------------------------------------------------
+
+
+class _Labels:
+    """The labels of the images, as they are read."""
+
+    def __init__(self, rename: Mapping[str, str]):
+        self.images: list[LabelledImage] = []
+        self.dropped, self.odd = Counter[str](), Counter[str]()
+        self.examples: dict[str, str] = {}  # reason → file and object
+        self._rename = rename
+
+    def add(
+        self, parsed: VocFile, file: Path, image_id: int, places: tuple[str, ...], images: Path
+    ) -> None:
+        """Raises `DataError` if an object has a class that is not among the names."""
+        self._require_known(parsed, file)
+        self._count(parsed, file)
+        good = [entry for entry in parsed.objects if not entry.fault]
+        image, proper = folder.labelled(
+            files=places,
+            image_id=image_id,
+            boxes_xyxy=np.array([_corners(entry) for entry in good], np.float64).reshape(-1, 4),
+            names=self._asked(good),
+            is_crowd=[False] * len(good),
+            size=parsed.size or _measure(images, places),
+            not_exhaustive=self._asked(entry for entry in parsed.objects if entry.fault),
+        )
+        self.images.append(image)
+        self.dropped += proper.dropped
+        self.odd += proper.odd
+        self._give_examples(good, proper, file)
+
+    def _require_known(self, parsed: VocFile, file: Path) -> None:
+        named = (entry.name for entry in parsed.objects if entry.name)
+        unknown = next((name for name in named if _key(name) not in self._rename), None)
+        if unknown is not None:
+            raise SourceError(
+                f"{file}: the class {unknown!r} is not among the names "
+                f"{', '.join(self._rename.values())}",
+                keys="add it to the key `names`, or leave `names` empty",
+                flags="correct <name>",
+            )
+
+    def _count(self, parsed: VocFile, file: Path) -> None:
+        for number, entry in enumerate(parsed.objects, start=1):
+            if entry.fault:
+                self.dropped[entry.fault] += 1
+                self.examples.setdefault(entry.fault, f"{file}: <object> {number}")
+
+    def _give_examples(self, good: Sequence[VocObject], proper: Proper, file: Path) -> None:
+        dropped = [entry for entry, kept in zip(good, proper.is_kept, strict=True) if not kept]
+        boxes = np.array([_corners(entry) for entry in dropped]).reshape(-1, 4)
+        for entry, reason in zip(dropped, labelled_image.reasons(boxes), strict=True):
+            shown = " ".join(f"{value:g}" for value in entry.corners)
+            self.examples.setdefault(reason, f"{file}: {entry.name!r} {shown}")
+
+    def _asked(self, entries: Iterable[VocObject]) -> Names:
+        return tuple(self._rename[_key(entry.name)] for entry in entries if entry.name)
+
+
+def _corners(entry: VocObject) -> tuple[float, float, float, float]:
+    """Corners of an object's box; without area where the file's are the same or swapped."""
+    x0, y0, x1, y1 = entry.corners
+    if not all(map(math.isfinite, entry.corners)):
+        return entry.corners
+    if x1 == x0 or y1 == y0:
+        return x0, y0, x0, y0
+    return (x0, y0, x1, y1) if x1 < x0 or y1 < y0 else (x0 - 1, y0 - 1, x1, y1)

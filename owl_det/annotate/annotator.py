@@ -37,6 +37,9 @@ from owl_det.types import LoadedModel, Params, TokenEmbeddings
 QUERIES_AT_ONCE = 64  # scored together, times the prompts; bounds memory
 TEXTS_AT_ONCE = 64  # encoded together, times the prompts
 MAX_CACHE_BYTES = 1 << 30  # of query embeddings of one shard
+# Keys of counts that are no rules of the label space.
+NO_CAPTION, ENDS_EARLY = "images without a caption", "images that end early"
+NOTE = "note: "
 
 
 class Queries(NamedTuple):
@@ -185,6 +188,7 @@ class Decoded:
     pixels: UInt8[np.ndarray, "H W 3"]
     height: int
     width: int
+    ends_early: bool = False  # its file lacks its last bytes
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,8 @@ class Annotator:
         """Annotates one shard: readable images in their order, the others as soon as they are met.
 
         A pure function of the shard: the cache of query embeddings starts empty. `counts` adds up
-        what the rules of the label space did, `images`, `encoded queries` and `cut queries`.
+        what the rules of the label space did, `images`, `encoded queries` and `cut queries`, and
+        where there are any: `NO_CAPTION`, `ENDS_EARLY` and notes of samples.
         """
         counts = Counter() if counts is None else counts
         cache = QueryCache(self.encode, counts)
@@ -251,6 +256,7 @@ class Annotator:
             if isinstance(item, Unreadable):
                 yield item
                 continue
+            _count(item, counts)
             batch.append(item)
             if len(batch) < self.batch_size:
                 continue
@@ -387,7 +393,7 @@ class Annotator:
             pixels = image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
         except UnreadableImage as error:
             return Unreadable(key=sample.key, reason=str(error))
-        return Decoded(sample, pixels, image.height, image.width)
+        return Decoded(sample, pixels, image.height, image.width, image_ops.ends_early(image))
 
     def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:
         names = self.space.curated.names
@@ -427,6 +433,16 @@ class Annotator:
             tokens[:, i] = self._tokenizer.encode_all(texts)
             counts["cut queries"] += not all(self._tokenizer.fits(text) for text in texts)
         return tokens
+
+
+def _count(item: Decoded, counts: Counter[str]) -> None:
+    """Counts what is amiss with an image; nothing is added where all is well."""
+    if not item.sample.texts:
+        counts[NO_CAPTION] += 1
+    if item.ends_early:
+        counts[ENDS_EARLY] += 1
+    if item.sample.note:
+        counts[f"{NOTE}{item.sample.note}"] += 1
 
 
 class QueryCache:

@@ -21,13 +21,12 @@ import jax
 import numpy as np
 from absl import logging
 from jaxtyping import PyTree
-from tqdm import tqdm
 
 from data_pipelines import pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
 from data_pipelines.readers import image_text
-from data_pipelines.readers.image_text import Unreadable
-from owl_det import checkpoint, path_rules
+from data_pipelines.readers.image_text import ImageTextShards, Sample, Unreadable
+from owl_det import checkpoint, console, path_rules
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
 from owl_det.config import digest
@@ -37,6 +36,9 @@ from owl_det.types import LoadedModel
 
 # What a job.json means that was written before there were these keys.
 _BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
+
+# Keys of counts; see `annotator` for others.
+DAMAGED, EMPTY = "damaged shards", "shards without an image"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class Job:
         """Raises `UserError` if the model, the input or a label list cannot be used."""
         _check(settings)
         self.settings, self.folder = settings, Path(settings.output)
+        self.report: dict[str, Any] | None = None  # once all shards are complete
         self.shards = image_text.open_shards(settings.input, settings.num_shards)
         self.space = label_spaces.make(settings.labels, settings.vocabularies, settings.max_ngrams)
         if settings.hard_negatives and not self.space.curated.names:
@@ -73,6 +76,8 @@ class Job:
                 "--hard_negatives: they are mined from curated names, and --labels "
                 f"{settings.labels} has none"
             )
+        if not self.space.curated.names:
+            _require_captions(self.shards, settings.labels)
         model = checkpoint.load_detector(settings.checkpoint)
         self.annotator = Annotator(
             model,
@@ -88,9 +93,7 @@ class Job:
     def claim(self) -> None:
         """Writes job.json, or compares it: one folder never holds records of two jobs."""
         file, ours = self.folder / "job.json", self.describe()
-        if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            pseudo_records.write_json(file, ours)
+        if not file.exists() and pseudo_records.write_new_json(file, ours):
             return
         theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
         # The same input may have been named otherwise; its version is that of its content.
@@ -141,6 +144,8 @@ class Job:
         try:
             self._run_shard(shard)
         except OSError as error:
+            if self.is_complete(shard):
+                return  # by another process, which cleared our temporary files away
             raise DataError(
                 f"shard {shard} of {len(self.shards)}: {error}; it is not written, and the same "
                 "command goes on with it"
@@ -153,6 +158,7 @@ class Job:
             for item in self.annotator.annotate(self.shards.samples(shard), counts):
                 if isinstance(item, Unreadable):
                     counts["unreadable"] += 1
+                    counts.update([DAMAGED] if item.is_damage else [])
                     writer.quarantine(item.key, item.reason)
                     continue
                 scores = item.record.scores
@@ -162,6 +168,8 @@ class Job:
                     if item.record.hard_negatives:
                         counts["hard negatives"] += len(item.record.hard_negatives)
                     writer.add(item.record, pseudo_records.encode_image(item.image))
+            if not counts["images"]:
+                counts[EMPTY] += 1
             summary = {"format": pseudo_records.FORMAT, "counts": dict(sorted(counts.items()))}
             writer.finish(summary)
         seconds = time.time() - started
@@ -230,13 +238,13 @@ def run(
 
         beam_runner.run(settings, todo, beam_options)
     else:
-        for shard in tqdm(todo, unit="shard"):
+        for shard in console.progress(todo, unit="shard"):
             job.run_shard(shard)
     if all(job.is_complete(shard) for shard in range(len(job.shards))):
         from owl_det.annotate import report
 
         _remove_partial(job.folder)
-        report.write(job.folder, job.space, job.counts())
+        job.report = report.write(job.folder, job.space, job.counts())
     return job
 
 
@@ -255,6 +263,30 @@ def share(num_shards: int, index: int | None, step: int) -> range:
     if index < 0 or (index >= num_shards and not step):
         raise DataError(f"--shard_index: {index}, but there are shards 0 to {num_shards - 1}")
     return range(index, num_shards, step) if step else range(index, index + 1)
+
+
+def _require_captions(shards: ImageTextShards, labels: str) -> None:
+    """Raises `DataError` if there are images and none has a caption: nothing would be asked.
+
+    Reads up to the first caption. What cannot be read is for the shard's own run to report.
+    """
+    num_images, note = 0, ""
+    for shard in range(len(shards)):
+        try:
+            for sample in shards.samples(shard):
+                if isinstance(sample, Sample):
+                    num_images += 1
+                    note = note or sample.note
+                    if sample.texts:
+                        return
+        except OSError:
+            return
+    if num_images:
+        raise DataError(
+            f"--input {shards.name}: {num_images} of {num_images} images have no caption"
+            f"{f' ({note})' if note else ''}, and --labels {labels} asks only what captions say; "
+            "docs/annotate.md says where captions are looked for, or use --labels curated"
+        )
 
 
 def _check(settings: Settings) -> None:

@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from absl import logging
+
+from data_pipelines import names as name_lib
+from data_pipelines import text_file
 from data_pipelines.readers.coco import plain_name
+from owl_det import files
 from owl_det.errors import DataError
 from owl_det.optional import installation, is_installed
 
@@ -60,13 +65,13 @@ class Curated:
 def merge_vocabularies(vocabularies: Iterable[Iterable[str]]) -> Curated:
     """One label space of several class lists (A.1).
 
-    Names are lower-cased and made unique; x + "s" and x + "es" go where x is there. The result is
-    sorted, because the order of a Python set differs between processes.
+    Names are made plain (`names.plain`), lower-cased and unique; x + "s" and x + "es" go where x is
+    there. The result is sorted, because the order of a Python set differs between processes.
     """
     names: set[str] = set()
     dropped: list[tuple[str, str]] = []
     for given in (name for vocabulary in vocabularies for name in vocabulary):
-        lower = given.lower()
+        lower = name_lib.plain(given).lower()
         if lower in names:
             dropped.append((given, f"duplicate of {lower!r}"))
         names.add(lower)
@@ -79,10 +84,10 @@ def merge_vocabularies(vocabularies: Iterable[Iterable[str]]) -> Curated:
 def read_vocabulary(where: str) -> tuple[str, ...]:
     """The names of one list.
 
-    `where` is a text file of one name a line (blank lines and lines after # are skipped), a JSON
-    file with COCO `categories`, `tfds:BUILDER` (such as tfds:lvis, whose names need no data), or
-    `shapes_world`, its names with boxes in training. Raises `DataError` if it cannot be read or
-    holds no names.
+    `where` is a text file of one name a line (`names.read_list`), a JSON file with COCO
+    `categories` or a list of names, `tfds:BUILDER` (such as tfds:lvis, whose names need no data),
+    or `shapes_world`, its names with boxes in training. Names that are one text to the model are
+    logged. Raises `UserError` if it cannot be read, is a list of another format or holds no names.
     """
     if where == "shapes_world":
         from data_pipelines.shapes_world import object_names
@@ -91,35 +96,54 @@ def read_vocabulary(where: str) -> tuple[str, ...]:
     elif where.startswith("tfds:"):
         names = _tfds_names(where.removeprefix("tfds:"))
     else:
-        names = _file_names(Path(where))
+        names = _file_names(files.local(where, "--vocabulary"))
     if not names:
         raise DataError(f"{where}: holds no names; give a list of at least one")
+    _warn_of_repeated(names, where)
     return names
+
+
+def _warn_of_repeated(names: Sequence[str], where: str) -> None:
+    counts = Counter(name_lib.plain(name).lower() for name in names)
+    repeated = [name for name in names if counts[name_lib.plain(name).lower()] > 1]
+    if repeated:
+        logging.warning(
+            "%s: %d names are %d texts to the model and are merged: %s",
+            *(where, len(repeated), sum(n > 1 for n in counts.values())),
+            ", ".join(repr(name) for name in repeated[:4]) + (", …" if len(repeated) > 4 else ""),
+        )
 
 
 def _file_names(path: Path) -> tuple[str, ...]:
     try:
         if path.stat().st_size > MAX_VOCABULARY_BYTES:
             raise DataError(f"{path}: larger than {MAX_VOCABULARY_BYTES >> 30} GiB; no label list")
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if path.suffix.lower() != ".json":
+            return name_lib.read_list(path)
+        text = text_file.decode(path.read_bytes(), path)
+    except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); name a UTF-8 label list") from None
-    if path.suffix == ".json":
-        return _coco_names(text, path)
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return tuple(line for line in lines if line)
+    return _json_names(text, path)
 
 
-def _coco_names(text: str, path: Path) -> tuple[str, ...]:
+def _json_names(text: str, path: Path) -> tuple[str, ...]:
     try:
         content = json.loads(text)
-        names = [category["name"] for category in content["categories"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: no COCO JSON with categories ({error!r})") from None
-    if not all(isinstance(name, str) and name.strip() for name in names):
-        raise DataError(f"{path}: a category's name is empty or no text; correct `categories`")
-    is_lvis = all("synset" in category for category in content["categories"])
-    return tuple(plain_name(name) if is_lvis else name.strip() for name in names)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no JSON ({error}); name a UTF-8 label list") from None
+    is_coco = isinstance(content, dict) and isinstance(content.get("categories"), list)
+    entries = content["categories"] if is_coco else content
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: has no list `categories`, as COCO JSON has, and is no list")
+    names: list[str] = []
+    for i, entry in enumerate(entries):
+        where = f"{path}: categories[{i}]" if is_coco else f"{path}: entry {i}"
+        name = entry.get("name") if is_coco and isinstance(entry, dict) else entry
+        if not isinstance(name, str) or not name_lib.plain(name):
+            raise DataError(f"{where}: its name is empty or no text: {str(name)[:60]!r}")
+        names.append(name)
+    is_lvis = is_coco and all("synset" in entry for entry in entries)
+    return tuple(plain_name(name) if is_lvis else name_lib.plain(name) for name in names)
 
 
 def _tfds_names(builder: str) -> tuple[str, ...]:
@@ -143,7 +167,7 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
             "give a text file of names"
         )
     is_lvis = "neg_category_ids" in features
-    return tuple(plain_name(name) if is_lvis else name.replace("_", " ") for name in names)
+    return tuple(plain_name(name) if is_lvis else name_lib.plain(name) for name in names)
 
 
 # --- N-grams -------------------------------------------------------------------------------------
@@ -335,7 +359,7 @@ def make(labels: str, vocabularies: Sequence[str], max_ngrams: int = MAX_NGRAMS)
         if vocabularies:
             raise DataError(f"--vocabulary: --labels {labels} is a list itself; use curated")
         is_name = labels == "shapes_world" or labels.startswith("tfds:")
-        if not is_name and not Path(labels).exists():
+        if not is_name and not files.local(labels, "--labels").exists():
             known = ", ".join(("curated", *_PHRASES))
             raise DataError(f"--labels: {labels!r} is neither a file nor one of {known}")
         vocabularies = (labels,)

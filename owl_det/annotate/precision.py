@@ -20,6 +20,7 @@ from data_pipelines import label_ops, pseudo_records, shapes_world
 from data_pipelines import source as source_lib
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.readers import image_text, pseudo_boxes
+from data_pipelines.readers.folder import FolderReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.annotate import label_spaces
 from owl_det.config import CocoSource, VocSource, YoloSource
@@ -234,7 +235,8 @@ def _of_folder(where: str) -> Known:
     if not isinstance(described, CocoSource | VocSource | YoloSource):
         raise DataError(f"--source: kind={described.kind}, but expected coco, voc or yolo")
     source = source_lib.build(described, "")
-    folder = Path(described.path) / described.images
+    assert isinstance(source, FolderReader)
+    folder = source.image_folder
     truths: dict[str, Truth] = {}
     for index in range(len(source)):
         try:

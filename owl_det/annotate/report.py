@@ -3,7 +3,7 @@
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,33 @@ from data_pipelines import image_ops, pseudo_records
 from data_pipelines.image_ops import UnreadableImage
 from owl_det import viz
 from owl_det.annotate import label_spaces
-from owl_det.annotate.label_spaces import LabelSpace, escape_markdown
+from owl_det.annotate.annotator import ENDS_EARLY, NO_CAPTION, NOTE
+from owl_det.annotate.label_spaces import CURATED_FACTOR, LabelSpace, escape_markdown
 from owl_det.annotate.precision import kept_boxes
+from owl_det.viz import plots
 
-NUM_PICTURES = 16
-PICTURE_SIDE = 768  # pixels; larger images are shrunk
+NUM_PICTURES = 15
+PICTURE_SIDE = 516  # pixels; larger images are shrunk, so that three fit into a row
 NUM_PHRASES = 50  # in the table
 MAX_PHRASES = 10_000  # in report.json: the N-grams of many captions are mostly of one image each
 BINS = 40  # of scores, over [0, 1]
 
 
-def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> None:
-    """Writes report.json, report.md and PNGs beside complete records."""
+def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> dict[str, Any]:
+    """Writes report.json, report.md and PNGs beside complete records; returns the first."""
     job = pseudo_records.read_json(folder / "job.json")
     content = measure(folder, job, counts)
     content["label_space"] = label_spaces.table(space, _rules(counts))
-    viz.plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
+    plots.plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
     pictures = list(_pictures(folder, job))
     if pictures:
-        viz.save_png(folder / "pictures.png", viz.picture_grid(pictures))
+        viz.save_png(folder / "pictures.png", viz.picture_grid(pictures, columns=3))
     pseudo_records.write_json(folder / "report.json", content)
     text = _markdown(content, job, bool(pictures))
     (folder / "report.md").write_text(
         text + label_spaces.table_markdown(space, _rules(counts)), "utf-8"
     )
+    return content
 
 
 def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, Any]:
@@ -80,7 +83,12 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
         "histogram": {
             space: histogram[row].tolist() for row, space in enumerate(pseudo_records.SPACES)
         },
-        "unreadable_reasons": dict(_reasons(folder, job).most_common()),
+        "captioned_images": counts.get("images", 0) - counts.get(NO_CAPTION, 0),
+        "images_that_end_early": counts.get(ENDS_EARLY, 0),
+        "notes": {key.removeprefix(NOTE): n for key, n in counts.items() if key.startswith(NOTE)},
+        "unreadable_reasons": dict(
+            reasons(folder, job["num_shards"], range(job["num_shards"])).most_common()
+        ),
     }
 
 
@@ -94,7 +102,8 @@ def _rules(counts: Mapping[str, int]) -> dict[str, int]:
     """The counts that the label space's rules made."""
     others = {"images", "unreadable", "recorded images", "recorded boxes"}
     others |= {"encoded queries", "cut queries", "hard negatives"}
-    return {key: n for key, n in counts.items() if key not in others}
+    others |= {NO_CAPTION, ENDS_EARLY, "damaged shards", "shards without an image"}
+    return {k: n for k, n in counts.items() if k not in others and not k.startswith(NOTE)}
 
 
 def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -107,18 +116,20 @@ def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
                 yield {**json.loads(line), "tar": tar}
 
 
-def _reasons(folder: Path, job: Mapping[str, Any]) -> Counter[str]:
-    reasons: Counter[str] = Counter()
-    for shard in range(job["num_shards"]):
-        file = pseudo_records.shard_file(folder, "quarantine", shard, job["num_shards"])
+def reasons(folder: Path, num_shards: int, shards: Iterable[int]) -> Counter[str]:
+    """Why things could not be read, of complete shards."""
+    found: Counter[str] = Counter()
+    for shard in shards:
+        file = pseudo_records.shard_file(folder, "quarantine", shard, num_shards)
         with file.open("rb") as lines:
-            reasons.update(json.loads(line)["reason"] for line in lines)
-    return reasons
+            found.update(json.loads(line)["reason"] for line in lines)
+    return found
 
 
 def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
-    """The first kept images, with their kept boxes drawn."""
+    """The first kept images, with their kept boxes drawn; a phrase has one colour in all."""
     left = NUM_PICTURES
+    colors: dict[str, int] = {}
     for entry in _records(folder, job):
         kept = _kept(entry, job)
         if not kept:
@@ -132,15 +143,34 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
             continue  # it could be read when it was annotated; a picture less is no loss
         width = image.width
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
-        yield viz.draw_detections(
+        phrases = [entry["phrases"][i] for i in kept]
+        yield viz.draw_best(
             np.asarray(image),
             np.array([entry["boxes_xyxy"][i] for i in kept]) * (image.width / width),
-            [entry["phrases"][i] for i in kept],
+            phrases,
             np.array([entry["scores"][i] for i in kept]),
+            classes=[colors.setdefault(phrase, len(colors)) for phrase in phrases],
+            lowest=job["min_box_score"],  # curated names score at most 0.3
         )
         left -= 1
         if not left:
             return
+
+
+def _phrases_title(num_phrases: int) -> list[str]:
+    shown = f"the {NUM_PHRASES} most frequent of {num_phrases:,}"
+    return ["", f"## Phrases kept{f': {shown}' if num_phrases > NUM_PHRASES else ''}", ""]
+
+
+def _why_scores_stop(histogram: Mapping[str, Sequence[int]], labels: str) -> list[str]:
+    """Curated names are worth less where phrases of captions are asked beside them."""
+    if not labels.startswith("union") or not any(histogram["curated"]):
+        return []
+    return [
+        f"Scores of curated names end at {CURATED_FACTOR:g}: beside phrases of captions they are "
+        f"multiplied by that, so that a caption's own words win (OWL-ST, appendix A.3).",
+        "",
+    ]
 
 
 def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: bool) -> str:
@@ -154,6 +184,8 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         "| | |",
         "|---|---|",
         f"| images read | {content['images']:,} |",
+        f"| with a caption | {content['captioned_images']:,} |",
+        f"| that end early, read as far as they go | {content['images_that_end_early']:,} |",
         f"| unreadable | {content['unreadable']:,} |",
         f"| recorded (a box ≥ {job['image_floor']}) | {content['recorded_images']:,} images, "
         f"{content['recorded_boxes']:,} boxes ≥ {job['floor']} |",
@@ -164,12 +196,16 @@ def _markdown(content: Mapping[str, Any], job: Mapping[str, Any], has_pictures: 
         "",
         "![Scores](scores.png)",
         "",
+        *_why_scores_stop(content["histogram"], job["labels"]),
     ]
     if has_pictures:
         lines += ["![Kept boxes](pictures.png)", ""]
+    for note, n in content["notes"].items():
+        lines += [f"- {n:,} images: {escape_markdown(note)}"]
     for reason, n in content["unreadable_reasons"].items():
         lines += [f"- {n:,} unreadable: {escape_markdown(reason)}"]
-    lines += ["", "| phrase | boxes | images |", "|---|---|---|"]
+    lines += _phrases_title(content["num_phrases"])
+    lines += ["| phrase | boxes | images |", "|---|---|---|"]
     lines += [
         f"| {escape_markdown(entry['phrase'])} | {entry['boxes']:,} | {entry['images']:,} |"
         for entry in content["phrases"][:NUM_PHRASES]

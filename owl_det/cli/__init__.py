@@ -14,6 +14,7 @@ from owl_det.cli import (
     predict,
     visualize,
 )
+from owl_det.errors import ExitCode
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,7 +22,10 @@ def main(argv: list[str] | None = None) -> int:
     given = options.with_underscores(sys.argv[1:] if argv is None else argv)
     console.quiet_libraries()
     with console.plain_warnings("owl-det"):
-        return console.run("owl-det", lambda: _run(given))
+        code = console.run("owl-det", lambda: _run(given))
+    if code == ExitCode.INTERRUPTED and argv is None:
+        console.leave(code)
+    return code
 
 
 def _run(given: list[str]) -> int:

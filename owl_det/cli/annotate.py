@@ -2,9 +2,11 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from owl_det.cli.options import Commands, local_path
+from owl_det.errors import ExitCode
 
 
 def add_annotate(commands: Commands) -> None:
@@ -80,12 +82,12 @@ def add_annotate(commands: Commands) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> int:
-    """Prints the counts of all complete shards as one JSON line.
+    """Prints the counts of all complete shards as one JSON line, and on stderr what was found.
 
-    1 if of the images of this process's shards more than one, and more than 1 %, were unreadable.
+    `LOSSES` if of the images of this process's shards more than one, and more than 1 %, were
+    unreadable, if a shard gave no image, or if one is damaged.
     """
-    from data_pipelines.image_ops import is_tolerable
-    from owl_det.annotate import job
+    from owl_det.annotate import job, summary
 
     done = job.run(
         job.from_arguments(arguments),
@@ -94,13 +96,12 @@ def _annotate(arguments: argparse.Namespace) -> int:
         runner=arguments.runner,
         beam_options=arguments.beam_option,
     )
-    counts = done.counts()
-    keys = ("images", "unreadable", "recorded images", "recorded boxes")
-    print(json.dumps({key.replace(" ", "_"): counts[key] for key in keys}))
+    print(json.dumps(summary.as_json(done.counts())))
     mine = job.share(len(done.shards), arguments.shard_index, arguments.shard_step)
-    ours = done.counts(mine)
-    num_images = ours["images"] + ours["unreadable"]
-    return 0 if is_tolerable(ours["unreadable"], num_images) else 1
+    said = summary.of_job(done, mine)
+    for line in (*said.lines, *said.losses):
+        print(f"owl-det: {line}", file=sys.stderr)
+    return ExitCode.LOSSES if said.losses else ExitCode.DONE
 
 
 def add_annotate_precision(

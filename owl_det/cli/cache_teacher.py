@@ -37,7 +37,7 @@ def add_cache_teacher(commands: Commands) -> None:
 
 def _cache_teacher(arguments: argparse.Namespace) -> int:
     """One JSON object of counts on stdout; 1 if images could not be read."""
-    from owl_det import cache_teacher
+    from owl_det.distillation import cache_teacher
 
     counts = cache_teacher.run(
         cache_teacher.read_config(arguments.config, arguments.changes),

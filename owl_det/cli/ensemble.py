@@ -4,7 +4,7 @@ import argparse
 import json
 
 from owl_det.cli.options import Commands, local_path
-from owl_det.errors import UserError
+from owl_det.errors import ExitCode, UserError
 
 
 def add_ensemble(commands: Commands) -> None:
@@ -55,7 +55,8 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     if arguments.weight is not None:
         out = arguments.out or "runs/ensemble"
         ensemble.save(arguments.self_trained, arguments.fine_tuned, arguments.weight, out)
-        return 0
+        print(json.dumps({"wrote": out, "weight": arguments.weight}))
+        return ExitCode.DONE
     points = ensemble.sweep(
         arguments.self_trained,
         arguments.fine_tuned,
@@ -67,4 +68,4 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     )
     for point in points:
         print(json.dumps(point))
-    return 0
+    return ExitCode.DONE

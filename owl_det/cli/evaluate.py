@@ -2,7 +2,9 @@
 
 import argparse
 
-from owl_det.cli.options import Commands, local_path
+from owl_det.cli.options import Commands, check_folder, local_path
+
+_NUM_PICTURES = 8  # images that --pictures shows, of each data set
 
 
 def add_evaluate(commands: Commands) -> None:
@@ -25,14 +27,14 @@ def add_evaluate(commands: Commands) -> None:
         type=local_path,
         default="",
         metavar="PATH",
-        help="JSON file; folder of labels (voc, yolo)",
+        help="JSON file; folder of labels (voc, yolo); data.yaml, or the folder it lies in (yolo)",
     )
     parser.add_argument(
         "--images",
         type=local_path,
         default="",
         metavar="DIR",
-        help="of odinw: the folder of data sets",
+        help="of odinw: the folder of data sets; of yolo: not with data.yaml",
     )
     parser.add_argument(
         "--split_list",
@@ -42,7 +44,10 @@ def add_evaluate(commands: Commands) -> None:
         help="of voc: image stems",
     )
     parser.add_argument(
-        "--split", default="", choices=("valid", "test"), help="of odinw; default: valid"
+        "--split",
+        default="",
+        choices=("train", "val", "valid", "test"),
+        help="of odinw: valid (the default) or test; of yolo: which part of the data set",
     )
     parser.add_argument(
         "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
@@ -64,11 +69,17 @@ def add_evaluate(commands: Commands) -> None:
         metavar="FILE.json",
         help="where to write detections in COCO's format",
     )
+    parser.add_argument(
+        "--pictures",
+        type=local_path,
+        metavar="DIR",
+        help="where to draw detections beside the truth, precision and recall, and confusions",
+    )
     parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    """A table on stdout; JSON with `--out`."""
+    """A table on stdout; JSON with `--out`, pictures with `--pictures`."""
     from owl_det import checkpoint, stablehlo
     from owl_det.evaluation import benchmark
 
@@ -78,7 +89,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         batch_size=arguments.batch_size,
         max_images=arguments.max_images,
+        num_pictures=_NUM_PICTURES if arguments.pictures else 0,
     )
+    if arguments.pictures:
+        check_folder("--pictures", arguments.pictures)
     sources = benchmark.open_sources(
         benchmark.Location(
             kind=arguments.dataset,
@@ -98,6 +112,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         settings,
         prompts=arguments.prompts,
         results=arguments.results,
+        pictures=arguments.pictures,
         functions=functions,
     )
     print(benchmark.table(content))

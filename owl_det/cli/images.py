@@ -4,24 +4,36 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from owl_det import files
+from absl import logging
+
+from owl_det import files, near_paths
 from owl_det.errors import ExitCode, UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
+def image_paths(arguments: list[str], out: str | None = None) -> list[Path]:
+    """The named files, and all images of the named folders and their subfolders.
 
-def image_paths(arguments: list[str]) -> list[Path]:
-    """The named files, and all images of the named folders. Raises `UserError` if one is absent."""
+    Hidden files are left out, and so is `out`, where pictures of an earlier run may lie. Files that
+    are no images are counted on stderr. Raises `UserError` if a path is absent or nothing is left.
+    """
+    from data_pipelines import image_files
+
     paths: list[Path] = []
+    empty: list[str] = []
     for path in (files.local(argument, "IMAGE") for argument in arguments):
         if path.is_dir():
-            paths += sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = image_files.find(path, leave_out=Path(out) if out else None)
+            paths += [path / name for name in found.images]
+            if not found.images:
+                empty.append(found.nothing())
+            for line in found.lines():
+                logging.warning("%s", line)
         elif path.exists():
             paths.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder")
+            raise UserError(f"{path}: no such file or folder{near_paths.hint(path)}")
     if not paths:
-        raise UserError(f"no images in {', '.join(arguments)}")
+        raise UserError("; ".join(empty))
     return paths
 
 
@@ -46,6 +58,12 @@ def picture_paths(out: Path, paths: list[Path]) -> list[Path]:
 
 
 def exit_code(num_failed: int, num_images: int) -> int:
+    """`LOSSES` if images could not be read; says so, and how many files end early."""
+    from data_pipelines import image_ops
+
+    early = image_ops.take_early_ends()
+    if early:
+        logging.warning("%d images end early: read as far as they go", early)
     if num_failed:
         print(f"owl-det: {num_failed} of {num_images} images could not be read", file=sys.stderr)
     return ExitCode.LOSSES if num_failed else ExitCode.DONE

@@ -3,17 +3,21 @@
 import argparse
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from owl_det import files
-from owl_det.errors import ExitCode
+from owl_det import files, ranges
+from owl_det.errors import ExitCode, UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
 
 
-class _HelpWithDefaults(argparse.HelpFormatter):
-    """Names the default of every option that has one, unless its help does so in words."""
+class HelpWithDefaults(argparse.RawDescriptionHelpFormatter):
+    """Names the default of every option that has one, unless its help does so in words.
+
+    The lines of examples stay as they are.
+    """
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -27,7 +31,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose help names the defaults, and whose flags are written out in full."""
 
     def __init__(self, *arguments: object, **options: object):
-        options.setdefault("formatter_class", _HelpWithDefaults)
+        options.setdefault("formatter_class", HelpWithDefaults)
         options.setdefault("allow_abbrev", False)
         super().__init__(*arguments, **options)  # pyright: ignore[reportArgumentType]
 
@@ -64,12 +68,88 @@ def refuse_addresses(arguments: argparse.Namespace) -> None:
                 files.local(part)
 
 
-def add_filters(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threshold", type=float, default=0.1, help="lowest score, in [0, 1]")
-    parser.add_argument("--top_k", type=int, default=300, help="query-box pairs per image")
+def share(flag: str) -> Callable[[str], float]:
+    """The `type` of an option that takes a number in [0, 1]. Raises `DataError` for another."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            return ranges.share(flag, text)
+        return ranges.share(flag, number)
+
+    return parse
+
+
+def count(flag: str, least: int = 1) -> Callable[[str], int]:
+    """The `type` of an option that takes a whole number. Raises `DataError` below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            return ranges.count(flag, text, least)
+        return ranges.count(flag, number, least)
+
+    return parse
+
+
+def check_folder(flag: str, path: str | os.PathLike[str]) -> None:
+    """Raises `UserError` if no folder can be made or written there."""
+    folder = Path(path).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{flag} {path}: {folder} is a file; name a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {path}: {folder} may not be written to; name another folder")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--nms_iou", type=float, help="drop boxes that overlap a better one of their query more"
+        "images",
+        type=local_path,
+        nargs="+",
+        metavar="IMAGE",
+        help="files, or folders with their subfolders",
+    )
+
+
+def add_checkpoint(
+    parser: argparse.ArgumentParser, what: str = "workdir, checkpoint or export"
+) -> None:
+    parser.add_argument("--checkpoint", type=local_path, required=True, metavar="DIR", help=what)
+
+
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image_size",
+        type=count("--image_size"),
+        metavar="PIXELS",
+        help="side of the square that the model sees; default: the model's own",
+    )
+
+
+def add_filters(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threshold", type=share("--threshold"), default=0.1, help="lowest score, in [0, 1]"
     )
     parser.add_argument(
-        "--prompts", choices=("none", "clip", "clip_best7"), help="default: the model's own"
+        "--top_k", type=count("--top_k"), default=300, help="query-box pairs per image"
+    )
+    parser.add_argument(
+        "--nms_iou",
+        type=share("--nms_iou"),
+        metavar="IOU",
+        help="drop boxes that overlap a better one of their query more, such as 0.5; default: none",
+    )
+    parser.add_argument(
+        "--nms_across_queries",
+        action="store_true",
+        help="with --nms_iou: better boxes of other queries count too",
+    )
+    parser.add_argument(
+        "--prompts",
+        choices=("none", "clip", "clip_best7"),
+        help="sentences around each query; default: the model's own",
     )

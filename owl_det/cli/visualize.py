@@ -4,28 +4,26 @@ import argparse
 import sys
 from pathlib import Path
 
+from owl_det import files
+from owl_det.cli import options, summary
 from owl_det.cli.images import exit_code, image_paths, picture_paths
 from owl_det.cli.options import Commands, local_path
-from owl_det.errors import UserError
 
 
 def add_visualize(commands: Commands) -> None:
     parser = commands.add_parser("visualize", help="pictures of what a model computes")
     kinds = parser.add_subparsers(dest="kind", required=True)
     features = kinds.add_parser("features", help="token embeddings: clusters, likeness to texts")
-    features.add_argument(
-        "images", type=local_path, nargs="+", metavar="IMAGE", help="files or folders"
-    )
-    features.add_argument(
-        "--checkpoint",
-        type=local_path,
-        required=True,
-        metavar="DIR",
-        help="of any kind",
-    )
+    options.add_images(features)
+    options.add_checkpoint(features, "workdir or checkpoint, of any kind")
     features.add_argument("--query", action="append", default=[], help="a heat map of it; repeat")
-    features.add_argument("--num_clusters", type=int, default=6, help="colours of the picture")
-    features.add_argument("--image_size", type=int, default=0, help="default: the model's")
+    features.add_argument(
+        "--num_clusters",
+        type=options.count("--num_clusters"),
+        default=6,
+        help="colours of the picture",
+    )
+    options.add_image_size(features)
     features.add_argument(
         "--prompts", default="", choices=("none", "clip", "clip_best7"), help="default: as trained"
     )
@@ -41,9 +39,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import checkpoint, dense_features, viz
+    from owl_det import checkpoint, dense_features, given_queries, viz
 
-    paths = image_paths(arguments.images)
+    paths = image_paths(arguments.images, arguments.out)
+    options.check_folder("--out", arguments.out)
+    queries = given_queries.texts(arguments.query) if arguments.query else ()
     model = checkpoint.load_model(arguments.checkpoint)
     if arguments.image_size:
         model = checkpoint.resized(model, arguments.image_size)
@@ -58,17 +58,18 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
             print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
     if not read:
         return exit_code(len(paths), len(paths))
-    texts = features.encode(arguments.query, arguments.prompts) if arguments.query else []
+    texts = features.encode(queries, arguments.prompts) if queries else []
     clusters = dense_features.cluster(grids, arguments.num_clusters)
     for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
         image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
         coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
-        pictures = [viz.titled(pixels, "image"), viz.titled(coloured, "clusters")]
-        for query, text in zip(arguments.query, texts, strict=True):
+        pictures = [viz.show(pixels, "image"), viz.titled(coloured, "clusters")]
+        for query, text in zip(queries, texts, strict=True):
             pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
         viz.save_png(target, viz.picture_grid(pictures))
         print(target)
+    summary.say(f"{summary.many(len(read), 'picture')} in {arguments.out}")
     return exit_code(len(paths) - len(read), len(paths))
 
 
@@ -77,8 +78,12 @@ def add_sample(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=local_path, required=True, metavar="DIR", help="where the images go"
     )
-    parser.add_argument("--num_images", type=int, default=4, help="pictures to draw")
-    parser.add_argument("--image_size", type=int, default=64, help="side in pixels")
+    parser.add_argument(
+        "--num_images", type=options.count("--num_images"), default=4, help="pictures to draw"
+    )
+    parser.add_argument(
+        "--image_size", type=options.count("--image_size"), default=64, help="side in pixels"
+    )
     parser.set_defaults(run=_sample)
 
 
@@ -86,18 +91,17 @@ def _sample(arguments: argparse.Namespace) -> int:
     from data_pipelines import image_ops
     from data_pipelines.shapes_world import ShapesWorld
 
-    for key in ("num_images", "image_size"):
-        if getattr(arguments, key) < 1:
-            raise UserError(f"--{key}: must be positive, got {getattr(arguments, key)}")
+    options.check_folder("--out", arguments.out)
     world = ShapesWorld(
         split="test", image_size=arguments.image_size, num_images=arguments.num_images
     )
     out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
     for index in range(len(world)):
         path = out / f"shapes_{index:04d}.png"
         record = world[index]
-        image_ops.decode_image(record.image).save(path)
+        with files.atomic(path) as partial:
+            image_ops.decode_image(record.image).save(partial, format="PNG")
         names = ", ".join(name for group in record.names for name in group)
         print(f"{path}: {names}")
+    summary.say(f"{summary.many(len(world), 'image')} in {out}")
     return 0

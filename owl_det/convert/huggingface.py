@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import ModelConfig, PreprocessConfig
-from owl_det.convert import clip_vocabulary, models, rules
+from owl_det.convert import clip_vocabulary, models, rules, settings
 from owl_det.convert.rules import ALL, LAYER, Ignored, Layout, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.errors import CheckpointError
@@ -72,23 +72,51 @@ def read(source: str) -> LoadedModel:
     folder = find_folder(source)
     config = read_json(folder / "config.json")
     kind = config.get("model_type")
-    if kind not in _DEFAULTS:
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise CheckpointError(
             f"{folder / 'config.json'}: model_type {kind!r} is not one of {', '.join(_DEFAULTS)}"
         )
     weights = open_weights(folder)
+    is_contrastive = _is_contrastive(kind, weights)
     model, preprocess = models.resolve(
-        _model_config(config, kind, weights, folder / "config.json"),
+        {
+            **_model_config(config, kind, folder / "config.json"),
+            "contrastive": "softmax" if is_contrastive else "none",
+        },
         _preprocess_config(folder / "preprocessor_config.json", kind),
         str(folder),
     )
     _check_side(folder / "preprocessor_config.json", model.image_size)
-    loaded = models.read(table(kind), weights, model, preprocess)
-    return dataclasses.replace(loaded, tokenizer=clip_vocabulary.own_tokenizer(folder))
+    loaded = models.read(table(kind, is_contrastive), weights, model, preprocess)
+    return dataclasses.replace(
+        loaded, tokenizer=clip_vocabulary.own_tokenizer(folder), names=_names(config)
+    )
 
 
-def table(kind: str) -> Table:
-    """Where each tensor of "owlvit" or "owlv2" goes."""
+def _names(config: dict[str, Any]) -> tuple[str, ...]:
+    """Those that a fine-tuned model keeps; transformers itself writes LABEL_0, LABEL_1."""
+    labels = config.get("id2label")
+    names = labels.values() if isinstance(labels, dict) else ()
+    kept = [name for name in names if isinstance(name, str) and not name.startswith("LABEL_")]
+    return tuple(kept) if len(kept) == len(names) else ()
+
+
+def _is_contrastive(kind: str, weights: Weights) -> bool:
+    """True if the file holds what contrastive training has left, and no stand-in of `write`."""
+    scale, projection = f"{kind}.logit_scale", f"{kind}.visual_projection.weight"
+    if scale not in weights.shapes or projection not in weights.shapes:
+        return False
+    if len(weights.shapes[projection]) != 2:
+        return True  # the table's shapes say what is wrong
+    stand_in = _initial(kind, weights.shapes[projection])
+    return not all(np.array_equal(weights.read(name), x) for name, x in stand_in.items())
+
+
+def table(kind: str, is_contrastive: bool = False) -> Table:
+    """Where each tensor of "owlvit" or "owlv2" goes.
+
+    `is_contrastive`: with the scale and the projection that only contrastive training uses.
+    """
     vision, text = f"{kind}.vision_model", f"{kind}.text_model"
     entries: list[Rule] = [
         Rule(f"{vision}.embeddings.class_embedding", "image/class_embedding"),
@@ -111,10 +139,19 @@ def table(kind: str) -> Table:
     for head in heads:
         for i in range(3):
             entries += _linear(f"{head}.dense{i}", f"{head}/dense_{i}")
+    if is_contrastive:
+        projection = f"{kind}.visual_projection.weight"
+        entries += [
+            Rule(projection, "image/visual_projection/kernel", layout="linear"),
+            Rule(f"{kind}.logit_scale", "logit_scale"),
+        ]
     return Table(
         rules=tuple(entries),
         ignored=(
-            Ignored(rf"{kind}\.(visual_projection\.weight|logit_scale)", "contrastive training"),
+            Ignored(
+                rf"{kind}\.(visual_projection\.weight|logit_scale)",
+                "for contrastive training, and incomplete or never trained",
+            ),
             Ignored(r".*\.position_ids|box_bias", "constants that older versions saved"),
         ),
     )
@@ -156,12 +193,11 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _model_config(
-    config: Mapping[str, Any], kind: str, weights: Weights, file: Path
-) -> dict[str, Any]:
+def _model_config(config: Mapping[str, Any], kind: str, file: Path) -> dict[str, Any]:
     """The `model` section of our config, unchecked but for what it cannot express."""
     text = _section(config, "text_config", _DEFAULTS[kind]["text"], file)
     vision = _section(config, "vision_config", _DEFAULTS[kind]["vision"], file)
+    dim = settings.setting(f"{file}: ", config, "projection_dim", 512)
     for key in ("hidden_act", "layer_norm_eps"):
         if text[key] != vision[key]:
             raise CheckpointError(
@@ -176,7 +212,7 @@ def _model_config(
         )
     return {
         "image_size": vision["image_size"],
-        "embedding_dim": config.get("projection_dim", 512),
+        "embedding_dim": dim,
         "image": {"patch_size": vision["patch_size"], **_tower(vision)},
         "text": {
             "vocabulary_size": text["vocab_size"],
@@ -195,10 +231,9 @@ def _model_config(
 def _section(
     config: Mapping[str, Any], name: str, defaults: dict[str, Any], file: Path
 ) -> dict[str, Any]:
-    section = config.get(name) or {}
-    if not isinstance(section, dict):
-        raise CheckpointError(f"{file}: {name} is no object")
-    return {key: section.get(key, value) for key, value in defaults.items()}
+    section = settings.section(f"{file}: ", config, name)
+    where = f"{file}: {name}."
+    return {key: settings.setting(where, section, key, x) for key, x in defaults.items()}
 
 
 def _tower(section: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,42 +247,50 @@ def _tower(section: Mapping[str, Any]) -> dict[str, Any]:
 
 def _preprocess_config(file: Path, kind: str) -> dict[str, Any]:
     """The `preprocess` section. The processor's class decides between padding and stretching."""
-    settings = read_json(file)
-    name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or kind
-    is_stretched = "owlvit" in str(name).lower()
-    wanted = {"do_resize": True, "do_rescale": True, "do_normalize": True}
-    wanted |= {} if is_stretched else {"do_pad": True}
-    for key, value in wanted.items():
-        if (settings.get(key) if settings.get(key) is not None else value) is not value:
-            raise CheckpointError(f"{file}: {key} must be {str(value).lower()}")
-    factor = settings.get("rescale_factor", 1 / 255)
-    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+    values, where = read_json(file), f"{file}: "
+    is_stretched = _processor_of(values, kind, where) == "owlvit"
+    for key in ("do_resize", "do_rescale", "do_normalize", *(() if is_stretched else ("do_pad",))):
+        if not settings.switch(where, values, key, True):
+            raise CheckpointError(f"{file}: {key} must be true")
+    factor = settings.setting(where, values, "rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-6:
         raise CheckpointError(f"{file}: rescale_factor {factor!r} is not 1/255")
-    resample = settings.get("resample", 3 if is_stretched else 2)
-    if is_stretched and resample not in _RESAMPLING:
-        raise CheckpointError(f"{file}: resample {resample!r} is neither 2 (bilinear) nor 3")
+    resize = settings.choice(where, values, "resample", _RESAMPLING, "bicubic")
     return {
         "geometry": "stretch" if is_stretched else "pad",
         # Owlv2's processor filters and interpolates with SciPy, whatever `resample` says.
-        "resize": _RESAMPLING[resample] if is_stretched else "gaussian",
+        "resize": resize if is_stretched else "gaussian",
         "pad_value": 0.0,
-        "mean": settings.get("image_mean", _CLIP_MEAN),
-        "std": settings.get("image_std", _CLIP_STD),
+        "mean": settings.three_numbers(where, values, "image_mean", _CLIP_MEAN),
+        "std": settings.three_numbers(where, values, "image_std", _CLIP_STD),
     }
+
+
+def _processor_of(values: Mapping[str, Any], kind: str, where: str) -> str:
+    """ "owlvit" or "owlv2" by the class of the image processor; `kind` where none is named."""
+    for key in ("image_processor_type", "feature_extractor_type"):
+        name = settings.setting(where, values, key, "") if values.get(key) is not None else ""
+        for known in _DEFAULTS:
+            if known in name.lower():
+                return known
+        if name:
+            raise CheckpointError(f"{where}{key}: {name!r} is not of {' or '.join(_DEFAULTS)}")
+    return kind
 
 
 def _check_side(file: Path, image_size: int) -> None:
     """Images must be prepared at the model's size; a crop to that size takes nothing away."""
-    settings = read_json(file)
-    keys = ["size", "crop_size"] if settings.get("do_center_crop") else ["size"]
-    for key in keys:
-        size = settings.get(key)
+    values = read_json(file)
+    is_cropped = settings.switch(f"{file}: ", values, "do_center_crop", False)
+    for key in ("size", "crop_size") if is_cropped else ("size",):
+        size = values.get(key)
         if isinstance(size, dict):
             sides = [size.get("height"), size.get("width")]
         else:
             sides = size if isinstance(size, list) and size else [size]
         if size is not None and sides != [image_size] * len(sides):
-            raise CheckpointError(f"{file}: {key} {size} is not the model's {image_size} pixels")
+            shown = str(size)[:60]
+            raise CheckpointError(f"{file}: {key} {shown} is not the model's {image_size} pixels")
 
 
 def find_folder(source: str, files: Sequence[str] = _FILES) -> Path:
@@ -309,12 +352,18 @@ def write(target: Path, model: LoadedModel) -> None:
     _log_differences(model)
     parameters = models.flatten(model.params)
     shapes = _their_shapes(kind, model.model)
-    tensors = rules.to_theirs(table(kind), parameters, shapes)
-    lacking = sorted(shapes.keys() - tensors.keys())
-    logging.warning("%s: not in our model, written as transformers starts them", ", ".join(lacking))
-    tensors |= _initial(kind, model.model)
+    is_contrastive = model.model.contrastive == "softmax"
+    tensors = rules.to_theirs(table(kind, is_contrastive), parameters, shapes)
+    if lacking := sorted(shapes.keys() - tensors.keys()):
+        names = ", ".join(lacking)
+        logging.warning("%s: not in our model, written as transformers starts them", names)
+        tensors |= _initial(kind, shapes[f"{kind}.visual_projection.weight"])
     target.mkdir(parents=True, exist_ok=True)
-    _write_json(target / "config.json", _their_config(kind, model.model))
+    described = _their_config(kind, model.model)
+    if model.names:
+        described["id2label"] = dict(enumerate(model.names))
+        described["label2id"] = {name: index for index, name in enumerate(model.names)}
+    _write_json(target / "config.json", described)
     _write_json(target / "preprocessor_config.json", _their_preprocessing(kind, model))
     clip_vocabulary.write(target, max_length=model.model.text.num_positions)
     # The weights come last: a folder that was cut short has none.
@@ -334,8 +383,10 @@ def _check_expressible(model: ModelConfig) -> None:
         "image.pre_norm": (model.image.pre_norm, True),
         "image.patch_bias": (model.image.patch_bias, False),
         "image.last_block": (model.image.last_block, "full"),
-        "contrastive": (model.contrastive, "none"),
     }
+    if model.contrastive != "none":
+        wanted["contrastive"] = (model.contrastive, "softmax")
+        wanted["image.projection"] = (model.image.projection, "linear")
     for key, (value, only) in wanted.items():
         if value != only:
             raise CheckpointError(f"model.{key}: {value}; transformers can only have {only}")
@@ -417,10 +468,12 @@ def _their_shapes(kind: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _initial(kind: str, model: ModelConfig) -> dict[str, np.ndarray]:
-    """What only contrastive training uses, as their class initialises it."""
-    shape = (model.embedding_dim, model.image.width)
-    values = np.random.default_rng(0).normal(scale=model.image.width**-0.5, size=shape)
+def _initial(kind: str, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """What only contrastive training uses, as their class initialises it; always the same.
+
+    `shape` is the projection's: [embedding_dim, image.width].
+    """
+    values = np.random.default_rng(0).normal(scale=max(shape[1], 1) ** -0.5, size=shape)
     return {
         f"{kind}.visual_projection.weight": values.astype(np.float32),
         f"{kind}.logit_scale": np.array(_LOGIT_SCALE, np.float32),

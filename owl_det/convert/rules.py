@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from absl import logging
 
+from owl_det import finite
 from owl_det.convert.weights import FLOATS, Weights
 from owl_det.errors import CheckpointError
 
@@ -64,7 +65,7 @@ def to_ours(
 
     All names and shapes are checked before anything is allocated. Raises `CheckpointError`, naming
     the tensor, if one that a rule wants is missing, one that no rule knows is there, a shape does
-    not fit, or a parameter is left without values.
+    not fit, a value is NaN or infinite, or a parameter is left without values.
     """
     _check_layers(table, weights, shapes)
     placed = list(_expand(table, shapes))
@@ -74,7 +75,9 @@ def to_ours(
         _check_shape(rule, weights, shapes)
     parameters = {path: np.empty(shape, np.float32) for path, shape in shapes.items()}
     for rule in placed:
-        values = _rearranged(weights.read(rule.theirs), rule.layout)
+        read = weights.read(rule.theirs)
+        finite.refuse(weights.source, f"tensor {rule.theirs}", read)
+        values = _rearranged(read, rule.layout)
         slot = parameters[rule.ours][rule.index].shape
         parameters[rule.ours][rule.index] = values.reshape(slot)
     return parameters

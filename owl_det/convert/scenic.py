@@ -16,6 +16,8 @@ from owl_det.convert.weights import Weights, open_weights
 from owl_det.errors import CheckpointError
 
 _VISUAL, _TEXT = "backbone/clip/visual", "backbone/clip/text"
+# What contrastive training has left; files may lack it.
+_SCALE, _PROJECTION = "backbone/clip/logit_scale", f"{_VISUAL}/proj/kernel"
 
 
 def read(source: str) -> LoadedModel:
@@ -25,8 +27,9 @@ def read(source: str) -> LoadedModel:
     """
     weights = _parameters(open_weights(source))
     has_objectness = any(name.startswith("objectness_head/") for name in weights.shapes)
-    model, preprocess = _model_config(weights, has_objectness), _PREPROCESS
-    return models.read(table(has_objectness), weights, model, preprocess)
+    is_contrastive = _SCALE in weights.shapes and _PROJECTION in weights.shapes
+    model = _model_config(weights, has_objectness, is_contrastive)
+    return models.read(table(has_objectness, is_contrastive), weights, model, _PREPROCESS)
 
 
 # The authors' evaluator: bilinear, then zeros at the bottom and right. It does not antialias; like
@@ -34,8 +37,11 @@ def read(source: str) -> LoadedModel:
 _PREPROCESS = PreprocessConfig(geometry="pad", resize="bilinear", pad_value=0.0)
 
 
-def table(has_objectness: bool) -> Table:
-    """Where each tensor goes, in the newer spelling."""
+def table(has_objectness: bool, is_contrastive: bool = False) -> Table:
+    """Where each tensor goes, in the newer spelling.
+
+    `is_contrastive`: with the scale and the projection that only contrastive training uses.
+    """
     heads = {"obj_box_head": "box_head", "objectness_head": "objectness_head"}
     entries: list[Rule] = [
         Rule(f"{_VISUAL}/class_embedding", "image/class_embedding"),
@@ -58,12 +64,19 @@ def table(has_objectness: bool) -> Table:
         if theirs == "obj_box_head" or has_objectness:
             for i in range(3):
                 entries += _dense(f"{theirs}/Dense_{i}", f"{ours}/dense_{i}")
+    if is_contrastive:
+        entries += [
+            Rule(_SCALE, "logit_scale"),
+            Rule(_PROJECTION, "image/visual_projection/kernel"),
+        ]
     return Table(
         rules=tuple(entries),
         ignored=(
             Ignored(r"obj_mask_head/.*", "the mask head; masks are not predicted here"),
             Ignored(r"class_head/padding(_bias)?", "unused by the authors' code too"),
-            Ignored(r"backbone/clip/(logit_scale|visual/proj/kernel)", "contrastive training"),
+            Ignored(
+                f"{_SCALE}|{_PROJECTION}", "for contrastive training, of no use without the other"
+            ),
         ),
     )
 
@@ -121,7 +134,7 @@ def _parameters(weights: Weights) -> Weights:
     return weights.renamed(renumbered)
 
 
-def _model_config(weights: Weights, has_objectness: bool) -> ModelConfig:
+def _model_config(weights: Weights, has_objectness: bool, is_contrastive: bool) -> ModelConfig:
     """The architecture, from shapes; `rules` then checks every shape against it.
 
     The class head's width is the queries'; every attention kernel is [width, heads, features].
@@ -150,6 +163,7 @@ def _model_config(weights: Weights, has_objectness: bool) -> ModelConfig:
         "merge_norm_epsilon": 1e-6,
         "box_bias": "both",
         "has_objectness_head": has_objectness,
+        "contrastive": "softmax" if is_contrastive else "none",
     }
     return models.resolve(model, {}, weights.source)[0]
 

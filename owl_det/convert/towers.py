@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from owl_det import checkpoint, path_rules
-from owl_det.convert import models
+from owl_det.convert import models, settings
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
 from owl_det.convert.weights import Weights
 from owl_det.errors import CheckpointError
@@ -86,19 +86,6 @@ def grid_side(weights: Weights, num_positions: int, num_class_tokens: int) -> in
     return side
 
 
-def setting(source: str, section: Mapping[str, Any], key: str, default: Any) -> Any:
-    """A value of a Hugging Face config, which leaves out what is the default there.
-
-    Raises `CheckpointError` if it is of another type than the default.
-    """
-    value = section.get(key, default)
-    if isinstance(default, float) and type(value) is int:
-        value = float(value)
-    if type(value) is not type(default):
-        raise CheckpointError(f"{source}: {key} of the config is {value!r}")
-    return value
-
-
 def shared(source: str, key: str, image: Any, text: Any) -> Any:
     """The value that both towers must have."""
     if image != text:
@@ -113,13 +100,11 @@ def preprocess_of(
     source: str, processor: Mapping[str, Any], default: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The section `preprocess` from a preprocessor_config.json; `default` where it is silent."""
-    resample = processor.get("resample")
-    if resample is not None and resample not in RESAMPLING:
-        raise CheckpointError(f"{source}: resample {resample!r} is not one of {RESAMPLING}")
+    where = f"{source}: preprocessor_config.json: "
     return {
-        "resize": RESAMPLING[resample] if resample is not None else default["resize"],
-        "mean": processor.get("image_mean", default["mean"]),
-        "std": processor.get("image_std", default["std"]),
+        "resize": settings.choice(where, processor, "resample", RESAMPLING, default["resize"]),
+        "mean": settings.three_numbers(where, processor, "image_mean", default["mean"]),
+        "std": settings.three_numbers(where, processor, "image_std", default["std"]),
     }
 
 
@@ -140,11 +125,14 @@ def huggingface_model(
     Sizes come from the tensors. Raises `CheckpointError`, naming the tensor or the key.
     """
     source = weights.source
-    image, text = (_section(source, config, f"{name}_config") for name in ("vision", "text"))
+    where = f"{source}: config.json: "
+
+    def value(tower: str, key: str, default: Any) -> Any:
+        section = settings.section(where, config, f"{tower}_config")
+        return settings.setting(f"{where}{tower}_config.", section, key, default)
 
     def both(key: str, default: Any) -> Any:
-        theirs = [setting(source, section, key, default) for section in (image, text)]
-        return shared(source, key, *theirs)
+        return shared(source, key, *(value(tower, key, default) for tower in ("vision", "text")))
 
     embeddings = "vision_model.embeddings"
     width, _, patch, _ = shape_of(weights, f"{embeddings}.patch_embedding.weight", 4)
@@ -159,7 +147,7 @@ def huggingface_model(
         "image": {
             "patch_size": patch,
             "width": width,
-            "num_heads": setting(source, image, "num_attention_heads", 12),
+            "num_heads": value("vision", "num_attention_heads", 12),
             **_depth(weights, "vision_model"),
         },
         "text": {
@@ -170,7 +158,7 @@ def huggingface_model(
                 weights, "text_model.embeddings.position_embedding.weight", 2
             )[0],
             "width": shape_of(weights, "text_model.embeddings.token_embedding.weight", 2)[1],
-            "num_heads": setting(source, text, "num_attention_heads", text_heads),
+            "num_heads": value("text", "num_attention_heads", text_heads),
             **_depth(weights, "text_model"),
         },
     }
@@ -182,13 +170,6 @@ def _depth(weights: Weights, tower: str) -> dict[str, int]:
         "num_layers": num_layers(weights, fc1),
         "mlp_width": shape_of(weights, fc1.replace(LAYER, "0"), 2)[0],
     }
-
-
-def _section(source: str, config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = config.get(key, {})
-    if not isinstance(section, Mapping):
-        raise CheckpointError(f"{source}: {key} of the config is {section!r}")
-    return section
 
 
 def huggingface_layers(theirs: str, ours: str) -> list[Rule]:

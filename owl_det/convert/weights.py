@@ -8,6 +8,8 @@ msgpack, and NumPy's npz. Pickles (`.pt`, `.bin`, object arrays) are refused.
 import json
 import mmap
 import os
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +85,7 @@ def open_weights(path: str | os.PathLike[str]) -> Weights:
         return _open_folder(path) if path.is_dir() else _open_file(path)
     except FileNotFoundError as error:  # of a folder, perhaps a file that its index names
         raise CheckpointError(f"{error.filename or path}: no such file or folder") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter of names that no file can have
         raise CheckpointError(f"{path}: cannot be read ({error})") from None
 
 
@@ -92,7 +94,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -164,6 +166,9 @@ def _open_shards(folder: Path) -> Weights:
             shards[file] = _open_file(folder / file)  # never a folder, which may name itself
         if name not in shards[file].shapes:
             raise CheckpointError(f"{folder / file}: tensor {name} is missing")
+    # What the index leaves out of a shard is there all the same.
+    inside = {name: file for file, shard in shards.items() for name in shard.shapes}
+    places |= {name: file for name, file in inside.items() if name not in places}
     return Weights(
         str(folder),
         {name: shards[file].shapes[name] for name, file in places.items()},
@@ -176,7 +181,7 @@ def _open_shards(folder: Path) -> Weights:
 
 # RuntimeError: members that ask for a password, and unknown compression.
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError)
-_DAMAGED_ZIP += (SyntaxError, MemoryError)  # of headers
+_DAMAGED_ZIP += (SyntaxError, TypeError, tokenize.TokenError, MemoryError)  # of headers
 
 
 def _open_npz(path: Path) -> Weights:
@@ -184,10 +189,10 @@ def _open_npz(path: Path) -> Weights:
         archive = zipfile.ZipFile(path)
         if any(name.endswith(".pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path}: {_PICKLE}")
-        headers = {
-            member.filename.removesuffix(".npy"): _npy_header(archive, member)
-            for member in archive.infolist()
-        }
+        members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
+        if len(members) < len(archive.infolist()):
+            raise ValueError("two members have one name")
+        headers = {name: _npy_header(archive, member) for name, member in members.items()}
     except _DAMAGED_ZIP as error:
         raise CheckpointError(f"{path}: damaged npz file ({error})") from None
 
@@ -195,7 +200,8 @@ def _open_npz(path: Path) -> Weights:
         shape, dtype = headers[name]
         _check_readable(path, name, dtype, shape)
         try:
-            with archive.open(f"{name}.npy") as member:
+            with archive.open(members[name]) as member, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of headers that Python 2 wrote
                 values = np.lib.format.read_array(member, allow_pickle=False)
         except _DAMAGED_ZIP as error:
             raise CheckpointError(f"{path}: tensor {name}: {error}") from None
@@ -213,9 +219,10 @@ def _open_npz(path: Path) -> Weights:
 
 def _npy_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], str]:
     """Shape and dtype, without the values. Raises `ValueError` if these are more or fewer."""
-    with archive.open(member) as file:
+    with archive.open(member) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of headers that Python 2 wrote
         shape, dtype = _read_npy_header(file)
-        length = file.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize
+        length = file.tell() + _num_values(_checked_shape(shape)) * dtype.itemsize
     if dtype.hasobject:
         raise ValueError(f"{member.filename} holds pickled Python objects, which are not read")
     if length != member.file_size:
@@ -247,7 +254,7 @@ def _open_msgpack(path: Path) -> Weights:
     with path.open("rb") as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        tree = msgpack.unpackb(data, ext_hook=_flax_leaf, raw=False)
+        tree = msgpack.unpackb(data, ext_hook=_flax_leaf, object_pairs_hook=_distinct, raw=False)
         if not isinstance(tree, dict):
             raise ValueError("not a tree of names")
         leaves: dict[str, list[np.ndarray]] = {}
@@ -269,6 +276,12 @@ def _open_msgpack(path: Path) -> Weights:
         return values.reshape(shapes[name])
 
     return Weights(str(path), shapes, dtypes, read)
+
+
+def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice in one tree")
+    return dict(pairs)
 
 
 def _flax_leaf(code: int, data: bytes) -> Any:

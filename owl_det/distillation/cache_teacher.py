@@ -6,15 +6,12 @@ through the functions that training uses online. A job that is killed goes on wh
 several processes may share one folder, each with its own shards.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import json
 import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -28,53 +25,24 @@ from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from owl_det import checkpoint, sharding
+from owl_det import checkpoint, config_file, files, sharding
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.distillation import branches, teachers
 from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
 from owl_det.errors import ConfigError
 from owl_det.parameter_hash import parameter_hash
-from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
 _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
 
 
 def read_config(path: str, changes: list[str]) -> Config:
-    """A config file (`configs/x.py`, or the config.json of a workdir) with `key=value` changes.
-
-    Raises `ConfigError` for a file that cannot be read, and as `resolve`.
-    """
-    file = Path(path)
-    try:
-        if file.suffix == ".json":
-            tree = json.loads(file.read_text())
-        else:
-            spec = importlib.util.spec_from_file_location("_config_file", file)
-            if spec is None or spec.loader is None:
-                raise ConfigError(f"--config: {path} is neither a .py nor a .json file")
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            tree = module.get_config().to_dict()
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"--config: {path} cannot be read ({error})") from None
+    """A config file, as `config_file.read` takes it, with `key=value` changes. Raises as that."""
     for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals:
+        if "=" not in change:
             raise ConfigError(f"--set: {change!r} is not key=value")
-        _set(tree, key.removeprefix("config.").split("."), value)
-    return resolve(tree)
-
-
-def _set(tree: dict[str, Any], keys: list[str], value: str) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"--set: {'.'.join(keys)} is no key of the config")
-    try:
-        tree[keys[-1]] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        tree[keys[-1]] = value  # text needs no quotes
+    flags = [f"--config.{change.removeprefix('config.')}" for change in changes]
+    return config_file.read(path, flags)
 
 
 def run(
@@ -186,16 +154,12 @@ class _Writer:
         if self._dense is not None:
             names = {"names": np.asarray(self._arrays["names"], np.float32)}
             self.write(self._folder / teacher_cache.NAMES, names)
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-        temporary.replace(file)
+        files.write_atomic(file, json.dumps(manifest, indent=2) + "\n")
 
     def write(self, path: Path, tensors: dict[str, np.ndarray]) -> None:
         """One file, complete or absent; it says whose vectors it holds."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata=self._ids)
-        temporary.replace(path)
+        with files.atomic(path) as partial:
+            save_file(tensors, partial, metadata=self._ids)
 
     def shard(self, source: Source, indices: range, batch_size: int) -> dict[str, np.ndarray]:
         """The tensors of one shard."""

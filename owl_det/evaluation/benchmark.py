@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -20,6 +20,8 @@ from owl_det import inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import UserError, in_flags
+from owl_det.evaluation import by_category
+from owl_det.evaluation import pictures as pictures_lib
 from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
 from owl_det.modeling.detector import Detector
 
@@ -35,10 +37,11 @@ class Location:
     """Where a data set lies; what a kind does not need is empty."""
 
     kind: str  # of KINDS
-    annotations: str = ""  # JSON file; folder of XML (voc) or txt files (yolo)
-    images: str = ""  # folder; of odinw: the folder of data sets
+    # JSON file; folder of XML (voc) or txt files (yolo); yolo: data.yaml, or the folder it lies in
+    annotations: str = ""
+    images: str = ""  # folder; of odinw: the folder of data sets; yolo: may be left out
     split_list: str = ""  # voc: text file of stems
-    split: str = ""  # odinw: of SPLITS; default: valid
+    split: str = ""  # odinw: valid (the default) or test; yolo: also train
 
 
 def settings(
@@ -48,6 +51,7 @@ def settings(
     top_k: int = 0,
     batch_size: int = 8,
     max_images: int = 0,
+    num_pictures: int = 0,
 ) -> EvaluationConfig:
     """How a benchmark is measured. By default LVIS has its own protocol, the others COCO's.
 
@@ -66,7 +70,7 @@ def settings(
         top_k=top_k,
         batch_size=batch_size,
         max_images=max_images,
-        num_pictures=0,
+        num_pictures=num_pictures,
     )
 
 
@@ -79,7 +83,9 @@ def open_sources(location: Location) -> dict[str, Source]:
     """
     _check(location)
     if location.kind == "odinw":
-        folders = _odinw_folders(Path(location.images), location.split or "valid")
+        folders = _odinw_folders(
+            Path(location.images), "test" if location.split == "test" else "valid"
+        )
         return {
             name: source_lib.build(
                 config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
@@ -97,12 +103,14 @@ def run(
     *,
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
+    pictures: str | os.PathLike[str] | None = None,
     functions: inference.Functions | None = None,
 ) -> dict[str, Any]:
-    """Measures a model on every data set; the summary is like that of training.
+    """Measures a model on every data set; the summary is like that of training, and by category.
 
     `prompts` "" takes those of the checkpoint. `results` is a file for the detections in COCO's
-    results format; `functions` are those of an export. With several data sets the metrics at the
+    results format, `pictures` a folder for the pictures that a training draws; `functions` are
+    those of an export. With several data sets the metrics at the
     top are means over them. Raises `DataError` if more than 1 % of a data set's images cannot be
     read.
     """
@@ -130,7 +138,12 @@ def run(
         metrics = result.evaluator.compute()
         if results is not None:
             result.evaluator.write_results(results)
-        summaries[name] = summary(measure, result, metrics, model.step, time.time() - started)
+        summaries[name] = {
+            **summary(measure, result, metrics, model.step, time.time() - started),
+            **by_category.content(metrics),
+        }
+        if pictures is not None:
+            pictures_lib.write(Path(pictures), name, result.pictures, result.evaluator, metrics)
     return {
         **_overall(list(summaries.values())),
         "protocol": settings.protocol,
@@ -151,16 +164,18 @@ def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> N
 
 
 def table(content: Mapping[str, Any]) -> str:
-    """The summary as text, metrics in percent: a line a metric, or a line a data set."""
+    """The summary as text, metrics in percent: a line a metric and category, or a data set."""
     sets: Mapping[str, Mapping[str, Any]] = content["datasets"]
     if len(sets) == 1:
         ((name, values),) = sets.items()
-        rows = [(key, f"{100 * values[key]:.2f}") for key in values if key.startswith("AP")]
+        scalars = [key for key in values if key.startswith("AP") and "_by_" not in key]
+        rows = [(key, f"{100 * values[key]:.2f}") for key in scalars]
         rows += [
             (key, str(values[key]))
             for key in ("num_images", "num_instances", "unreadable_images", "seconds")
         ]
-        return columns([(name, f"% ({content['protocol']})"), *rows])
+        totals = columns([(name, f"% ({content['protocol']})"), *rows])
+        return f"{totals}\n\n{columns(by_category.rows(values))}"
     header = ("data set", *_MEANS, "images", "unreadable")
     rows = [
         (name, *_percent(values), str(values["num_images"]), str(values["unreadable_images"]))
@@ -206,16 +221,32 @@ def _check(location: Location) -> None:
     needs = {
         "odinw": ("images",),
         "shapes_world": (),
+        "yolo": ("annotations",),
     }.get(location.kind, ("annotations", "images"))
     for name in ("annotations", "images"):
         if name in needs and not getattr(location, name):
             raise UserError(f"--{name}: --dataset {location.kind} needs it")
-        if name not in needs and getattr(location, name):
+        if name not in needs and getattr(location, name) and location.kind != "yolo":
             raise UserError(f"--{name}: --dataset {location.kind} has none; leave it out")
     if location.split_list and location.kind != "voc":
         raise UserError(f"--split_list: is for --dataset voc, not {location.kind}")
-    if location.split and location.kind != "odinw":
-        raise UserError(f"--split: is for --dataset odinw, not {location.kind}")
+    if location.split and location.kind not in ("odinw", "yolo"):
+        raise UserError(f"--split: is for --dataset odinw and yolo, not {location.kind}")
+    if location.split == "train" and location.kind == "odinw":
+        raise UserError("--split: --dataset odinw has valid and test, not train")
+    if location.kind == "yolo":
+        _check_yolo(location)
+
+
+def _check_yolo(location: Location) -> None:
+    """A file tells all folders; a folder of labels needs one of images."""
+    if os.path.isfile(location.annotations) and location.images:
+        raise UserError(
+            f"--images: {location.annotations} says where the images are; leave it out, or give a "
+            "folder of txt files to --annotations"
+        )
+    if not location.images and not os.path.exists(location.annotations):
+        raise UserError(f"--annotations: {location.annotations}: no such file or folder")
 
 
 def _entry(location: Location) -> config_lib.Source:
@@ -224,16 +255,35 @@ def _entry(location: Location) -> config_lib.Source:
         return config_lib.ShapesWorldSource(split="test", num_images=1024)
     if location.kind == "voc":
         return config_lib.VocSource(
-            annotations=annotations, images=images, split_list=location.split_list
+            annotations=annotations, images=images, split_list=_split_list(location)
         )
     if location.kind == "yolo":
-        # Class names are in data.yaml or classes.txt of the folder that holds both.
-        folders = [os.path.abspath(annotations), os.path.abspath(images)]
-        return config_lib.YoloSource(
-            path=os.path.commonpath(folders), labels=folders[0], images=folders[1]
-        )
+        return _yolo_entry(location)
     subset = "ov_coco" if location.kind == "ov_coco" else "all"
     return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
+
+
+def _split_list(location: Location) -> str:
+    """The file of `--split_list`: a path, or the name of a list of the data set, such as `val`."""
+    given = location.split_list
+    root = Path(location.annotations).parent
+    places = [Path(given), root / given, root / "ImageSets/Main" / given]
+    found = (place for place in (*places, places[2].with_name(f"{places[2].name}.txt")))
+    file = next((place for place in found if os.path.isfile(place)), None)
+    if given and file is None:
+        raise UserError(f"--split_list: {given}: no such file, nor is there {places[2]}.txt")
+    return str(file) if given else ""
+
+
+def _yolo_entry(location: Location) -> config_lib.YoloSource:
+    split = cast(Any, location.split)
+    if not location.images:
+        return config_lib.YoloSource(path=os.path.abspath(location.annotations), split=split)
+    # Class names are in data.yaml or classes.txt of the folder that holds both.
+    folders = [os.path.abspath(location.annotations), os.path.abspath(location.images)]
+    return config_lib.YoloSource(
+        path=os.path.commonpath(folders), labels=folders[0], images=folders[1], split=split
+    )
 
 
 def _odinw_folders(root: Path, split: str) -> dict[str, Path]:

@@ -113,7 +113,9 @@ class Metrics:
     AP75: float
     AP_by_size: dict[str, float]  # small, medium, large: areas to 32², to 96², beyond (pixels)
     groups: dict[str, GroupMetrics]
+    AP_by_category: dict[str, float]
     AP50_by_category: dict[str, float]
+    instances_by_category: dict[str, int]  # crowd regions are none
     recall: Float[np.ndarray, " r"]
     precision: Float[np.ndarray, " r"]  # mean over categories at IoU 0.5, for `recall`
     num_images: int
@@ -146,6 +148,13 @@ class CocoEvaluator:
         self.limits = LIMITS[protocol]
         self.images = _Images()
         self._image_ids: set[int] = set()
+        # Of data sets whose own ids are texts or large; results name those.
+        self._given_image_ids: dict[int, int | str] = {}
+        self._given_category_ids = {
+            category.id: category.given_id
+            for category in self.categories
+            if category.given_id is not None
+        }
         self._category_ids = np.array([category.id for category in self.categories], np.int32)
         _check_unique("id", [category.id for category in self.categories])
         _check_unique("name", [category.name for category in self.categories])
@@ -160,6 +169,7 @@ class CocoEvaluator:
         negatives: Sequence[int] | None = None,
         not_exhaustive: Sequence[int] | None = None,
         true_areas: Float[np.ndarray, " m"] | None = None,
+        given_id: int | str | None = None,
     ) -> None:
         """Adds one image.
 
@@ -169,6 +179,7 @@ class CocoEvaluator:
         federated: detections of categories that are neither in its ground truth nor negative are
         dropped, and unmatched detections of its `not_exhaustive` categories are no errors.
         `true_areas` are those of the instances' masks, in pixels; None = those of the boxes.
+        `given_id` is what results call the image; None = by `image_id`.
         Detections beyond the protocol's limit for an image are forgotten.
 
         Raises `DataError` on an image id that was added before, a category id that is not
@@ -202,6 +213,8 @@ class CocoEvaluator:
         found["is_exempt"] = np.isin(found["category"], _ids(not_exhaustive))
         self.images.append(image_id, size, true, found)
         self._image_ids.add(image_id)
+        if given_id is not None:
+            self._given_image_ids[image_id] = given_id
 
     def compute(self) -> Metrics:
         """Measures all images added so far.
@@ -235,9 +248,16 @@ class CocoEvaluator:
             AP75=float(precision[5].mean()),
             AP_by_size=_size_metrics(by_size),
             groups=_group_metrics(categories, precision),
+            AP_by_category={
+                category.name: float(precision[:, :, index].mean())
+                for index, category in enumerate(categories)
+            },
             AP50_by_category={
                 category.name: float(precision[0, :, index].mean())
                 for index, category in enumerate(categories)
+            },
+            instances_by_category={
+                self.categories[i].name: int(num_instances[i]) for i in evaluated
             },
             recall=np.linspace(0, 1, precision.shape[1]),
             precision=precision[0].mean(axis=-1),
@@ -271,8 +291,8 @@ class CocoEvaluator:
             boxes_xywh = _xywh(image.boxes_xyxy)
             for index, category in enumerate(image.categories):
                 yield {
-                    "image_id": image.image_id,
-                    "category_id": int(category),
+                    "image_id": self._given_image_ids.get(image.image_id, image.image_id),
+                    "category_id": self._given_category_ids.get(int(category), int(category)),
                     "bbox": [round(value, 2) for value in boxes_xywh[index].tolist()],
                     "score": round(float(image.scores[index]), 5),
                 }

@@ -115,7 +115,9 @@ class EvaluateRegions:
             dense_features.mean_of_prompts(texts), [category.name for category in categories]
         )
         counts: dict[str, int] = dict.fromkeys(_METRICS, 0)
-        for indices, images, is_readable in self.loader.batches(f"regions of {self.source.name}"):
+        for indices, images, is_readable, _ in self.loader.batches(
+            f"regions of {self.source.name}"
+        ):
             embedded = self._embed(params, images)
             regions = [
                 self.source.regions(index) if is_readable[row] else None

@@ -14,15 +14,14 @@ from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from owl_det import inference, sharding, viz
+from owl_det import inference, sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.evaluation.loader import Loader
+from owl_det.evaluation.pictures import beside_truth
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
-
-PICTURE_SCORE = 0.2  # detections below are not drawn
 
 
 class Found(NamedTuple):
@@ -52,7 +51,8 @@ class Evaluate:
     """Evaluates one source, with as many parameters as there are.
 
     All categories are asked together, in every prompt of `eval_prompts` (probabilities are
-    averaged); each image keeps its `pairs_kept` best query-box pairs. `settings.batch_size` must be
+    averaged); each image keeps its `pairs_kept` best query-box pairs, without boxes that lie in
+    its padding. `settings.batch_size` must be
     positive; it is rounded up to a multiple of the mesh's data shards. With
     `settings.region_accuracy` the tokens' embeddings are measured too (`regions.RegionAccuracy`).
     """
@@ -96,19 +96,32 @@ class Evaluate:
         self._detect = jax.jit(partial(self._forward, run), out_shardings=whole)
 
     def _forward(
-        self, run: inference.Functions, params: Params, images: Any, queries: Any, is_query: Any
+        self,
+        run: inference.Functions,
+        params: Params,
+        images: Any,
+        sizes: Any,
+        queries: Any,
+        is_query: Any,
     ) -> tuple[inference.TopPairs, jax.Array | None]:
         """The best pairs and, where regions are measured, the class embeddings of all tokens."""
         tokens = run.embed_tokens(params, images)
         found = inference.rank(
-            tokens, queries, is_query, top_k=pairs_kept(self.settings), dtype=self.detector.dtype
+            tokens,
+            queries,
+            is_query,
+            sizes,
+            top_k=pairs_kept(self.settings),
+            dtype=self.detector.dtype,
+            geometry=self.detector.preprocess.geometry,
         )
         return found, tokens.class_embeddings if self.settings.region_accuracy else None
 
     def __call__(self, params: Params) -> Evaluation:
         """Detects in every readable image. Only process 0 collects results.
 
-        Raises `DataError` if more than 1 % of the images cannot be read.
+        Raises `DataError` if more than 1 % of the images cannot be read, `CheckpointError` if the
+        model computes NaN.
         """
         queries = self._encode(params, self.tokens)
         is_query = np.ones(self.tokens.shape[1], bool)
@@ -117,13 +130,15 @@ class Evaluate:
         if self.settings.region_accuracy:
             regions = RegionAccuracy(self.source.categories, np.asarray(queries))
         pictures: list[np.ndarray] = []
-        for indices, images, is_readable in self.loader.batches(f"evaluate {self.name}"):
-            found, embeddings = self._detect(params, images, queries, is_query)
+        for loaded in self.loader.batches(f"evaluate {self.name}"):
+            found, embeddings = self._detect(params, loaded.images, loaded.sizes, queries, is_query)
+            found = jax.tree.map(np.asarray, found)
+            inference.require_finite(self.name, found.scores, found.boxes_xyxy)
             if not _is_first():
                 continue
-            found = jax.tree.map(np.asarray, found)
             records = [
-                self._record(index) if is_readable[i] else None for i, index in enumerate(indices)
+                self._record(index) if loaded.is_readable[i] else None
+                for i, index in enumerate(loaded.indices)
             ]
             for i, record in enumerate(records):
                 if record is not None:
@@ -151,6 +166,8 @@ class Evaluate:
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
         boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)
+        is_shown = found.scores != inference.OUTSIDE
+        boxes, found = boxes[is_shown], Found(*(x[is_shown] for x in found))
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -167,9 +184,10 @@ class Evaluate:
             (record.boxes_xyxy[take], np.array([i for _, i in rows], int), record.is_crowd[take]),
             (boxes, found.scores, np.array([c.id for c in categories], int)[found.query]),
             true_areas=None if record.areas is None else record.areas[take],
+            given_id=record.given_id,
             **federated,
         )
-        return lambda: _draw(record, categories, boxes, found)
+        return lambda: beside_truth(record, categories, boxes, found.scores, found.query)
 
 
 def summary(
@@ -198,16 +216,3 @@ def _is_federated(record: Record, categories: tuple[Category, ...]) -> bool:
     """True if some categories are neither present nor known to be absent."""
     known = {name for names in record.names for name in names} | set(record.negatives)
     return bool(record.not_exhaustive) or len(known) < len(categories)
-
-
-def _draw(
-    record: Record, categories: tuple[Category, ...], boxes: np.ndarray, found: Found
-) -> np.ndarray:
-    image = np.asarray(image_ops.decode_image(record.image))
-    keep = found.scores >= PICTURE_SCORE
-    labels = [categories[i].name for i in found.query[keep]]
-    predicted = viz.draw_detections(image, boxes[keep], labels, found.scores[keep])
-    truth = viz.draw_detections(
-        image, record.boxes_xyxy, [names[0] for names in record.names], None
-    )
-    return viz.side_by_side(predicted, truth)

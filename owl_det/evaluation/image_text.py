@@ -84,7 +84,7 @@ class EvaluateTowers:
         regions = RegionAccuracy(categories, np.stack(names))
         embeddings: list[np.ndarray] = []
         captions: list[str] = []
-        for indices, images, is_readable in self.loader.batches(f"evaluate {self.name}"):
+        for indices, images, is_readable, _ in self.loader.batches(f"evaluate {self.name}"):
             whole, dense = self._embed(params, images)
             records = [
                 self.source[i] if is_readable[row] else None for row, i in enumerate(indices)

@@ -274,3 +274,46 @@ def test_noun_phrases_need_textblob(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_spaces, "is_installed", lambda _: False)
     with pytest.raises(DataError, match=r"--labels noun_phrases: .*'\.\[phrases\]'"):
         label_spaces.make("noun_phrases", [])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "id,name\n1,cat\n", "line 1: 'id,name' has a comma"),
+        ("a.txt", "cat\n0: dog\n", "line 2"),
+        ("a.txt", "1. cat\n2. dog\n", "line 1"),
+        ("a.txt", "cat\n'dog'\n", "line 2: .* is in quotes"),
+        ("a.yaml", "names:\n  0: cat\n", "line 1"),
+        ("a.txt", '["cat", "dog"]', "line 1"),
+        ("a.json", '{"0": "cat"}', "has no list `categories`"),
+        ("a.json", '{"categories": [{"name": "cat"}, {"name": 7}]}', r"categories\[1\]"),
+        ("a.json", '{"categories": ["cat", null]}', r"categories\[1\]"),
+        ("a.json", '{"categories": "cat"}', "has no list `categories`"),
+        ("a.json", "[[1]]", "entry 0"),
+        ("a.json", "[]", "holds no names"),
+        ("a.json", "{", "is no JSON"),
+    ],
+)
+def test_lists_of_other_formats_are_named(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=message):
+        label_spaces.read_vocabulary(str(tmp_path / name))
+
+
+def test_spellings_of_one_name_are_merged_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "names.txt"
+    path.write_bytes(
+        "\ufefftraffic_light\r\nTraffic  Light\r\ncafe\u0301\r\ncaf\u00e9\r\n".encode()
+    )
+    space = label_spaces.make("curated", [str(path)])
+    assert space.curated.names == ("caf\u00e9", "traffic light")
+    assert "4 names are 2 texts to the model and are merged" in caplog.text
+    coco = tmp_path / "names.json"
+    coco.write_text(json.dumps({"categories": [{"id": 1, "name": "traffic_light "}]}))
+    assert label_spaces.read_vocabulary(str(coco)) == ("traffic light",)
+    coco.write_text(json.dumps(["cat", "traffic_light"]))
+    assert label_spaces.read_vocabulary(str(coco)) == ("cat", "traffic light")

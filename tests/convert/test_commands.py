@@ -17,6 +17,7 @@ from owl_det.checkpoint import LoadedModel
 from owl_det.convert import clip_vocabulary, formats, models
 from owl_det.errors import CheckpointError
 from tests import tiny
+from tests.convert import hf_folder
 
 
 @pytest.fixture(scope="module")
@@ -160,3 +161,21 @@ def test_vocabulary_is_clip_s() -> None:
     assert len(words) == len(set(words)) == clip_vocabulary.SIZE
     assert words[0] == "!" and words[320] == "a</w>" and words[2368] == "cat</w>"
     assert words[clip_vocabulary.START] == "<|startoftext|>"
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_weights_of_others_given_as_a_checkpoint_are_pointed_to_convert(
+    is_folder: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["sample", "--out", "images", "--num_images", "1"]) == 0
+    name = "google/owlv2-base-patch16"
+    if is_folder:
+        hf_folder.write(tmp_path / name)
+    capsys.readouterr()
+    assert cli.main(["predict", "images", "--checkpoint", name, "--query", "cat"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"owl-det convert {name} DST --from hf" in error and "\n" not in error

@@ -174,6 +174,21 @@ def _deflated_npz(damage: bool) -> bytes:
     return bytes(content)
 
 
+def _npz_twice() -> bytes:
+    """Two members of one name, which a dictionary would take for one."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.npy", _npy(np.zeros(1, np.float32)))
+        archive.writestr("b.npy", _npy(np.ones(1, np.float32)))
+    return buffer.getvalue().replace(b"b.npy", b"a.npy")
+
+
+def _npy(value: np.ndarray) -> bytes:
+    member = io.BytesIO()
+    np.save(member, value)
+    return member.getvalue()
+
+
 def _flax(shape: Any, dtype: str, num_bytes: int) -> bytes:
     array = msgpack.ExtType(1, msgpack.packb((shape, dtype, bytes(num_bytes))))
     return msgpack.packb({"a": array})
@@ -202,6 +217,9 @@ BROKEN = {
     "zip cut": _npz((4,), 16)[:40],
     "npz too long": _npz((4,), 20),
     "npz absurd": _npz((2**50,), 16),
+    "npz absurd and empty": _npz((0, 10**20), 0),
+    "npz name twice": _npz_twice(),
+    "msgpack name twice": b"\x82\xa1a\x01\xa1a\x02",
     "msgpack cut": _flax([4], "float32", 16)[:-3],
     "msgpack absurd": _flax([2**50], "float32", 16),
     "msgpack too short": _flax([4], "float32", 15),
@@ -251,6 +269,30 @@ def test_broken_indices_are_one_clear_line(index: str, message: str, tmp_path: P
     with pytest.raises(CheckpointError, match=message) as error:
         open_weights(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_members_of_an_npz_may_have_any_name(tmp_path: Path) -> None:
+    value = np.arange(3, dtype=np.float32)
+    # Python 2 wrote its long integers with an L, of which NumPy warns.
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (3L,), }".ljust(117) + b"\n"
+    old = b"\x93NUMPY\x01\0" + struct.pack("<H", len(header)) + header + value.tobytes()
+    with zipfile.ZipFile(tmp_path / "w", "w") as archive:
+        archive.writestr("plain", _npy(value))
+        archive.writestr("old.npy", old)
+    read = open_weights(tmp_path / "w")
+    assert set(read.shapes) == {"plain", "old"}
+    for name in read.shapes:
+        np.testing.assert_array_equal(read.read(name), value)
+
+
+def test_what_an_index_leaves_out_of_a_shard_is_there(tmp_path: Path) -> None:
+    tensors = {name: np.full(2, i, np.float32) for i, name in enumerate("ab")}
+    save_file(tensors, tmp_path / "s.safetensors")
+    index = {"weight_map": {"a": "s.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    read = open_weights(tmp_path)
+    assert list(read.shapes) == ["a", "b"]
+    np.testing.assert_array_equal(read.read("b"), tensors["b"])
 
 
 def test_missing_files(tmp_path: Path) -> None:

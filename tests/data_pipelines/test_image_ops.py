@@ -126,6 +126,10 @@ def test_unreadable(image):
         image_ops.decode_image(image)
 
 
+def test_a_message_is_one_line():
+    assert str(UnreadableImage("a\nb.png: gone")) == "a b.png: gone"
+
+
 def test_size_is_checked_before_decoding():
     with pytest.raises(UnreadableImage, match="exceeds limit"):
         image_ops.image_size(forged_png(30_000, 30_000))

@@ -152,7 +152,8 @@ def test_mosaics_of_jpeg_files_do_not_depend_on_the_workers(
         Image.fromarray(pixels).save(path.with_suffix(".jpg"))
         path.unlink()
     damaged = tmp_path / "images" / "005.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[: len(content) // 3])
     changes = {
         "data__augment__mosaic_sizes": [2, 3],
         "data__augment__mosaic_probabilities": [0.5, 0.5],

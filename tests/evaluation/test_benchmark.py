@@ -18,7 +18,7 @@ from owl_det import checkpoint, cli, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
-from owl_det.evaluation import benchmark
+from owl_det.evaluation import benchmark, by_category
 from owl_det.evaluation.benchmark import Location
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
@@ -108,6 +108,58 @@ def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys)
     assert metrics["checkpoint"] == str(saved)
 
 
+def test_every_class_has_its_ap_and_instances(saved, dataset, tmp_path, capsys):
+    annotations = dataset / "instances.json"
+    out, results = tmp_path / "metrics.json", tmp_path / "results.json"
+    flags = ["--dataset", "coco", "--annotations", str(annotations), "--images", str(dataset)]
+    assert evaluate(saved, *flags, "--out", str(out), "--results", str(results)) == 0
+    metrics = json.loads(out.read_text())
+    truth: Any = COCO(str(annotations))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["class", "AP", "AP50", "instances"] in lines
+    for category_id, name in ((3, "cat"), (7, "dog")):
+        run = COCOeval(truth, truth.loadRes(str(results)), "bbox")
+        run.params.catIds = [category_id]
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+        assert metrics["AP_by_category"][name] == pytest.approx(run.stats[0], abs=5e-3)
+        assert metrics["AP50_by_category"][name] == pytest.approx(run.stats[1], abs=5e-3)
+        instances = len(truth.getAnnIds(catIds=[category_id]))
+        assert metrics["instances_by_category"][name] == instances
+        ap, ap50 = (100 * metrics[f"{key}_by_category"][name] for key in ("AP", "AP50"))
+        assert [name, f"{ap:.2f}", f"{ap50:.2f}", str(instances)] in lines
+    assert np.mean(list(metrics["AP_by_category"].values())) == pytest.approx(
+        metrics["AP"], abs=1e-5
+    )
+
+
+def test_of_many_classes_the_best_and_the_worst_are_printed():
+    names = [f"name {i}" for i in range(60)]
+    values = {name: i / 100 for i, name in enumerate(names)}
+    summary = {"AP_by_category": values, "AP50_by_category": values}
+    rows = by_category.rows({**summary, "instances_by_category": dict.fromkeys(names, 1200)})
+    assert rows[1] == ("name 59", "59.00", "59.00", "1,200")
+    assert rows[11][0] == "… 40 more" and rows[-1][0] == "name 0" and len(rows) == 22
+    few = {key: dict(list(table.items())[:40]) for key, table in summary.items()}
+    rows = by_category.rows({**few, "instances_by_category": dict.fromkeys(names, 1)})
+    assert [row[0] for row in rows[1:]] == names[:40], "in order"
+
+
+def test_pictures_are_those_of_a_training(saved, dataset, tmp_path, capsys):
+    flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
+    flags += ["--images", str(dataset), "--pictures", str(tmp_path / "drawn")]
+    assert evaluate(saved, *flags) == 0
+    capsys.readouterr()
+    files = {path.name for path in (tmp_path / "drawn").iterdir()}
+    assert files == {"coco.png", "precision_recall_coco.png", "confusion_matrix_coco.png"}
+    for name in files:
+        with Image.open(tmp_path / "drawn" / name) as picture:
+            assert 200 < picture.width <= 1600
+    with Image.open(tmp_path / "drawn" / "coco.png") as picture:
+        assert picture.height > 4 * 386, "seven images, two a row"
+
+
 def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, capsys):
     export(saved, tmp_path / "export")
     flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
@@ -189,6 +241,8 @@ def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path
         (["--dataset", "shapes_world", "--images", "x"], "--images: .* leave it out"),
         (["--dataset", "odinw", "--images", "x", "--split_list", "y"], "--split_list: is for"),
         (["--dataset", "shapes_world", "--split", "test"], "--split: is for --dataset odinw"),
+        (["--dataset", "odinw", "--images", "x", "--split", "train"], "--split: .*not train"),
+        (["--dataset", "yolo", "--images", "x"], "--annotations: --dataset yolo needs it"),
         (["--dataset", "shapes_world", "--top_k", "-1"], "--top_k: must be at least 0, got -1"),
         (["--dataset", "coco", "--images", "x", "--annotations", "nowhere.json"], "nowhere.json"),
     ],
@@ -261,6 +315,94 @@ def test_yolo_and_voc_folders_open(tmp_path):
         )
         source = benchmark.open_sources(location)[kind]
         assert [c.name for c in source.categories] == ["cat"] and len(source[0].boxes_xyxy) == 1
+
+
+def yolo_root(root: Path) -> Path:
+    """Two splits of one image each: val has 2 boxes, test 1."""
+    for split, boxes in (("val", 2), ("test", 1)):
+        for place in ("images", "labels"):
+            (root / place / split).mkdir(parents=True)
+        Image.new("RGB", (20, 20)).save(root / f"images/{split}/{split}1.png")
+        (root / f"labels/{split}/{split}1.txt").write_text("0 0.5 0.5 0.5 0.5\n" * boxes)
+    (root / "data.yaml").write_text("val: images/val\ntest: images/test\nnames: [cat]\n")
+    return root
+
+
+def open_yolo(annotations: Path, images: Path | str = "", split: str = "") -> Any:
+    location = Location(kind="yolo", annotations=str(annotations), images=str(images), split=split)
+    return benchmark.open_sources(location)["yolo"]
+
+
+def test_a_yolo_data_set_is_told_by_its_yaml_file(tmp_path):
+    root = yolo_root(tmp_path)
+    for annotations in (root / "data.yaml", root):
+        for split, number in (("val", 2), ("valid", 2), ("test", 1)):
+            source = open_yolo(annotations, split=split)
+            assert (len(source), source.counts.num_boxes) == (1, number)
+    assert open_yolo(root / "labels", root / "images", "val").counts.num_boxes == 2
+    assert open_yolo(root / "labels/val", root / "images/val").counts.num_boxes == 2
+
+
+@pytest.mark.parametrize(
+    ("annotations", "images", "split", "message"),
+    [
+        ("data.yaml", "", "", "several splits: val .*, test .*name one, such as --split val"),
+        ("labels", "images", "", "images: holds several splits.*--split val"),
+        ("data.yaml", "", "train", "has no split train; it has val, test; correct --split"),
+        ("data.yaml", "images", "val", "^--images: .*data.yaml says where the images are"),
+        ("gone.yaml", "", "val", "^--annotations: .*gone.yaml: no such file or folder"),
+        ("labels/val", "", "", "no images itself; correct --annotations, or .* with --images"),
+        ("labels/gone", "images/val", "", "gone: no such folder; correct --annotations$"),
+        ("labels/val", "gone", "", "gone: no such folder; correct --images$"),
+        ("images/val", "images/test", "", "holds no label file .*; correct --annotations$"),
+        ("labels/val", "labels/test", "", "holds no image; correct --images$"),
+    ],
+)
+def test_messages_of_the_command_name_flags_not_keys(tmp_path, annotations, images, split, message):
+    root = yolo_root(tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        open_yolo(root / annotations, root / images if images else "", split)
+    assert "the key" not in str(error.value)
+
+
+def test_yolo_labels_without_names_say_where_to_write_them(tmp_path):
+    root = yolo_root(tmp_path)
+    (root / "data.yaml").unlink()
+    with pytest.raises(UserError, match="neither data.yaml nor classes.txt.*write one there"):
+        open_yolo(root / "labels/val", root / "images/val")
+    (root / "classes.txt").write_text("")
+    with pytest.raises(UserError, match="classes.txt: holds no names"):
+        open_yolo(root / "labels/val", root / "images/val")
+
+
+def test_a_voc_split_list_is_a_path_or_a_name(tmp_path, monkeypatch):
+    root = tmp_path / "VOC2007"
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (root / name).mkdir(parents=True)
+    for stem in ("a", "b"):
+        Image.new("RGB", (60, 40)).save(root / f"JPEGImages/{stem}.png")
+        (root / f"Annotations/{stem}.xml").write_text("<annotation/>")
+    (root / "ImageSets/Main/val.txt").write_text("b\n")
+    monkeypatch.chdir(tmp_path)
+
+    def open_voc(split_list: str, images: str = "JPEGImages") -> Any:
+        location = Location(
+            kind="voc",
+            annotations="VOC2007/Annotations",
+            images=f"VOC2007/{images}",
+            split_list=split_list,
+        )
+        return benchmark.open_sources(location)["voc"]
+
+    for given in ("VOC2007/ImageSets/Main/val.txt", "ImageSets/Main/val.txt", "val.txt", "val"):
+        assert len(open_voc(given)) == 1
+    with pytest.raises(UserError, match="^--split_list: test: no such file, nor is there .*test"):
+        open_voc("test")
+    with pytest.raises(UserError, match="gone: no such folder; correct --images$"):
+        open_voc("val", images="gone")
+    (root / "ImageSets/Main/val.txt").write_text("\n")
+    with pytest.raises(UserError, match="names no image; correct --split_list$"):
+        open_voc("val")
 
 
 def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):

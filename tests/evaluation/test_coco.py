@@ -258,6 +258,15 @@ def test_results_are_in_coco_format(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["results.json"]
 
 
+def test_results_name_the_ids_of_the_data_set():
+    categories = [Category(id=1, name="cat", given_id=2**40), Category(id=2, name="dog")]
+    evaluator = CocoEvaluator(categories)
+    evaluator.add(5, (100, 100), one_box(1), one_box(1, 0.5), given_id="000005")
+    evaluator.add(6, (100, 100), one_box(2), one_box(2, 0.5))
+    rows = [(row["image_id"], row["category_id"]) for row in evaluator.results()]
+    assert rows == [("000005", 2**40), (6, 2)] and evaluator.compute().AP == 1
+
+
 def test_results_may_be_empty(tmp_path):
     CocoEvaluator(CATEGORIES).write_results(tmp_path / "results.json")
     assert json.loads((tmp_path / "results.json").read_text()) == []

@@ -119,3 +119,10 @@ def test_bad_calls_say_what_is_wrong(arguments: tuple[str, ...], message: str) -
     done = launch(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_flags_are_spelt_with_either_sign() -> None:
+    assert manifest(*GPUS) == manifest(*(word.replace("_", "-") for word in GPUS))
+    done = launch(*GPUS, "--no-such-flag", "--", *COMMAND)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("kubernetes.py: ")

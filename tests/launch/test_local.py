@@ -137,6 +137,18 @@ def test_signals_reach_every_process_and_each_may_finish(number: signal.Signals)
     assert lines == [f"[{i}] saved {int(number)}" for i in range(2)]
 
 
+def test_a_process_that_was_told_to_stop_ends_no_other():
+    script = """
+        import os, sys, time
+        first = os.environ["OWL_DET_PROCESS_ID"] == "0"
+        time.sleep(0 if first else 2)
+        print("saved")
+        sys.exit(75)
+    """
+    code, lines, _ = finish(launch("--num_processes", "2", "--grace_seconds", "0.1", script=script))
+    assert (code, sorted(lines)) == (75, ["[0] saved", "[1] saved"])
+
+
 def test_what_a_process_left_behind_is_ended():
     script = """
         import subprocess, sys
@@ -170,3 +182,25 @@ def test_bad_calls_say_what_is_wrong(arguments: tuple[str, ...], message: str):
     code, lines, errors = finish(launch(*arguments))
     assert (code, lines) == (2, [])
     assert message in errors
+
+
+def test_flags_are_spelt_with_either_sign() -> None:
+    outputs = set()
+    for flags in (
+        ("--num_processes", "2", "--devices_per_process=3", "--port=5", "--dry_run"),
+        ("--num-processes", "2", "--devices-per-process=3", "--port=5", "--dry-run"),
+    ):
+        code, lines, error = finish(launch(*flags, "--", "run", "--own-flag"))
+        assert code == 0, error
+        outputs.add(tuple(lines))
+    assert len(outputs) == 1 and "--own-flag" in outputs.pop()[0]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--num-processes", "x"), ("--num_processes", "0"), ("--no-such",), ("--grace-seconds=x",)],
+)
+def test_a_bad_flag_is_one_line(flags: tuple[str, ...]) -> None:
+    code, lines, error = finish(launch(*flags, "--", "true"))
+    assert code == 2 and not lines
+    assert error.count("\n") == 1 and error.startswith("local.py: "), error

@@ -114,3 +114,10 @@ def test_bad_calls_say_what_is_wrong(name: str, arguments: tuple[str, ...], mess
     done = run(name, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
+
+
+def test_values_of_tpu_flags_may_follow_an_equals_sign() -> None:
+    apart = run("tpu_pod.sh", "--tpu", "t", "--zone", "z", "--dry-run", "--", "python", "a b")
+    joined = run("tpu_pod.sh", "--tpu=t", "--zone=z", "--dry_run", "--", "python", "a b")
+    assert apart.returncode == joined.returncode == 0, joined.stderr
+    assert apart.stdout == joined.stdout and "a b" in joined.stdout

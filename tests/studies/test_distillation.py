@@ -96,8 +96,8 @@ def test_measuring_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append((arguments.command, getattr(arguments, "split", "")))
         return 0
 
-    for handler in ("_evaluate_regions", "_ensemble"):
-        monkeypatch.setattr(cli, handler, note)
+    for handler in ("ensemble._ensemble", "evaluate._evaluate_regions"):
+        monkeypatch.setattr(f"owl_det.cli.{handler}", note)
     for arm in STUDY.arms:
         for module, *arguments in arm.commands:
             if module == "owl_det.cli":

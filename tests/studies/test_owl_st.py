@@ -63,8 +63,11 @@ def test_commands_are_understood(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> N
             label_spaces.make(settings.labels, settings.vocabularies)
         return 0
 
-    for handler in ("_annotate", "_annotate_precision", "_ensemble", "_evaluate"):
-        monkeypatch.setattr(cli, handler, note)
+    for handler in (
+        *("annotate._annotate", "annotate._annotate_precision"),
+        *("ensemble._ensemble", "evaluate._evaluate"),
+    ):
+        monkeypatch.setattr(f"owl_det.cli.{handler}", note)
     for module, *arguments in arm.commands:
         assert module == "owl_det.cli"
         assert cli.main(arguments) == 0

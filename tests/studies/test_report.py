@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Callable
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from owl_det.errors import UserError
-from studies import arms, claims, document, report
+from studies import arms, claims, document, plots, report
 from studies.arms import Claim, Study
 from studies.claims import judge, read_results, value_of, verdict
 from tests.studies import fake_study
@@ -97,8 +99,8 @@ def test_differences_are_paired_over_common_seeds(study: Study, put: Callable[..
     (row,) = _rows(report.write(study, None), "Helps")
     # Standard deviations √2 · 0.025 and √2 · 0.1; standard error 0.075.
     assert row[1:7] == [
-        *("AP50_novel", "second: 22.5 ± 3.5", "first: 20.0 ± 14.1"),
-        *("+2.5 ± 7.5", "1 of 2 seeds", "held, noise unknown"),
+        *("✓ held, noise unknown", "+2.5 ± 7.5", "second: 22.5 ± 3.5", "first: 20.0 ± 14.1"),
+        *("AP50_novel", "1 of 2 seeds"),
     ]
 
 
@@ -109,7 +111,7 @@ def test_a_shared_arm_is_compared_with_every_seed(study: Study, put: Callable[..
     for seed, value in enumerate((0.2, 0.3, 0.4)):
         put("second", seed, AP50_novel=value)
     (row,) = _rows(report.write(study, None), "Helps")
-    assert row[4:6] == ["+20.0 ± 5.8", "3 of 3 seeds"]
+    assert (row[2], row[6]) == ("+20.0 ± 5.8", "3 of 3 seeds")
     less = dataclasses.replace(CLAIM, arm="first", control="second")
     judgement = judge(less, read_results(study))
     assert judgement is not None
@@ -128,11 +130,12 @@ def test_factor_bound_and_claims_without_control(study: Study, put: Callable[...
     study = dataclasses.replace(study, claims=(doubled, costs, alone))
     file = report.write(study, None)
     (row,) = _rows(file, "Doubles")
-    assert row[3:7] == ["2 · first: 10.0", "-1.0", "0 of 1 seeds", "not held, noise unknown"]
+    assert row[1:3] == ["✗ not held, noise unknown", "-1.0"]
+    assert (row[4], row[6]) == ("2 · first: 10.0", "0 of 1 seeds")
     (row,) = _rows(file, "Costs")
-    assert row[4:7] == ["-9.0 (bound -10)", "1 of 1 seeds", "held, noise unknown"]
+    assert row[1:3] == ["✓ held, noise unknown", "-9.0 (bound -10)"]
     (row,) = _rows(file, "Alone")
-    assert row[3:7] == ["–", "+19.0 (bound +20)", "0 of 1 seeds", "not held, noise unknown"]
+    assert row[1:3] == ["✗ not held, noise unknown", "+19.0 (bound +20)"] and row[4] == "–"
 
 
 def test_area_under_a_curve_is_the_mean_of_its_steps() -> None:
@@ -155,7 +158,7 @@ def test_claim_without_both_arms_is_not_yet_measured(
     put("first", AP50_novel=0.1)
     put("second", **metrics)
     (row,) = _rows(report.write(study, None), "Helps")
-    assert row[2:7] == ["second", "first", "–", "–", "not yet measured"]
+    assert row[1:7] == ["– not yet measured", "–", "second", "first", "AP50_novel", "–"]
 
 
 def test_rates_are_no_percentages(study: Study, put: Callable[..., None]) -> None:
@@ -163,7 +166,7 @@ def test_rates_are_no_percentages(study: Study, put: Callable[..., None]) -> Non
     put("second", images_per_second=125.5)
     faster = dataclasses.replace(CLAIM, metric="images_per_second")
     (row,) = _rows(report.write(dataclasses.replace(study, claims=(faster,)), None), "Helps")
-    assert row[2:5] == ["second: 125.5", "first: 100.0", "+25.5"]
+    assert row[2:5] == ["+25.5", "second: 125.5", "first: 100.0"]
 
 
 # --- tables --------------------------------------------------------------------------------------
@@ -175,7 +178,8 @@ def test_report_without_results_lists_every_arm(study: Study) -> None:
     assert file == study.results / "report.md"
     missing = "; ".join(f"{name} (seeds 0, 1, 2)" for name in ("first", "second", "third"))
     assert f"Not yet run: {missing}." in text
-    assert _rows(file, "Helps")[0][6] == "not yet measured"
+    assert _rows(file, "Helps")[0][1] == "– not yet measured"
+    assert "## Summary" not in text
     assert not list((study.results / "plots").iterdir())
 
 
@@ -196,14 +200,120 @@ def test_headline_has_mean_deviation_seeds_and_minutes(
 ) -> None:
     put("first", 0, AP50_base=0.5, AP50_novel=0.1, region_top1_base=0.25)
     put("first", 1, AP50_base=0.5, AP50_novel=0.2)
-    row = _rows(report.write(study, None), "first")[0]
-    header = (column for column, _ in arms.DETECTION_COLUMNS)
-    values = dict(zip(("arm", "title", *header, "seeds", "minutes"), row, strict=True))
-    assert values["AP50 base"] == "50.0 ± 0.0"
-    assert values["AP50 novel"] == "15.0 ± 7.1"  # √2 · 0.05
-    assert values["AP50 novel word"] == "–"
-    assert values["region top-1 base"] == "25.0"
-    assert (values["seeds"], values["minutes"]) == ("2", "1.5 ± 0.0")
+    file = report.write(study, None)
+    row = _rows(file, "first")[0]
+    header = _rows(file, "arm")[0]
+    assert header == [
+        "arm",
+        "what it is",
+        "AP50 base",
+        "AP50 novel",
+        "region top-1 base",
+        *header[5:],
+    ]
+    assert row[2:5] == ["50.0 ± 0.0", "15.0 ± 7.1", "25.0"]  # √2 · 0.05
+    assert dict(zip(header[5:], row[5:], strict=True)) == {"seeds": "2", "minutes": "1.5 ± 0.0"}
+
+
+def test_arms_that_share_no_metric_have_tables_of_their_own(
+    study: Study, put: Callable[..., None]
+) -> None:
+    put("first", AP50_novel=0.1, AP50_base=0.2)
+    put("second", AP50_novel=0.3, boxes=0.1)
+    put("third", stuff=0.4)
+    columns = tuple((key, key) for key in ("AP50_novel", "AP50_base", "boxes", "stuff", "none"))
+    study = dataclasses.replace(study, columns=columns, main=("first", "second", "third"))
+    headers = [row[2:-2] for row in _rows(report.write(study, None), "arm")[:2]]
+    assert headers == [["AP50_novel", "AP50_base", "boxes"], ["stuff"]]
+    fewer = dataclasses.replace(
+        study, arms=(*study.arms, fake_study.arm("fourth")), main=(*study.main, "fourth")
+    )
+    content = json.loads((study.results / "first-seed0.json").read_text())
+    content |= {"arm": "fourth", "digest": arms.digest(fewer, fewer.arm("fourth"))}
+    (study.results / "fourth-seed0.json").write_text(json.dumps(content))
+    headers = [row[2:-2] for row in _rows(report.write(fewer, None), "arm")[:2]]
+    assert headers == [["AP50_novel", "AP50_base"], ["stuff"]], "boxes: one of three arms"
+    assert "second, boxes: 10.0." in (study.results / "report.md").read_text()
+
+
+def test_a_note_of_many_claims_is_written_once(study: Study, put: Callable[..., None]) -> None:
+    notes = ("the same thought", "", "another thought", "the same thought")
+    claims = tuple(
+        dataclasses.replace(CLAIM, statement=f"Claim {i}", note=note)
+        for i, note in enumerate(notes)
+    )
+    file = report.write(dataclasses.replace(study, claims=claims), None)
+    text = file.read_text()
+    assert text.count("the same thought") == 1
+    assert [_rows(file, f"Claim {i}")[0][7] for i in range(4)] == ["1", "", "2", "1"]
+    assert "2. another thought" in text
+
+
+def test_summary_counts_verdicts_and_names_the_largest(
+    study: Study, put: Callable[..., None]
+) -> None:
+    for seed in range(3):
+        put("first", seed, AP50_novel=0.1 + 0.001 * seed, AP50_base=0.5)
+        put("second", seed, AP50_novel=0.3, AP50_base=0.2 + 0.2 * seed)
+    put("third", AP50_novel=0.05)
+    claims = (
+        dataclasses.replace(CLAIM, statement="Lifts much"),
+        dataclasses.replace(CLAIM, statement="Lifts little", at_least=0.15),
+        dataclasses.replace(CLAIM, statement="Noisy", metric="AP50_base"),
+        dataclasses.replace(CLAIM, statement="Hurts", arm="third"),
+        dataclasses.replace(CLAIM, statement="Unknown", metric="AP_small"),
+    )
+    study = dataclasses.replace(study, claims=claims)
+    text = report.write(study, None).read_text().replace("\\", "")
+    summary = text.split("## Summary")[1].split("## Arms")[0]
+    assert "Of 5 claims: 2 held; 1 did not hold within noise; 1 did not hold, of too few" in summary
+    assert "1 not yet measured" in summary
+    assert "found: “Lifts much” (+19.9 points); “Lifts little” (+19.9 points, bound +15)" in summary
+    assert "Farthest from what was claimed: “Hurts” (-5.0 points)." in summary
+    assert "](plots/claims.png)" in summary
+    page = (study.results / "report.html").read_text()
+    for tone, sign in (("good", "✓ held"), ("unsure", "≈ not held, within noise")):
+        assert f'<span class="{tone}">{sign}</span>' in page
+    assert '<span class="bad-open">✗ not held, noise unknown</span>' in page
+
+
+def test_controls_are_no_main_arms_in_bars() -> None:
+    study = fake_study.study(Path(), fake_study.arm("a", title="control: nothing"))
+    assert report._kind(study, study.arm("a")) == "control"
+    assert report._label(study.arm("a")) == "nothing (a)"
+    others = fake_study.study(Path(), fake_study.arm("a"), fake_study.arm("b"))
+    assert [report._kind(others, arm) for arm in others.arms] == ["main", "variant"]
+
+
+def test_labels_of_plots_lie_apart_and_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Figure.savefig
+
+    def check(figure: Figure, *args: Any, **options: Any) -> None:
+        figure.draw_without_rendering()
+        (axes,) = figure.axes
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+            boxes = [tick.label1.get_window_extent() for tick in ticks]
+            assert len(boxes) >= 2
+            assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+            assert all(box.x0 >= 0 and box.y0 >= 0 for box in boxes)
+        original(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", check)
+    long = "a claim that needs many words, more than there is room for in one line of it"
+    for scale in (1.0, 7.0):
+        margins = [plots.Margin(f"{long} {i}", "good", scale**i - 9, 1.0) for i in range(3)]
+        plots.plot_margins(tmp_path / "m.png", margins)
+    bars = [plots.Bar(f"{long} {i}", "main", [1.0, 2.0]) for i in range(30)]
+    plots.plot_bars(tmp_path / "b.png", bars, "AP50")
+    lines = {"few": {float(k): [10.0] for k in (1, 3, 5, 10, 30, 100)}}
+    plots.plot_thresholds(tmp_path / "t.png", lines, "k", "RC@k", is_log=True)
+    for name in "mbt":
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.width <= 1600
 
 
 def test_a_study_may_name_its_columns(study: Study, put: Callable[..., None]) -> None:
@@ -273,7 +383,7 @@ def test_plots_and_pictures_are_linked_and_within(
     text = report.write(study, tmp_path / "work").read_text()
     bars = ("bars-AP50_novel", "bars-AP50_base", "recall")
     files = [f"plots/{name}.png" for name in (*bars, "curves", "ensemble", "thresholds")]
-    files.append("pictures/1-first.png")
+    files += ["pictures/1-first.png", "plots/claims.png"]
     for name in files:
         assert f"]({name})" in text
         with Image.open(study.results / name) as picture:
@@ -284,6 +394,7 @@ def test_plots_and_pictures_are_linked_and_within(
         assert opened.width / opened.height == pytest.approx(600 / 800, abs=0.01)
     page = (study.results / "report.html").read_text()
     assert page.count('src="data:image/png;base64,') == len(files) == page.count("<img")
+    assert all(f'<a href="{name}"><img' in page for name in files), "each can be enlarged"
     # Without the workdir the picture stays, and the report is the same.
     assert report.write(study, None).read_text() == text
 
@@ -324,9 +435,23 @@ def test_text_is_escaped_everywhere(study: Study, put: Callable[..., None]) -> N
     content = (study.results / "report.html").read_text()
     page = _Page(content)
     known = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "table", "thead"}
-    known |= {"tbody", "tr", "th", "td", "figure", "img", "figcaption", "details", "summary", "pre"}
+    known |= {
+        "a",
+        "span",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "img",
+        "figcaption",
+        "details",
+        "summary",
+        "pre",
+    }
     assert page.tags <= known
-    assert page.text.count(EVIL) == 4  # title, heading, statement, note
+    assert page.text.count(EVIL) == 3  # title, heading, statement
+    assert f"1. {EVIL}" in page.text  # note
     assert any("a <b> & c" in part for part in page.text)
     assert "<script" not in text.replace("\\<", "") and content.count(html.escape(EVIL)) == 4
 

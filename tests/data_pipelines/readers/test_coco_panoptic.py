@@ -114,20 +114,82 @@ def _without(path: str) -> dict[str, Any]:
     return content
 
 
+def _with(path: str, value: Any) -> dict[str, Any]:
+    content = _content()
+    *parents, leaf = path.split(".")
+    node: Any = content
+    for key in parents:
+        node = node[int(key) if key.isdigit() else key]
+    node[leaf] = value
+    return content
+
+
 @pytest.mark.parametrize(
     ("path", "message"),
     [
         ("categories.0.isthing", r"categories\[0\]: the field isthing is missing"),
-        ("images.0.height", r"images\[0\]: the field height is missing"),
         ("annotations.0", "image 9 has no entry in annotations"),
         ("annotations.0.file_name", r"annotations\[0\]: the field file_name is missing"),
-        ("annotations.0.segments_info.1.bbox", r"segments_info\[1\]: the field bbox is missing"),
         ("categories.1", r"segments_info\[2\].category_id: no category has the id 18"),
     ],
 )
 def test_a_missing_field_is_named(open_reader: Any, path: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_reader(_without(path))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("annotations.0.segments_info.0.id", [5], "expected an integer, got"),
+        ("annotations.0.segments_info.0.category_id", {}, "expected an id"),
+        ("annotations.0.segments_info.0.iscrowd", "half", "expected 0 or 1, got 'half'"),
+        ("annotations.0.segments_info", {}, "segments_info: expected a list"),
+        ("annotations.0.image_id", [9], "expected an id"),
+        ("categories.0.isthing", None, "expected 0 or 1"),
+        ("categories.0.name", "Dog", "'Dog' and 'dog' are one text"),
+        ("images.0.id", None, "expected an id"),
+        ("annotations", [{"image_id": 9, "bbox": []}], "no segments"),
+    ],
+)
+def test_a_malformed_field_is_named(open_reader: Any, path: str, value: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_reader(_with(path, value))
+
+
+def test_other_spellings_are_read_alike(open_reader: Any) -> None:
+    good, made = open_reader(), _content()
+    made["images"][0] |= {"height": str(HEIGHT), "width": float(WIDTH)}
+    made["annotations"][0]["image_id"] = "9"
+    for info in made["annotations"][0]["segments_info"]:
+        info |= {"bbox": [str(x) for x in info["bbox"]], "iscrowd": str(info["iscrowd"])}
+        info |= {"id": str(info["id"]), "category_id": float(info["category_id"])}
+    reader = open_reader(made)
+    assert reader.version == good.version and reader.counts == good.counts
+    assert reader.regions(0).names == good.regions(0).names
+
+
+def test_without_a_size_the_image_is_measured(open_reader: Any) -> None:
+    good, made = open_reader(), _content()
+    del made["images"][0]["height"]
+    reader = open_reader(made)
+    assert reader.counts == good.counts and reader.regions(0).size == (HEIGHT, WIDTH)
+    np.testing.assert_array_equal(reader[0].boxes_xyxy, good[0].boxes_xyxy)
+
+
+@pytest.mark.parametrize(
+    "box", [None, [], [1, 2, 3], "box", [1, 2, float("nan"), 4], [10**400] * 4]
+)
+def test_segments_without_a_box_are_counted(
+    open_reader: Any, caplog: pytest.LogCaptureFixture, box: Any
+) -> None:
+    made = _content()
+    for info in made["annotations"][0]["segments_info"][:2]:
+        info["bbox"] = box
+    reader = open_reader(made)
+    assert reader.counts.dropped == {"whose bbox is missing or no four finite numbers": 1}
+    assert reader.counts.num_read == 3 and set(reader[0].not_exhaustive) == {"grass", "cat"}
+    assert "1 segments of stuff" in caplog.text and reader.regions(0).names == ()
 
 
 @pytest.mark.parametrize("name", ["../a.png", "", "folder/a.png", "/etc/a.png"])

@@ -220,3 +220,22 @@ def test_a_training_counts_what_its_pairs_lack(tmp_path: Path) -> None:
     assert [i for i in seen if seen[i]["cut_captions"]] == [1]
     assert [i for i in seen if seen[i]["images_without_caption"]] == [2]
     assert [data.sources[0].name + "[3]"] == list(data.unreadable.values())
+
+
+def test_what_pairs_lack_is_said_when_they_are_opened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _write_tars(tmp_path)
+    with tarfile.open(tmp_path / "2.tar", "w") as tar:
+        for name in ("a.png", "b.png", "v1.0.png", "v1.1.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(_png(9))
+            tar.addfile(info, io.BytesIO(_png(9)))
+    reader = source.build(ImageTextSource(), str(tmp_path))
+    assert (len(reader), reader.counts) == (10, None)
+    assert "2 of 8 images have no caption" in caplog.text
+    assert "2 images have the key 'v1'" in caplog.text
+    for file in tmp_path.glob("*.tar"):
+        file.write_text("<html>not found</html>")
+    with pytest.raises(DataError, match="no image-text pair that can be read: .* it is a page"):
+        source.build(ImageTextSource(), str(tmp_path))

@@ -1,0 +1,119 @@
+"""What was found in one image, in its own pixels; from ranked pairs and tokens to that."""
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from data_pipelines import image_ops
+from data_pipelines.image_ops import Geometry
+from owl_det import inference
+from owl_det.types import TokenEmbeddings
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in one image, best first."""
+
+    boxes: Float32[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the image, inside it
+    scores: Float32[np.ndarray, " n"]  # in (0, 1)
+    labels: Int32[np.ndarray, " n"]  # index into the queries
+    queries: tuple[str, ...] = field(default=(), repr=False, compare=False)  # all that were asked
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The query of each detection, in words; none if `queries` was not given."""
+        return tuple(self.queries[label] for label in self.labels) if self.queries else ()
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Boxes of one image that look like objects of whatever kind, best first."""
+
+    boxes: Float32[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the image, inside it
+    scores: Float32[np.ndarray, " n"]  # objectness in (0, 1)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def of_pairs(
+    pairs: inference.TopPairs,
+    sizes: Sequence[tuple[int, int]],
+    queries: tuple[str, ...],
+    is_asked: Bool[np.ndarray, " q"],
+    threshold: float,
+    geometry: Geometry,
+) -> list[Detections]:
+    """Of each image (the rows beyond are fillers) what reaches the threshold, in its pixels.
+
+    Pairs of fillers, of queries that are not asked and of boxes in the padding (which score
+    `inference.OUTSIDE`) are left out. Raises `CheckpointError` if the
+    model computes NaN.
+    """
+    boxes, scores, labels = (np.asarray(x)[: len(sizes)] for x in pairs)
+    inference.require_finite("detection", scores, boxes)
+    keep = (scores >= threshold) & np.append(is_asked, False)[np.minimum(labels, len(queries))]
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
+    found = [Detections(*nothing, queries)] * len(sizes)
+    for row in np.flatnonzero(keep.any(axis=1)).tolist():
+        here = keep[row]
+        found[row] = Detections(
+            inference.pixel_boxes(boxes[row, here], *sizes[row], geometry),
+            scores[row, here],
+            labels[row, here].astype(np.int32),
+            queries,
+        )
+    return found
+
+
+def of_tokens(
+    tokens: TokenEmbeddings,
+    sizes: Sequence[tuple[int, int]],
+    threshold: float,
+    geometry: Geometry,
+) -> list[Proposals]:
+    """All boxes of each image that reach the threshold, best first, in its pixels.
+
+    Raises `CheckpointError` if the model computes NaN.
+    """
+    scores = np.asarray(jax.nn.sigmoid(tokens.objectness_logits))
+    boxes = np.asarray(tokens.boxes)
+    inference.require_finite("proposals", scores, boxes)
+    found: list[Proposals] = []
+    for row, (height, width) in enumerate(sizes):
+        order = np.argsort(-scores[row], kind="stable")
+        order = order[scores[row, order] >= threshold]
+        pixels = image_ops.boxes_from_padded(boxes[row, order], height, width, geometry)
+        kept = inference.has_area(pixels)  # others lie in the padding
+        found.append(Proposals(pixels[kept], scores[row, order][kept]))
+    return found
+
+
+_Found = TypeVar("_Found", Detections, Proposals)
+
+
+def suppress(found: _Found, nms_iou: float | None, across_queries: bool) -> _Found:
+    """Greedy non-maximum suppression; None keeps everything."""
+    if nms_iou is None or not len(found):
+        return found
+    with warnings.catch_warnings():
+        # OpenCV is no dependency: supervision says at import that it works with NumPy instead.
+        warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
+        from supervision import box_non_max_suppression
+    columns: list[np.ndarray] = [found.boxes, found.scores[:, None]]
+    if isinstance(found, Detections) and not across_queries:
+        columns.append(found.labels[:, None])
+    keep = box_non_max_suppression(np.concatenate(columns, axis=1), nms_iou)
+    if isinstance(found, Detections):
+        kept = found.boxes[keep], found.scores[keep], found.labels[keep]
+        return dataclasses.replace(found, boxes=kept[0], scores=kept[1], labels=kept[2])
+    return dataclasses.replace(found, boxes=found.boxes[keep], scores=found.scores[keep])

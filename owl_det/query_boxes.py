@@ -1,0 +1,65 @@
+"""Boxes of query images as callers give them: corners in pixels, checked against their images."""
+
+from collections.abc import Mapping, Sequence, Set
+from numbers import Real
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float32
+
+from data_pipelines import image_ops
+from data_pipelines.image_ops import Geometry
+from owl_det.errors import DataError
+
+Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
+
+_EXPECTED = "give four numbers x0, y0, x1, y1 in pixels"
+
+
+def each(boxes: Any, num_images: int) -> list[Box | None]:
+    """One box, or None, an image. A single box of four numbers is that of a single image.
+
+    Raises `DataError` for what is no list of boxes.
+    """
+    if boxes is None:
+        return [None] * num_images
+    if isinstance(boxes, (str, bytes, Mapping, Set)) or not hasattr(boxes, "__iter__"):
+        raise DataError(f"image queries: boxes: got {type(boxes).__name__}; a list, {_EXPECTED}")
+    given = list(boxes)
+    is_flat = len(given) == 4 and all(isinstance(number, (Real, np.generic)) for number in given)
+    return [given] if is_flat and num_images == 1 else given
+
+
+def relative(
+    box: Box, size: tuple[int, int], geometry: Geometry, where: str
+) -> Float32[np.ndarray, " 4"]:
+    """Pixel corners → cxcywh relative to the padded square, clipped to the image.
+
+    Raises `DataError`, which begins with `where`, for a box that is none in pixels of the image.
+    """
+    height, width = size
+    try:
+        given = np.asarray(box, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {box!r}: {_EXPECTED}") from None
+    if given.shape != (4,) or not np.isfinite(given).all():
+        raise DataError(f"{where}: {_EXPECTED}")
+    shown = f"{where}: {np.asarray(box).tolist()}"
+    if min(size) > 1 and 0 <= given.min() and given.max() <= 1 and given.any():
+        raise DataError(
+            f"{shown} lies in the first pixel of an image of {width} x {height}; boxes are in "
+            "pixels, and no fractions: multiply x by the width, y by the height"
+        )
+    if (given[2:] < given[:2]).any():
+        raise DataError(
+            f"{shown} ends before it begins; give corners x0, y0, x1, y1, not a corner and a size"
+        )
+    corners = np.clip(given, 0, [width, height, width, height])
+    if not (corners[2:] > corners[:2]).all():
+        raise DataError(f"{shown} has no area inside the image of {width} x {height} pixels")
+    if (corners[2:] - corners[:2] < 1).any():
+        raise DataError(
+            f"{shown} shows less than a pixel of the image of {width} x {height}; boxes are in "
+            "pixels, and no fractions"
+        )
+    return image_ops.boxes_to_padded(corners, height, width, geometry)
