@@ -28,7 +28,7 @@ def test_settings_that_no_shape_shows_may_not_change(changes: dict[str, Any], ke
 
     saved = json.loads(json.dumps(_run_file()))
     same_run.check_same_model(saved, _run_file(), Path("there"))
-    with pytest.raises(CheckpointError, match=f"another architecture; {key}"):
+    with pytest.raises(CheckpointError, match=f"another architecture; config.{key}"):
         same_run.check_same_model(saved, _run_file(**changes), Path("there"))
 
 
