@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -306,9 +306,3 @@ def _are_small(values: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, " n"]:
     """Which polygons have all points close together, compared to a box of the first two."""
     corners = values.reshape(len(values), -1, 2)
     return (np.ptp(corners, axis=1) < 0.51 * corners[:, 1]).all(axis=1)
-
-
-def duplicates(lines: Iterable[Line]) -> int:
-    """How many lines say what another has said already."""
-    said = Counter((line.class_number, line.corners) for line in lines if not line.fault)
-    return sum(count - 1 for count in said.values())
