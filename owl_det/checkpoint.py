@@ -33,7 +33,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-from data_pipelines import tokenizer
+from data_pipelines import prompts, tokenizer
 from owl_det import config as config_lib
 from owl_det import files, finite, path_rules, same_run, step_folders
 from owl_det.config import Config, ModelConfig
@@ -413,6 +413,7 @@ def _describe(folder: Path) -> LoadedModel:
         raise CheckpointError(f"{folder}/run: kind {kind!r} is not detector, towers or resnet")
     try:
         model, preprocess = resolve_model(run["model"], run["preprocess"])
+        prompts.eval_prompts(run["eval_prompts"])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/run: {error}") from None
     return LoadedModel(
@@ -420,8 +421,8 @@ def _describe(folder: Path) -> LoadedModel:
         params={},
         model=model,
         preprocess=preprocess,
-        eval_prompts=str(run["eval_prompts"]),
-        step=int(run["step"]),
+        eval_prompts=run["eval_prompts"],
+        step=run["step"],
         tokenizer=_find_tokenizer(folder, run.get("tokenizer")),
         names=_names_of(folder, run.get("names", [])),  # older files have none
     )
@@ -701,13 +702,17 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
     file = folder / "run" / "metadata"
     try:
         run = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedError(f"{file}: cannot be read ({error})") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
         raise DamagedError(f"{file}: not a run file of format {FORMAT}")
     for key in ("step", "model", "preprocess", "eval_prompts"):
         if key not in run:
             raise DamagedError(f"{file}: {key!r} is missing")
+    if type(run["step"]) is not int or run["step"] < 0:
+        raise DamagedError(f"{file}: step {str(run['step'])[:60]!r} is no number of steps")
+    if not isinstance(run["eval_prompts"], str):
+        raise DamagedError(f"{file}: eval_prompts {str(run['eval_prompts'])[:60]!r} is no text")
     return run
 
 

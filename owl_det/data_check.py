@@ -27,7 +27,7 @@ class Found(Enum):
 def log_what_was_read(group: str, sources: Mapping[str, Source]) -> None:
     """A few lines for every source: images, boxes by name, what was dropped and why, negatives."""
     for name, source in sources.items():
-        counts = _counts(source)
+        counts = counts_of(source)
         if counts is None:
             logging.info(
                 "%s %s: %d images, %d names; its labels are made or read image by image",
@@ -61,12 +61,12 @@ def require_ground_truth(config: Config, sources: Mapping[str, Source]) -> None:
             if boxes is Found.NONE:
                 raise DataError(
                     f"{where}: no usable box{_in_first(limit, source)} to measure against: "
-                    f"{_told(source)}; mend its labels, or leave the set out"
+                    f"{told(source)}; mend its labels, or leave the set out"
                 )
         elif boxes is Found.NONE and _captions(source, limit) is Found.NONE:
             raise DataError(
                 f"{where}: neither boxes nor captions{_in_first(limit, source)} to measure "
-                f"against: {_told(source)}; mend its labels, or leave the set out"
+                f"against: {told(source)}; mend its labels, or leave the set out"
             )
 
 
@@ -86,20 +86,21 @@ def _needs_boxes(config: Config) -> bool:
 def _require_boxes(sources: Mapping[str, Source]) -> None:
     found = {name: _boxes(source) for name, source in sources.items()}
     if all(value is Found.NONE for value in found.values()):
-        told = "; ".join(f"{name}: {_told(source)}" for name, source in sources.items())
+        all_told = "; ".join(f"{name}: {told(source)}" for name, source in sources.items())
         raise DataError(
-            f"config.data.train: no usable box in any source, so there is nothing to learn ({told})"
+            "config.data.train: no usable box in any source, so there is nothing to learn "
+            f"({all_told})"
         )
     for name, value in found.items():
         where = f"config.data.train.{name}"
         if value is Found.NONE:
-            logging.warning("%s: no usable box: %s", where, _told(sources[name]))
+            logging.warning("%s: no usable box: %s", where, told(sources[name]))
         elif value is Found.NOT_SEEN:
             logging.warning("%s: no usable box in the %d images looked at", where, _LOOKED_AT)
 
 
 def _warn_of_no_negatives(config: Config, sources: Mapping[str, Source]) -> None:
-    known = [counts for source in sources.values() if (counts := _counts(source)) is not None]
+    known = [counts for source in sources.values() if (counts := counts_of(source)) is not None]
     names = {category.name.lower() for source in sources.values() for category in source.categories}
     has_others = config.data.batch_negatives or (config.data.min_queries > 0 and len(names) > 1)
     if has_others or len(known) < len(sources) or any(c.num_negatives for c in known):
@@ -126,14 +127,14 @@ def _require_captions(sources: Mapping[str, Source]) -> None:
 # --- looking -------------------------------------------------------------------------------------
 
 
-def _counts(source: Source) -> LabelCounts | None:
+def counts_of(source: Source) -> LabelCounts | None:
     """Not every source counts: labels that are drawn, or read one by one."""
     return getattr(source, "counts", None)
 
 
 def _boxes(source: Source, limit: int = 0) -> Found:
     """Whether there are usable boxes among the first `limit` images; 0 = all."""
-    counts = _counts(source)
+    counts = counts_of(source)
     is_whole = not limit or limit >= len(source)
     if counts is not None and (is_whole or not counts.num_boxes):
         return Found.SOME if counts.num_boxes else Found.NONE
@@ -167,9 +168,9 @@ def _spread(count: int) -> Sequence[int]:
     return [int(i * step) for i in range(min(count, _LOOKED_AT))]
 
 
-def _told(source: Source) -> str:
+def told(source: Source) -> str:
     """`12 images, 30 of 30 boxes dropped: 30 without area`."""
-    counts = _counts(source)
+    counts = counts_of(source)
     if counts is None:
         return f"{len(source)} images"
     parts = [f"{counts.num_images} images"]

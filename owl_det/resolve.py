@@ -5,13 +5,14 @@ A typo fails here, before any data is read; every message names the key to chang
 
 import dataclasses
 import difflib
-import math
 import re
 import textwrap
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal
+
+import numpy as np
 
 from owl_det import files
 from owl_det.config import (
@@ -28,6 +29,7 @@ from owl_det.config import (
 from owl_det.errors import ConfigError, UserError
 
 _MAX_INTEGER = 2**32 - 1  # more than any key can mean, and all that arrays and seeds hold
+_MAX_FLOAT = float(np.finfo(np.float32).max)
 
 
 def resolve(tree: Mapping[str, Any]) -> Config:
@@ -88,8 +90,8 @@ def _build_leaf(schema: type, value: Any, path: str) -> Any:
         return float(value)
     if type(value) is not schema:
         raise ConfigError(f"{path}: expected {schema.__name__}, got {_describe(value)}")
-    if schema is float and not math.isfinite(value):
-        raise ConfigError(f"{path}: expected a finite number, got {value}")
+    if schema is float and not abs(value) <= _MAX_FLOAT:
+        raise ConfigError(f"{path}: expected a finite number of 32 bits, got {value}")
     return _build_text(value, path) if isinstance(value, str) else value
 
 
@@ -249,6 +251,11 @@ def _check(config: Config) -> None:
         model.image_size > 0 and model.image_size % model.image.patch_size == 0,
         f"config.model.image_size: not a multiple of the patch size {model.image.patch_size}",
     )
+    _require(0 < model.class_prior < 1, "config.model.class_prior: must be in (0, 1)")
+    for key in ("class_initial_scale", "scan_unroll"):
+        _require(getattr(model, key) > 0, f"config.model.{key}: must be positive")
+    for key in ("norm_epsilon", "merge_norm_epsilon"):
+        _require(0 <= getattr(model, key) < 1, f"config.model.{key}: must be in [0, 1)")
     _require(
         model.image.position_init != "sincos2d" or model.image.width % 4 == 0,
         "config.model.image.width: sincos2d positions need a multiple of 4",

@@ -143,6 +143,12 @@ def test_config_files_are_locked() -> None:
         ({"model": {"image": {"droplayer_rate": 20.0}}}, "model.image.droplayer_rate"),
         ({"data": {**SOURCE, "augment": {"crop_probability": 50.0}}}, "data.augment.crop_prob"),
         ({"checkpoint": {"image_size": 512}}, "checkpoint.image_size"),
+        ({"model": {"class_prior": 0.0}}, "model.class_prior"),
+        ({"model": {"class_initial_scale": 0.0}}, "model.class_initial_scale"),
+        ({"model": {"scan_unroll": 0}}, "model.scan_unroll"),
+        ({"model": {"norm_epsilon": -1e-5}}, "model.norm_epsilon"),
+        ({"model": {"merge_norm_epsilon": 1.0}}, "model.merge_norm_epsilon"),
+        ({"loss": {"class_weight": 1e39}}, "loss.class_weight: expected a finite number"),
         (
             {"data": {"train": {"a": {"kind": "shapes_world", "image_size": 0}}}},
             "data.train.a.image_size",

@@ -321,7 +321,8 @@ def test_what_devices_and_parameters_tell_is_checked_before_data_is_read(
 
 
 def test_an_evaluation_that_was_due_and_is_not_logged_is_made_up_for(tmp_path: Path) -> None:
-    config = tiny.config(num_steps=20, evaluation__every_steps=5)
+    sets = {"shapes": {"kind": "shapes_world", "split": "test"}}
+    config = tiny.config(num_steps=20, evaluation__every_steps=5, data__eval=sets)
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 5, "eval/shapes/AP": 0.1}\n{"step": 10, "train/loss": 1.0}\n')
     lacks = {step: train._lacks_evaluation(config, tmp_path, step) for step in (5, 7, 10, 20)}
@@ -333,3 +334,4 @@ def test_an_evaluation_that_was_due_and_is_not_logged_is_made_up_for(tmp_path: P
     assert not train._lacks_evaluation(config, tmp_path, 20)
     log.write_text('{"step": 20, "eval/shapes/AP": 0.')  # cut short by a full disk
     assert train._lacks_evaluation(config, tmp_path, 20)
+    assert not train._lacks_evaluation(tiny.config(num_steps=20), tmp_path, 20), "there is no set"

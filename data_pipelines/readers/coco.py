@@ -176,7 +176,7 @@ def _label(
     for box in content.boxes:
         boxed.setdefault(box.image_id, []).append(box)
     numbers = json_fields.number_ids([image.id for image in content.images], 0)
-    dropped, odd, examples = Counter[str](), Counter(content.odd), dict(content.examples)
+    dropped, odd, examples = content.dropped.copy(), content.odd.copy(), dict(content.examples)
     images = []
     for entry in content.images:
         boxes = boxed.get(entry.id, [])
@@ -187,6 +187,9 @@ def _label(
         dropped.update([box.fault for box in boxes if box.fault])
         dropped.update(proper.dropped)
         odd.update(proper.odd)
+        odd[labelled_image.TWICE] += labelled_image.num_twice(
+            [(box.category_id, box.corners, box.is_crowd) for box in boxes if box.corners]
+        )
         if proper.dropped or proper.odd:
             _note_examples([box for box in boxes if box.corners], proper, image, examples)
     return images, dropped, odd, examples

@@ -17,10 +17,12 @@ from data_pipelines.readers.json_fields import Id
 from owl_det.errors import DataError
 
 # Why boxes are dropped, and what is odd of others; see `labelled_image`.
+NO_OBJECT, NO_IMAGE, NO_CATEGORY = "that are no objects", "without an image", "without a category"
 NO_BBOX, BAD_BBOX = "without a bbox", "whose bbox is not four numbers"
 REPEATED = "that repeat an annotation, id and all"
 BY_POLYGON = "have no bbox: their polygons' extent is taken"
 BAD_AREA = "have no usable `area`: that of their box is taken"
+_FEW, _FEW_SHARE = 3, 0.1  # annotations that belong nowhere; more are no accident
 SHARED_ID = "share the id of another annotation"
 
 _LETTERS = ("r", "c", "f")  # LVIS's frequency: rare, common, frequent
@@ -61,6 +63,7 @@ class CocoFile:
     categories: Sequence[CategoryEntry]
     boxes: Sequence[BoxEntry]
     is_federated: bool  # as LVIS: images say which names are absent
+    dropped: Counter[str] = field(default_factory=Counter)  # of no image or category: why → boxes
     odd: Counter[str] = field(default_factory=Counter)  # what → boxes
     examples: dict[str, str] = field(default_factory=dict)  # what, or why dropped → where
 
@@ -76,21 +79,26 @@ def read(path: Path) -> CocoFile:
     images = _images(content, path)
     categories = _categories(content, path, is_federated)
     odd, examples = Counter[str](), dict[str, str]()
+    entries = json_fields.items(content, "annotations", path)
+    lost = {i: why for i, entry in enumerate(entries) if (why := _why_lost(entry))}
+    _require_few(lost, len(entries), path)
+    for i, why in lost.items():
+        examples.setdefault(why, f"annotations[{i}]")
     boxes = [
-        _box(entry, i, path, odd, examples)
-        for i, entry in enumerate(json_fields.items(content, "annotations", path))
+        _box(entry, i, path, odd, examples) for i, entry in enumerate(entries) if i not in lost
     ]
     categories = _without_placeholders(content, categories, boxes)
     image_ids, category_ids = {i.id for i in images}, {c.id for c in categories}
     _require_known([box.image_id for box in boxes], image_ids, "image", path)
     _require_known([box.category_id for box in boxes], category_ids, "category", path)
-    boxes = _without_repeated(content["annotations"], boxes, odd, examples)
+    boxes = _without_repeated(entries, boxes, odd, examples)
     return CocoFile(
         path=path,
         images=images,
         categories=categories,
         boxes=boxes,
         is_federated=is_federated,
+        dropped=Counter(lost.values()),
         odd=odd,
         examples=examples,
     )
@@ -141,6 +149,7 @@ def _is_federated(content: Mapping[str, Any], path: Path) -> bool:
         if isinstance(entry, dict):
             signs += ["frequency"] if entry.get("frequency") in [*_LETTERS] else []
             signs += ["synset"] if isinstance(entry.get("synset"), str) else []
+            signs += ["def"] if {"def", "synonyms"} <= entry.keys() else []
     for key in lists if signs else ():
         lacking = [i for i in images if isinstance(i, dict) and key not in i]
         if lacking:
@@ -211,6 +220,24 @@ def _without_placeholders(
         for category, parent in zip(categories, parents, strict=True)
         if parent != "none" or category.id in used or category.spelled not in named
     ]
+
+
+def _why_lost(entry: Any) -> str:
+    """Why an annotation belongs nowhere; empty = it does."""
+    if not isinstance(entry, dict):
+        return NO_OBJECT
+    if entry.get("image_id") is None:
+        return NO_IMAGE
+    return NO_CATEGORY if entry.get("category_id") is None else ""
+
+
+def _require_few(lost: Mapping[int, str], total: int, path: Path) -> None:
+    if len(lost) > max(_FEW, _FEW_SHARE * total) or (lost and len(lost) == total):
+        index, why = next(iter(lost.items()))
+        raise DataError(
+            f"{path}: annotations[{index}]: {len(lost)} of {total} annotations are so: {why}; "
+            "expected objects with image_id, category_id and bbox"
+        )
 
 
 def _box(

@@ -17,7 +17,7 @@ from data_pipelines.image_files import IMAGE_SUFFIXES
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts, dropped_text
 from data_pipelines.readers.image_names import ImageNames
-from data_pipelines.readers.labelled_image import BEYOND, TINY
+from data_pipelines.readers.labelled_image import BEYOND, TINY, TWICE
 from data_pipelines.readers.labelled_image import LabelledImage as LabelledImage
 from data_pipelines.readers.labelled_image import Proper as Proper
 from data_pipelines.readers.labelled_image import keep_proper as keep_proper
@@ -27,7 +27,7 @@ from data_pipelines.readers.true_sizes import TrueSizes
 from owl_det.errors import DataError, SourceError
 
 _ODD_SHARE = 0.01  # of all boxes: so many of `_USUAL` are found in good data sets
-_USUAL = (BEYOND, TINY)
+_USUAL = (BEYOND, TINY, TWICE)
 
 # The flag of a command that stands for a key of a source, where its name is another.
 _FLAGS = {"labels": "--annotations", "path": "--annotations"}

@@ -34,7 +34,9 @@ def load(file: Path, key: str = "annotations") -> dict[str, Any]:
         raise DataError(f"{file}: is nested too deeply for annotations") from None
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    except ValueError as error:  # malformed JSON, not UTF-8, or a number of thousands of digits
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text ({error}); convert it to UTF-8") from None
+    except ValueError as error:  # malformed JSON, or a number of thousands of digits
         raise DataError(f"{file}: is not valid JSON: {error}; download it again") from error
     kind = foreign_files.kind_of_json(parsed)
     if kind:
@@ -165,7 +167,9 @@ def size(entry: Any) -> tuple[int, int] | None:
 
 
 def field(entry: Any, key: str, where: str) -> Any:
-    if not isinstance(entry, dict) or key not in entry:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: expected an object with {key}, got {shown(entry)}")
+    if key not in entry:
         raise DataError(f"{where}: the field {key} is missing")
     return entry[key]
 

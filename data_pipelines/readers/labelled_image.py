@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from data_pipelines.features import Names
 NOT_FINITE, NO_AREA, NEGATIVE = "not finite", "without area", "of negative width or height"
 OUTSIDE, OTHER_FRAME = "outside their images", "of an image of another size or not yet upright"
 BEYOND, TINY = "reach beyond their images", "are below a pixel"
+TWICE = "stand twice in their files"
 _BEYOND_SHARE, _BEYOND_PIXELS = 0.01, 2  # of the side, and on top of that
 _LARGEST = 2.0**30  # coordinates beyond are as good as this one, and arithmetic stays finite
 
@@ -162,6 +163,11 @@ def keep_proper(
         dropped=Counter(reasons(boxes[~keep])),
         odd=_oddities(boxes[keep], height, width),
     )
+
+
+def num_twice(boxes: Sequence[Hashable]) -> int:
+    """How many boxes of an image, each with its name, repeat another."""
+    return len(boxes) - len(set(boxes))
 
 
 def reasons(boxes_xyxy: Float[np.ndarray, "m 4"]) -> list[str]:

@@ -148,7 +148,8 @@ def _members(file: Path) -> Iterator[Member]:
             # tarfile takes a damaged header for the end; a whole file ends in zeros.
             if not _ends_in_zeros(file, tar.offset):
                 yield Member(name=f"{file.name}@{tar.offset}", refused=damage, is_damage=True)
-    except (tarfile.TarError, OSError, ValueError) as error:  # ValueError: of malformed pax headers
+    # ValueError: of malformed pax headers. The last two: of absurd sizes.
+    except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: of absurd offsets
             raise
         kind = what_it_is(file)

@@ -65,6 +65,7 @@ class VocReader(folder.FolderReader):
         for stem in stems:
             places = locations.of(parsed[stem].filename, files[stem])
             read.add(parsed[stem], files[stem], image_ids[stem], places, images)
+        locations.tell(is_whole=split_list is None)
         asked = [names_lib.plain(query) for query in queries or names]
         counts = folder.image_counts(read.images, asked)
         categories = [
@@ -194,6 +195,7 @@ class _Locations:
             if "/" not in name:
                 self._alike.setdefault(_stem_key(name), []).append(name)
         self._taken: dict[str, Path] = {}  # image → its XML file
+        self._at_odds: list[str] = []  # XML files whose <filename> is another image
 
     def of(self, filename: str, file: Path) -> tuple[str, ...]:
         """Where the image of an XML file may be. Raises `DataError` if another file has it."""
@@ -219,6 +221,7 @@ class _Locations:
         if first in own or _stem_key(filename) == _stem_key(f"{stem}.x"):
             return named
         if any(place in self._there for place in own):
+            self._at_odds += [f"{stem}.xml ({first})"] if first else []
             return tuple(dict.fromkeys([*own, *named]))
         alike = self._alike.get(_stem_key(f"{stem}.x"), [])
         if len(alike) == 1:
@@ -227,6 +230,21 @@ class _Locations:
             return named
         # A name with a dot that begins no suffix.
         return tuple(dict.fromkeys([*named, *_guesses(filename)]))
+
+    def tell(self, is_whole: bool) -> None:
+        """Logs which images were taken in doubt and, of a whole folder, which have no XML file."""
+        if self._at_odds:
+            logging.warning(
+                "%s: %d XML files name another image of the folder in <filename>, such as %s; the "
+                "one that is called like the XML file is taken",
+                *(self._images, len(self._at_odds), self._at_odds[0]),
+            )
+        without = sorted(n for n in self._there if "/" not in n and n not in self._taken)
+        if is_whole and without:
+            logging.warning(
+                "%s: %d of %d images have no XML file and are left out, such as %s",
+                *(self._images, len(without), len(without) + len(self._taken), without[0]),
+            )
 
     def _is_there(self, place: str) -> bool:
         return place in self._there or ("/" in place and os.path.isfile(self._images / place))
@@ -270,6 +288,9 @@ class _Labels:
         self._require_known(parsed, file)
         self._count(parsed, file)
         good = [entry for entry in parsed.objects if not entry.fault]
+        self.odd[labelled_image.TWICE] += labelled_image.num_twice(
+            [(_key(entry.name), entry.corners) for entry in good]
+        )
         image, proper = folder.labelled(
             files=places,
             image_id=image_id,

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from data_pipelines import image_files, image_ops, text_file
 from data_pipelines import names as names_lib
 from data_pipelines.features import Category, Names
-from data_pipelines.readers import folder, yolo_description, yolo_layout, yolo_lines
+from data_pipelines.readers import folder, labelled_image, yolo_description, yolo_layout, yolo_lines
 from data_pipelines.readers.folder import LabelledImage
 from data_pipelines.readers.yolo_description import Description
 from data_pipelines.readers.yolo_layout import ImageSet, LabelIndex
@@ -21,7 +21,6 @@ from owl_det.errors import DataError, SourceError
 
 _LABELS, _IMAGES = "labels", "images"  # the keys' defaults
 _ANY = 10**9  # names: whatever the class number
-_TWICE = "stand twice in their files"
 # Text files beside labels that are none, whatever they hold.
 _NO_LABELS = ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "names.txt")
 
@@ -161,7 +160,8 @@ class _Labels:
         )
         self.dropped += proper.dropped
         self.odd += proper.odd
-        self.odd[_TWICE] += yolo_lines.duplicates(good)
+        boxes = [(line.class_number, line.corners) for line in good]
+        self.odd[labelled_image.TWICE] += labelled_image.num_twice(boxes)
         faulty = [line for line in lines if line.fault]
         self.images.append(
             LabelledImage(
@@ -234,7 +234,7 @@ def _orphans(image_set: ImageSet, used: set[Path]) -> list[Path]:
 
 
 def _has_labels(file: Path) -> bool:
-    """True if the first line of a text file is one of labels, it is empty or cannot be read."""
+    """True if a line of a text file is one of labels, it is empty or cannot be read."""
     if file.name.lower() in _NO_LABELS:
         return False
     try:
@@ -243,5 +243,5 @@ def _has_labels(file: Path) -> bool:
         return True
     if not rows:
         return True
-    fault = yolo_lines.parse(rows[0], _ANY, None).fault
-    return fault not in (yolo_lines.NO_CLASS, yolo_lines.NO_NUMBERS)
+    faults = (yolo_lines.parse(row, _ANY, None).fault for row in rows)
+    return any(fault not in (yolo_lines.NO_CLASS, yolo_lines.NO_NUMBERS) for fault in faults)

@@ -99,6 +99,8 @@ def of_root(root: Path, description: Description | None, split: str) -> ImageSet
     several and none is asked for, or the one asked for is missing.
     """
     by_folder = _root_splits(root)
+    if description and not split and _is_of_parent(description, root, by_folder):
+        description = None
     described = {} if description is None else _described(description, split, by_folder)
     sets = by_folder | described
     sets = {key: sets[key] for key in dict.fromkeys([*SPLITS, *sets]) if key in sets}
@@ -124,6 +126,15 @@ def of_root(root: Path, description: Description | None, split: str) -> ImageSet
         f"{root}: has no folder `images`, no folder of a split such as train, and no images itself",
         keys="correct the key `path` of the source, or name the folders with `images` and `labels`",
         flags="correct --annotations, or name the folder of images with --images",
+    )
+
+
+def _is_of_parent(description: Description, root: Path, by_folder: Mapping[str, ImageSet]) -> bool:
+    """True where a folder with images was named below the one whose splits are described."""
+    above, place = map(os.path.abspath, (description.file.parent, root))
+    is_below = place.startswith(os.path.join(above, ""))
+    return is_below and bool(
+        by_folder or (root / "images").is_dir() or any(map(image_files.is_image, _names(root)))
     )
 
 
@@ -210,6 +221,11 @@ def _described(
         found = _of_entries(entries, description, required=required)
         if found is not None:
             sets[key] = found
+        elif required:
+            raise DataError(
+                f"{description.file}: {key}: {', '.join(entries)}: holds no image; "
+                "name another split"
+            )
         elif key == split:
             logging.warning(
                 "%s: %s: %s is not there; %s is read in its place",

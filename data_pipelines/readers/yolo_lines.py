@@ -3,12 +3,13 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from absl import logging
+from jaxtyping import Bool, Float
 
 from owl_det.errors import DataError, SourceError
 
@@ -23,7 +24,10 @@ WRONG_COLUMNS = "with a wrong number of columns"
 NO_CLASS = "without a class number"
 NO_NAME = "of classes without a name"
 FAR_OUTSIDE = "with coordinates far outside 0 to 1"
+# What predictions add at the end of a line, by how many numbers.
+_OTHERS = {0: "", 1: "the confidence", 2: "the confidence and the track number"}
 _MIN_TRIANGLES = 4  # some look like poses of one point; so many that all do are poses
+_MIN_LOOSE = 20  # lines, to take them for poses whose points lie outside of their boxes
 _TRACK = "leave out the confidence and the track number of predictions"
 _SEPARATORS = {",": "a comma", ";": "a semicolon", "|": "a bar"}
 _NOT_RELATIVE = (
@@ -70,7 +74,8 @@ def parse(text: str, num_names: int, keypoints: tuple[int, int] | None) -> Line:
     is_box = len(values) == 4 or keypoints is not None
     given = values[:4] if is_box else values
     if all(map(math.isfinite, given)) and _is_far_outside(given, is_box):
-        shown = " ".join(columns[1:5])
+        is_later = not is_box and not _is_far_outside(given[:4], False)
+        shown = " ".join(columns[5:] if is_later else columns[1:5])[:60]
         return Line(number, _NONE, FAR_OUTSIDE, f"{shown}: {_NOT_RELATIVE}")
     return Line(number, _corners(given, is_box))
 
@@ -182,74 +187,122 @@ class PolygonDoubts:
     """Whether lines that are read as polygons are poses or tracks: one line does not tell."""
 
     def __init__(self) -> None:
-        self._lengths: set[int] = set()
-        self._num_lines = self._num_held = self._num_signs = self._num_tracks = 0
+        self._rows: list[list[float]] = []
+        self._has_several_lengths = False
         self._first = ""
 
     def add(self, text: str, where: str) -> None:
         """Takes the text of a line that has more than 5 columns."""
-        values = np.array(text.split()[1:], np.float64)
-        is_held = _is_held_by_box(values)
-        self._lengths.add(len(values))
-        self._num_lines += 1
-        self._num_held += is_held
-        self._num_signs += is_held and not _is_small_polygon(values)
-        self._num_tracks += len(values) == 6 and _is_track(values.tolist())
+        if self._has_several_lengths:
+            return
+        values = [float(column) for column in text.split()[1:]]
+        self._has_several_lengths = bool(self._rows) and len(values) != len(self._rows[0])
+        self._rows.append(values)
         self._first = self._first or where
 
     def refuse(self) -> None:
-        """Raises `DataError` if the lines look like poses, or boxes that all have track 1.
+        """Raises `DataError` if the lines look like poses, or boxes that all have a track.
 
         Poses are all of one length, and nearly all boxes hold their points. Polygons are of many
         lengths, and those that would pass for poses are small.
         """
-        if self._num_tracks == self._num_lines > 1:
+        if self._has_several_lengths or not self._rows:
+            return
+        values = np.array(self._rows, np.float64)
+        if _are_tracks(values):
             raise DataError(f"{self._first}: expected 5 columns, got 7 columns; {_TRACK}")
-        few = self._num_held < 0.9 * self._num_lines or self._num_signs < 0.1 * self._num_lines
-        if few or len(self._lengths) != 1 or not self._num_signs:
+        if len(values) < _MIN_TRIANGLES and values.shape[1] == 6:
             return
-        (length,) = self._lengths
-        if length == 6 and self._num_lines < _MIN_TRIANGLES:
+        layouts = [layout for layout in _layouts(values.shape[1]) if _are_poses(values, layout)]
+        if not layouts:
+            self._warn_of_loose_poses(values)
             return
-        shapes = [[(length - 4) // d, d] for d in (3, 2) if (length - 4) % d == 0]
-        told = " or ".join(f"`kpt_shape: {shape}`" for shape in shapes)
+        fewest = min(layout.num_others for layout in layouts)
+        layouts = [layout for layout in layouts if layout.num_others == fewest]
+        told = " or ".join(f"`kpt_shape: [{k.num_points}, {k.dimensions}]`" for k in layouts)
+        others = f" and leave out {_OTHERS[fewest]} at the end of each line" if fewest else ""
         raise DataError(
             f"{self._first}: looks like a pose: its first four numbers are a box that holds the "
-            f"other points, as in {self._num_held} of {self._num_lines} lines; add {told} to "
-            "data.yaml, or, if these are polygons, `kpt_shape: [0, 2]`"
+            f"other points, as in nearly all of {len(values)} lines; add {told} to data.yaml"
+            f"{others}, or, if these are polygons, `kpt_shape: [0, 2]`"
         )
 
+    def _warn_of_loose_poses(self, values: Float[np.ndarray, "n k"]) -> None:
+        """Points may be outside of their boxes; then it is less sure that they are poses."""
+        layouts = [k for k in _layouts(values.shape[1]) if not k.num_others]
+        is_sure = len(values) >= _MIN_LOOSE and _are_boxes(values).all()
+        if is_sure and any(_are_poses(values, layout, slack=0.6) for layout in layouts):
+            logging.warning(
+                "%s: each of %d lines begins with what may be a box, and all have %d numbers: they "
+                "are read as polygons; if they are poses, add `kpt_shape: [number of key points, "
+                "2 or 3]` to data.yaml, else `kpt_shape: [0, 2]`",
+                self._first,
+                *values.shape,
+            )
 
-def _is_held_by_box(values: Float[np.ndarray, " n"]) -> bool:
-    """True if the first four numbers are a box in the image that holds the points that follow."""
-    cx, cy, width, height = values[:4]
-    box = np.array([cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2])
-    if not (width > 0 and height > 0 and (box > -0.02).all() and (box < 1.02).all()):
+
+class _PoseLayout(NamedTuple):
+    """What may follow the four numbers of a box."""
+
+    num_points: int
+    dimensions: int  # 2, or 3: whether a point is seen, or how sure that is
+    num_others: int  # the confidence of a prediction, and its track number
+
+
+def _layouts(length: int) -> list[_PoseLayout]:
+    """The poses that lines with so many numbers can be."""
+    return [
+        _PoseLayout((length - 4 - others) // dimensions, dimensions, others)
+        for others in _OTHERS
+        for dimensions in (3, 2)
+        if length - 4 - others > 0 and (length - 4 - others) % dimensions == 0
+    ]
+
+
+def _boxes(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n 4"]:
+    """The corners of boxes whose center and sides the first four numbers are."""
+    centers, sides = values[:, :2], values[:, 2:4]
+    return np.concatenate([centers - sides / 2, centers + sides / 2], axis=1)
+
+
+def _are_boxes(values: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, " n"]:
+    """Which lines begin with a box in the image."""
+    boxes = _boxes(values)
+    return (values[:, 2:4] > 0).all(axis=1) & ((boxes > -0.02) & (boxes < 1.02)).all(axis=1)
+
+
+def _are_tracks(values: Float[np.ndarray, "n k"]) -> bool:
+    """True if all lines are a box, a confidence and a whole number."""
+    if values.shape[1] != 6 or len(values) < 2:
         return False
-    rest = values[4:]
-    # The third number of a key point says whether it is seen.
-    dimensions = 3 if len(rest) % 3 == 0 and np.isin(rest[2::3], (0, 1, 2)).all() else 2
-    if len(rest) % dimensions:
-        return False
-    points = rest.reshape(-1, dimensions)[:, :2]
-    points = points[points.any(axis=1)]  # those that are not labelled are 0 0
-    slack = 0.05 * (box[2:] - box[:2])
-    return bool(((points >= box[:2] - slack) & (points <= box[2:] + slack)).all())
+    confidences, tracks = values[:, 4:].T
+    are_alike = _are_boxes(values) & (confidences >= 0) & (confidences <= 1)
+    return bool((are_alike & (tracks == np.floor(tracks))).all())
 
 
-def _is_small_polygon(values: Float[np.ndarray, " n"]) -> bool:
-    """True if all points are close together, compared to the box that the first two would make.
+def _are_poses(values: Float[np.ndarray, "n k"], layout: _PoseLayout, slack: float = 0.05) -> bool:
+    """True if the boxes of nearly all lines hold their points, and not only since these are near.
 
-    The first two corners of a small polygon make a box of about the size of its distance from the
-    image's edges, which holds the polygon whatever it is.
+    `slack` is how far points may be outside of a box, as a share of its sides. The first two
+    corners of a small polygon make a box of about the size of its distance from the image's edges,
+    which holds the polygon whatever it is.
     """
-    if len(values) % 2:
-        return False
-    points = values.reshape(-1, 2)
-    return bool((np.ptp(points, axis=0) < 0.51 * points[1]).all())
+    end = 4 + layout.num_points * layout.dimensions
+    points = values[:, 4:end].reshape(len(values), layout.num_points, layout.dimensions)
+    is_seen = points[..., :2].any(axis=-1, keepdims=True)  # the others are 0 0
+    boxes = _boxes(values)
+    low, high = boxes[:, None, :2], boxes[:, None, 2:]
+    are_boxes = _are_boxes(values)
+    slack = slack * (high - low)
+    is_inside = (points[..., :2] >= low - slack) & (points[..., :2] <= high + slack)
+    is_held = are_boxes & (is_inside | ~is_seen).all(axis=(1, 2))
+    if layout.num_others == 2:  # a track number is whole
+        is_held &= values[:, -1] == np.floor(values[:, -1])
+    is_sign = is_held & ~_are_small(values)
+    return bool(is_held.mean() >= 0.9 and is_sign.mean() >= 0.1)
 
 
-def duplicates(lines: Iterable[Line]) -> int:
-    """How many lines say what another has said already."""
-    said = Counter((line.class_number, line.corners) for line in lines if not line.fault)
-    return sum(count - 1 for count in said.values())
+def _are_small(values: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, " n"]:
+    """Which polygons have all points close together, compared to a box of the first two."""
+    corners = values.reshape(len(values), -1, 2)
+    return (np.ptp(corners, axis=1) < 0.51 * corners[:, 1]).all(axis=1)

@@ -16,10 +16,10 @@ import jax
 from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
-from owl_det import inference, sharding
+from owl_det import data_check, inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
-from owl_det.errors import UserError, in_flags
+from owl_det.errors import DataError, UserError, in_flags
 from owl_det.evaluation import by_category
 from owl_det.evaluation import pictures as pictures_lib
 from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
@@ -82,17 +82,17 @@ def open_sources(location: Location) -> dict[str, Source]:
     files are missing, malformed or empty.
     """
     _check(location)
-    if location.kind == "odinw":
-        folders = _odinw_folders(
-            Path(location.images), "test" if location.split == "test" else "valid"
+    if location.kind != "odinw":
+        source = source_lib.build(_entry(location), "")
+        _require_federated(location, source)
+        return {location.kind: source}
+    folders = _odinw_folders(Path(location.images), "test" if location.split == "test" else "valid")
+    return {
+        name: source_lib.build(
+            config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
         )
-        return {
-            name: source_lib.build(
-                config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
-            )
-            for name, file in folders.items()
-        }
-    return {location.kind: source_lib.build(_entry(location), "")}
+        for name, file in folders.items()
+    }
 
 
 @in_flags()
@@ -110,12 +110,13 @@ def run(
 
     `prompts` "" takes those of the checkpoint. `results` is a file for the detections in COCO's
     results format, `pictures` a folder for the pictures that a training draws; `functions` are
-    those of an export. With several data sets the metrics at the
-    top are means over them. Raises `DataError` if more than 1 % of a data set's images cannot be
-    read.
+    those of an export. With several data sets the metrics at the top are means over them. Raises
+    `DataError` if a data set has no usable box, or more than 1 % of its images cannot be read.
     """
     if results is not None and len(sources) > 1:
         raise UserError("--results: is one file; evaluate the data sets one by one")
+    for source in sources.values():
+        _require_boxes(source)
     # An export is a program for one device.
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
     detector = Detector(model.model, model.preprocess)
@@ -236,6 +237,27 @@ def _check(location: Location) -> None:
         raise UserError("--split: --dataset odinw has valid and test, not train")
     if location.kind == "yolo":
         _check_yolo(location)
+
+
+def _require_federated(location: Location, source: Source) -> None:
+    """Names that an image of LVIS lacks may still be in it; other files say nothing of that."""
+    counts = data_check.counts_of(source)
+    if location.kind == "lvis" and counts is not None and not counts.is_federated:
+        raise DataError(
+            f"{location.annotations}: is no file of LVIS: no image says which names are absent "
+            "(neg_category_ids); take LVIS's own file or, if every image is fully annotated, "
+            "--dataset coco"
+        )
+
+
+def _require_boxes(source: Source) -> None:
+    """Without a box every metric is undefined. Drawn sources do not count theirs."""
+    counts = data_check.counts_of(source)
+    if counts is not None and not counts.num_boxes:
+        raise DataError(
+            f"{source.name}: no usable box to measure against: {data_check.told(source)}; mend its "
+            "labels"
+        )
 
 
 def _check_yolo(location: Location) -> None:

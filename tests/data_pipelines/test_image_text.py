@@ -222,6 +222,21 @@ def test_a_negative_size_is_damage(tmp_path: Path, name: str) -> None:
     assert isinstance(shard[1], Unreadable) and "damaged" in shard[1].reason
 
 
+@pytest.mark.parametrize("size", [2**62, 2**80])
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_of_absurd_length_is_damage(tmp_path: Path, kind: bytes, size: int) -> None:
+    """tarfile reads it at once."""
+    path = tmp_path / "x.tar"
+    _tar(path, [("a.png", _png(0))])
+    member = tarfile.TarInfo("b.png")
+    member.type, member.size = kind, size
+    header = member.tobuf(tarfile.GNU_FORMAT)
+    path.write_bytes(path.read_bytes()[:1024] + header)
+    (shard,) = _all(path)
+    assert [type(item) for item in shard] == [Sample, Unreadable]
+    assert isinstance(shard[1], Unreadable) and "damaged" in shard[1].reason
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -1,5 +1,6 @@
 """`owl-det evaluate` and the data sets that it opens."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -431,3 +432,38 @@ def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="'airplane' is missing"):
         benchmark.open_sources(location)
+
+
+def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
+    """A COCO file of one image with these boxes."""
+    Image.new("RGB", (16, 16)).save(folder / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 16}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1} | b for i, b in enumerate(boxes)
+        ],
+    }
+    (folder / "labels.json").write_text(json.dumps(content))
+    return Location(kind="coco", annotations=str(folder / "labels.json"), images=str(folder))
+
+
+@pytest.mark.parametrize(
+    "boxes, told",
+    [
+        ([], "no box in the files"),
+        ([{"bbox": [1, 1, 5, 5], "iscrowd": 1}], "1 crowd regions"),
+        ([{"bbox": [1, 1, 0, 5]}, {}], "2 of 2 boxes dropped: 1 without a bbox, 1 without area"),
+    ],
+)
+def test_nothing_is_measured_without_a_usable_box(model, tmp_path, boxes, told):
+    sources = benchmark.open_sources(labelled(tmp_path, boxes))
+    with pytest.raises(DataError, match=f"no usable box to measure against: 1 images, {told}"):
+        benchmark.run(model, sources, benchmark.settings("coco"))
+
+
+def test_a_file_of_coco_is_none_of_lvis(tmp_path):
+    location = labelled(tmp_path, [{"bbox": [1, 1, 5, 5]}])
+    assert len(benchmark.open_sources(location)["coco"]) == 1
+    with pytest.raises(DataError, match=r"labels\.json: is no file of LVIS: .* --dataset coco"):
+        benchmark.open_sources(dataclasses.replace(location, kind="lvis"))

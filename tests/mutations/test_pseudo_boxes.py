@@ -88,7 +88,7 @@ def _written(files: dict[str, bytes], folder: Path) -> Case:
 
 
 def _num_boxes(content: bytes) -> int:
-    return sum(len(json.loads(line)["scores"]) for line in content.splitlines())
+    return sum(np.size(json.loads(line)["scores"]) for line in content.splitlines())
 
 
 # --- good records --------------------------------------------------------------------------------

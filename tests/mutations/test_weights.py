@@ -80,14 +80,15 @@ def _shards(
     for _ in range(mutations):
         index = trees.mutated(index, rng)
     text = trees.as_json(index, rng).encode()
-    (folder / _INDEX).write_bytes(raw.mutated(text, rng) if mutations == 3 else text)
+    text = raw.mutated(text, rng) if mutations == 3 else text
+    (folder / _INDEX).write_bytes(text)
     for file in sorted(set(files.values())):
         part = {name: made[name] for name in made if files[name] == file}
         (folder / file).write_bytes(weight_files.safetensors(part, rng, mutations=0))
 
     def expected() -> weight_files.Tensors:
         # Files that the index does not name are other models' affair.
-        known = set(json.loads(text)["weight_map"].values())
+        known = set(json.loads(text.decode("utf-8-sig"))["weight_map"].values())
         return {name: value for name, value in made.items() if files[name] in known}
 
     return _written(folder, folder / "was_run", expected, [str(folder)])

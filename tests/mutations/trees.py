@@ -24,7 +24,7 @@ VALUES: tuple[Any, ...] = (
 def mutated(tree: Any, rng: np.random.Generator, values: tuple[Any, ...] = VALUES) -> Any:
     """A copy with one random change anywhere below its root; a root that is a value is replaced."""
     tree = copy.deepcopy(tree)
-    places = list(_places(tree))
+    places = list(_places(tree)) if isinstance(tree, (dict, list)) else []
     if not places:
         return pick(rng, values)
     parent, key = places[rng.integers(len(places))]

@@ -86,6 +86,8 @@ def read_safetensors(content: bytes) -> Tensors:
 
     for name, entry in json.loads(content[8 : 8 + size], object_pairs_hook=distinct).items():
         if name != "__metadata__":
+            if isinstance(entry, list):  # which the library takes for the values in this order
+                entry = dict(zip(("dtype", "shape", "data_offsets"), entry, strict=True))
             start, end = entry["data_offsets"]
             values = content[8 + size + start : 8 + size + end]
             dtype = {code: name for name, code in _CODES.items()}.get(entry["dtype"])

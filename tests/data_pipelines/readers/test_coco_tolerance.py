@@ -135,6 +135,31 @@ def test_a_box_that_is_none_is_dropped_and_counted(
     assert "cat" not in reader[0].negatives
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"category_id": None}, "without a category"),
+        ({"category_id": DELETE}, "without a category"),
+        ({"image_id": None}, "without an image"),
+        ({"image_id": DELETE}, "without an image"),
+        (None, "that are no objects"),
+    ],
+)
+def test_an_annotation_that_belongs_nowhere_is_dropped_and_counted(
+    read: Any, caplog: pytest.LogCaptureFixture, change: Any, reason: str
+) -> None:
+    made = content()
+    entry = None if change is None else made["annotations"][0] | change
+    made["annotations"][0] = entry and {k: v for k, v in entry.items() if v is not DELETE}
+    reader = read(made)
+    said = messages(caplog)
+    assert f"val: 1 of 4 boxes dropped: 1 {reason}" in said and "annotations[0]" in said
+    assert reader.counts.dropped == {reason: 1} and reader.counts.num_boxes == 3
+    made["annotations"] = made["annotations"][:1]
+    with pytest.raises(DataError, match=rf"annotations\[0\]: 1 of 1 annotations .* {reason}"):
+        read(made)
+
+
 def test_quoted_numbers_are_numbers(read: Any) -> None:
     good, made = read(content()), content()
     for entry in made["annotations"]:
@@ -307,6 +332,15 @@ def test_annotations_that_only_share_an_id_are_all_read(
     assert "3 of 4 boxes share the id of another annotation" in messages(caplog)
 
 
+def test_boxes_that_repeat_others_under_their_own_ids_are_told(
+    read: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = content()
+    made["annotations"] += [entry | {"id": 100 + entry["id"]} for entry in made["annotations"]]
+    assert read(made).counts.num_boxes == 8
+    assert "4 of 8 boxes stand twice in their files" in messages(caplog)
+
+
 def test_two_images_of_one_file_are_named(read: Any, caplog: pytest.LogCaptureFixture) -> None:
     made = content()
     made["images"][1]["file_name"] = "b.jpg"
@@ -338,6 +372,14 @@ def without(made: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 def test_an_lvis_file_without_its_lists_is_not_exhaustive(read: Any, keys: Any) -> None:
     with pytest.raises(DataError, match=r"image 30: the field \w+ is missing \(in 3 of 3 images\)"):
         read(without(lvis_content(), keys))
+
+
+def test_an_lvis_file_shows_by_what_its_categories_mean(read: Any) -> None:
+    made = without(lvis_content(), (*LISTS, "frequency", "synset"))
+    for category in made["categories"]:
+        category |= {"def": "a thing", "synonyms": [category["name"]]}
+    with pytest.raises(DataError, match="the file is one of LVIS .*`def`"):
+        read(made)
 
 
 def test_one_missing_list_is_named(read: Any) -> None:

@@ -41,7 +41,7 @@ def test_json_in_other_encodings(read: Any) -> None:
         ('{"version": "5", "shapes": [], "imagePath": "a.jpg"}', "labelme"),
         (b"PK\x03\x04", "is a zip archive"),
         (b"\x1f\x8b\x08", "is compressed"),
-        (b'{"images": "\xff"}', "is not valid JSON"),
+        (b'{"images": "\xff"}', "is not UTF-8 text .* convert it to UTF-8"),
     ],
 )
 def test_files_of_other_kinds_are_called_what_they_are(read: Any, text: Any, message: str) -> None:

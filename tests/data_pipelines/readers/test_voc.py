@@ -304,6 +304,32 @@ def test_the_image_is_the_one_called_like_the_file(voc):
     assert [reader[i].source[-5:] for i in range(3)] == ["a.jpg", "b.jpg", "c.jpg"]
 
 
+def test_files_whose_filename_is_another_image_are_told(voc, caplog):
+    voc.add("a", filename="b.jpg")
+    voc.add("b", filename="b.jpg")
+    assert voc.open()[0].source.endswith("a.jpg")
+    assert "1 XML files name another image of the folder in <filename>, such as" in caplog.text
+    assert "a.xml (b.jpg); the one that is called like the XML file is taken" in caplog.text
+
+
+def test_images_without_an_xml_file_are_told(voc, tmp_path, caplog):
+    voc.add("a")
+    for name in ("b.jpg", "c.png", "._a.jpg"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "pictures" / name)
+    assert len(voc.open()) == 1
+    assert "2 of 3 images have no XML file and are left out, such as b.jpg" in caplog.text
+    caplog.clear()
+    (tmp_path / "val.txt").write_text("a\n")
+    voc.open(split_list=tmp_path / "val.txt")  # which leaves images out
+    assert caplog.text == ""
+
+
+def test_boxes_that_stand_twice_are_told(voc, caplog):
+    voc.add("a", box("dog", 1, 1, 9, 9), box("dog", 1, 1, 9, 9), box("cat", 1, 1, 9, 9))
+    assert voc.open().counts.num_boxes == 3
+    assert "1 of 3 boxes stand twice in their files" in caplog.text
+
+
 def test_two_files_of_one_image_are_an_error(voc, tmp_path):
     voc.add("x1", box("cat", 1, 1, 9, 9), filename="image.jpg", image="image.jpg")
     voc.add("x2", box("cat", 1, 1, 9, 9), filename="image.jpg", image="image.jpg")

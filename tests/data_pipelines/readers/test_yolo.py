@@ -592,3 +592,18 @@ def test_two_folders_of_one_split_are_two_sets(tmp_path):
         shutil.rmtree(root / place / "train")
     with pytest.raises(DataError, match="has no split train; it has train2014, train2017"):
         YoloReader(root, split="train")
+
+
+def test_a_split_without_images_is_said_to_have_none(tmp_path):
+    yaml = "train: ../train/images\nval: ../val/images\ntest: ../test/images\nnames: [cat]"
+    root = split_root(tmp_path, "{split}/{place}", yaml)
+    (root / "test/images/test1.png").unlink()
+    with pytest.raises(DataError, match=r"data\.yaml: test: \.\./test/images: holds no image"):
+        YoloReader(root, split="test")
+
+
+def test_the_folder_of_a_split_is_that_split(tmp_path):
+    yaml = "train: ../train/images\nval: ../val/images\nnames: [cat]"
+    root = split_root(tmp_path, "{split}/{place}", yaml)
+    assert read_split(root / "val") == ("val1.png", 2)
+    assert read_split(root / "val", "train") == ("train1.png", 3)  # as data.yaml says
