@@ -15,6 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from owl_det.errors import ExitCode, UserError
+from owl_det.stop_signal import Stopped
 
 LINE_SECONDS = 30.0  # between progress lines where stderr is a file
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
@@ -60,21 +61,27 @@ def _insistent_interrupt() -> Generator[None, None, None]:
     is_ours = is_default and threading.current_thread() is threading.main_thread()
     if is_ours:
         signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
-    before = sys.unraisablehook
+    before = sys.unraisablehook, sys.excepthook
 
     def again(dropped: Any) -> None:
+        if issubclass(dropped.exc_type, Stopped):  # what was told to stop asks again by itself
+            return
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
-            before(dropped)
+            before[0](dropped)
             return
         timer = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is left
         timer.daemon = True
         timer.start()
 
-    sys.unraisablehook = again
+    def printed(kind: type[BaseException], *rest: Any) -> None:
+        if not issubclass(kind, (KeyboardInterrupt, Stopped)):  # by compiled code that goes on
+            before[1](kind, *rest)
+
+    sys.unraisablehook, sys.excepthook = again, printed
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        sys.unraisablehook, sys.excepthook = before
         if is_ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

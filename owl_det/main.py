@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from owl_det import config_file, console, files
+from owl_det import console, files
 from owl_det.cli import options
 from owl_det.errors import ConfigError, ExitCode, UserError
 from owl_det.stop_signal import Stopped, StopSignal
@@ -32,12 +32,14 @@ exit codes: 0 done, 2 refused (the last line says why), 75 told to stop (SIGTERM
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or prints what a training would be; returns an exit code (`errors.ExitCode`)."""
     console.quiet_libraries()
-    given = _spelt(sys.argv[1:] if argv is None else argv)
-    return console.run("owl_det", lambda: _run(given))
+    given = sys.argv[1:] if argv is None else argv
+    return console.run("owl_det", lambda: _run(_spelt(given)))
 
 
 def _spelt(arguments: Sequence[str]) -> list[str]:
     """`--dry-run` is `--dry_run`; a config's keys are looked up as they are."""
+    from owl_det import config_file  # here, where Ctrl-C is one line
+
     return [
         argument if config_file.is_change(argument) else options.with_underscores([argument])[0]
         for argument in arguments
@@ -45,6 +47,8 @@ def _spelt(arguments: Sequence[str]) -> list[str]:
 
 
 def _run(given: list[str]) -> int:
+    from owl_det import config_file
+
     arguments, changes = _parser().parse_known_args(given)
     # A value may stand behind its key: --config.seed 3.
     if changes and not config_file.is_change(changes[0]):

@@ -75,6 +75,44 @@ def test_control_c_is_one_line() -> None:
         assert process.wait() == ExitCode.INTERRUPTED
 
 
+def test_what_a_signal_raises_is_not_printed_where_python_or_compiled_code_drops_it() -> None:
+    code = (
+        "import ctypes, gc, signal\n"
+        "from owl_det import console\nfrom owl_det.stop_signal import Stopped, StopSignal\n"
+        "def collected(*_): signal.raise_signal(signal.SIGTERM)\n"
+        "def raised(): raise Stopped\n"
+        "def work():\n"
+        "    with StopSignal() as stop:\n"
+        "        gc.callbacks.append(collected); gc.collect(); gc.callbacks.clear()\n"
+        "        ctypes.CFUNCTYPE(None)(raised)()\n"
+        "        try: raised()\n"
+        "        except Stopped as error: sys.excepthook(Stopped, error, None)\n"  # PyErr_Print
+        "        print(stop.is_set())\n"
+        "    return 0\n"
+        "import sys\nsys.exit(console.run('tool', work))"
+    )
+    with _python(code) as process:
+        shown, problems = process.communicate()
+    assert (shown, problems, process.returncode) == ("True\n", "", 0)
+
+
+def test_other_errors_in_callbacks_are_still_printed() -> None:
+    code = (
+        "import ctypes\nfrom owl_det import console\n"
+        "def work(): ctypes.CFUNCTYPE(None)(lambda: 1 / 0)(); return 0\n"
+        "console.run('tool', work)"
+    )
+    with _python(code) as process:
+        assert "ZeroDivisionError" in process.communicate()[1]
+
+
+@pytest.mark.parametrize("module", ["owl_det.main", "owl_det.cli"])
+def test_what_takes_long_to_import_waits_until_ctrl_c_is_one_line(module: str) -> None:
+    code = f"import sys, {module}; print('numpy' in sys.modules)"
+    with _python(code) as process:
+        assert process.communicate()[0] == "False\n"
+
+
 def test_progress_in_a_file_is_plain_lines(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
