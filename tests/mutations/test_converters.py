@@ -6,7 +6,7 @@ Every value of a model that is read stands in a tensor of the file, and every te
 import functools
 import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import jax
@@ -131,7 +131,9 @@ def _written(
     source = folder
     if kind == "scenic":
         source = folder / "model.msgpack"
-        tree = weight_files.nested({k.removeprefix("/"): v for k, v in tensors.items() if k})
+        # A name cannot be a tensor and a folder of tensors.
+        folders = {str(place) for name in tensors for place in PurePosixPath(name).parents}
+        tree = weight_files.nested({k: v for k, v in tensors.items() if k and k not in folders})
         source.write_bytes(weight_files.serialization.msgpack_serialize(tree))
     elif kind == "lit":
         source = folder / "model.npz"

@@ -415,8 +415,9 @@ def test_labels_without_images_are_told_in_any_subfolder_and_encoding(root, capl
     (root / "labels/other/deep").mkdir(parents=True)
     (root / "labels/other/deep/gone.txt").write_text(box())
     (root / "labels/broken.txt").write_bytes(box().encode() + b"\xe6\n")
+    (root / "labels/faulty.txt").write_text("0 0.5 0.5 x 0.2\n" + box())
     open_(root, names=("cat", "dog"))
-    assert "2 label files have no image, such as" in caplog.text
+    assert "3 label files have no image, such as" in caplog.text
 
 
 def test_an_image_that_cannot_be_read_is_named(root):
