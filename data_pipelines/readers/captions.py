@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,7 @@ BESIDE = (".txt", ".TXT", ".caption")  # in place of an image's suffix
 BESIDE_LAST = (".json",)  # after everything else: most of these are labels
 LABELS = "its text holds numbers of boxes, and is no caption"
 
+_LABEL_HEADERS = ("imagesource:", "gsd:")  # of DOTA
 _DELIMITERS = (",", "\t", ";", "|")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _MAX_NAMED = 8  # keys of an entry, in messages
@@ -103,9 +105,11 @@ def read_table(path: Path, images: frozenset[str]) -> dict[str, Texts] | None:
     the line of what is malformed.
     """
     found: dict[str, Texts] = {}
-    by_stem = {image.rpartition(".")[0]: image for image in sorted(images, reverse=True)}
-    read = {".jsonl": _json_lines, ".json": _json_entries}.get(path.suffix, _rows)
-    entries = read(path)
+    alike = _Alike(images)
+    if path.suffix == ".json":
+        entries = _json_entries(path, alike)
+    else:
+        entries = _json_lines(path) if path.suffix == ".jsonl" else _rows(path)
     if entries is None:
         return None
     for where, entry in entries:
@@ -114,11 +118,35 @@ def read_table(path: Path, images: frozenset[str]) -> dict[str, Texts] | None:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: {error}; correct the line") from None
         image = _image_of(entry, where, path.parent)
-        image = image if image in images else by_stem.get(image, image)
+        image = alike.find(image)
         before = found.get(image, Texts())
         found[image] = Texts(before.texts + texts.texts, before.note or texts.note)
     _warn_of(path, found, images)
     return found
+
+
+class _Alike:
+    """The images of a folder, by names that are written in another way."""
+
+    def __init__(self, images: frozenset[str]):
+        self._images = images
+        self._by_stem = {image.rpartition(".")[0]: image for image in sorted(images, reverse=True)}
+        self._by_key: dict[str, list[str]] = {}
+        for image in sorted(images):
+            for key in {self._key(image), self._key(image.rpartition(".")[0])}:
+                self._by_key.setdefault(key, []).append(image)
+
+    def find(self, name: str) -> str:
+        """The image of that name; the name itself if there is none, or no telling which it is."""
+        if name in self._images:
+            return name
+        found = self._by_key.get(self._key(name), [])
+        return self._by_stem.get(name, found[0] if len(found) == 1 else name)
+
+    @staticmethod
+    def _key(name: str) -> str:
+        """The same for Unicode's forms, upper and lower case, and the slashes of Windows."""
+        return unicodedata.normalize("NFC", name.replace("\\", "/")).casefold()
 
 
 def read_coco(path: Path) -> dict[str, Texts]:
@@ -156,7 +184,8 @@ def inside(name: str) -> str | None:
 
 def _is_labels(text: str) -> bool:
     """True if each line is a class and at least four numbers, as labels of boxes are."""
-    rows = [line.split() for line in text_file.lines(text) if line.strip()]
+    lines = [line for line in text_file.lines(text) if not line.startswith(_LABEL_HEADERS)]
+    rows = [re.split(r"[\s,;]+", line.strip(" ,;")) for line in lines if line.strip(" ,;")]
     return bool(rows) and all(_is_label(row) for row in rows)
 
 
@@ -164,6 +193,8 @@ def _is_label(row: list[str]) -> bool:
     numbers = [word for word in row if _NUMBER.fullmatch(word)]
     if len(numbers) == len(row):
         return len(row) >= 5
+    if len(numbers) >= 8 and row[:8] == numbers[:8]:  # four corners, and what is written there
+        return True
     has_fraction = any("." in number for number in numbers)
     return len(numbers) >= 4 and has_fraction and len(row) - len(numbers) <= 2
 
@@ -233,7 +264,7 @@ def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
                 ) from None
 
 
-def _json_entries(path: Path) -> Iterator[tuple[str, Any]] | None:
+def _json_entries(path: Path, alike: _Alike) -> Iterator[tuple[str, Any]] | None:
     """A list of objects, captions by file name, or COCO's."""
     try:
         content = json.loads(_decoded(path))
@@ -247,7 +278,10 @@ def _json_entries(path: Path) -> Iterator[tuple[str, Any]] | None:
         return ((str(path), entry) for entry in coco)
     if isinstance(content, dict):
         by_image = [{"file_name": k, "captions": v} for k, v in content.items()]
-        content = by_image if all(image_files.is_image(name) for name in content) else None
+        are_images = all(image_files.is_image(name) for name in content) or any(
+            image_files.is_image(alike.find(name)) for name in content
+        )
+        content = by_image if are_images else None
     entries = _objects(content)
     has_names = any(not _by_key(entry).keys().isdisjoint(FILE_KEYS) for entry in entries)
     if not has_names:

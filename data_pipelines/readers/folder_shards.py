@@ -112,7 +112,26 @@ def open_folder(folder: Path, num_shards: int) -> FolderShards:
         beside = last if _is_any_captioned(found, last) else beside
     for name in sorted(found.others & {*captions.PARQUET_FILES}):
         logging.warning("%s: is not read; write its captions to metadata.csv", folder / name)
+    if not _is_any_captioned(found, beside):
+        _tell_of_tables(found)
     return FolderShards(found, num_shards, None, None, beside)
+
+
+def _tell_of_tables(found: FoundFiles) -> None:
+    """Logs files that may hold captions, where none are found."""
+    known = {*captions.CAPTION_FILES, *captions.TABLE_FILES, *captions.PARQUET_FILES}
+    suffixes = (".csv", ".tsv", ".jsonl", ".parquet")
+    others = sorted(
+        name
+        for name in found.others - known
+        if name.lower().endswith(suffixes) or name.rpartition("/")[2] in known
+    )
+    if others:
+        logging.warning(
+            "%s: %s not read: tables of captions are called metadata.csv, metadata.jsonl or "
+            "captions.json, and lie in the folder that is named",
+            *(found.folder, f"{', '.join(others[:3])} {'are' if others[1:] else 'is'}"),
+        )
 
 
 def _first_table(found: FoundFiles, names: Sequence[str]) -> tuple[Path, dict[str, Texts]] | None:

@@ -73,7 +73,7 @@ def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
     packed = [file for file in there if file.name.lower().endswith(_COMPRESSED_TARS)]
     if packed:
         raise DataError(f"{packed[0]}: is compressed; decompress it first")
-    tars = [file for file in there if file.suffix == ".tar"]
+    tars = [file for file in there if file.suffix.lower() == ".tar"]
     records = [f for f in there if ".tfrecord" in f.name and f.suffix not in _NO_RECORDS]
     if tars and records:
         raise DataError(f"{path}: holds .tar and .tfrecord files; name one kind in {keys}")
@@ -84,6 +84,8 @@ def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
             "%s: %d images beside the shards are not read; move them to a folder of their own",
             *(path, num_images),
         )
+    if path.is_dir():
+        _tell_of_deeper(path, are_all=not tars and not records)
     if tars:
         return TarShards(str(path), tars)
     if records:
@@ -93,6 +95,21 @@ def open_files(path: Path, keys: str, num_shards: int = 0) -> LocatedShards:
             f"{path}: neither .tar nor .tfrecord; name such files or a folder in {keys}"
         )
     return open_folder(path, num_shards)
+
+
+def _tell_of_deeper(path: Path, are_all: bool) -> None:
+    """Logs shards in subfolders, which are not read; an error where nothing else is."""
+    found = image_files.find(path)
+    below = sorted(n for n in found.others if "/" in n and n.endswith((".tar", ".tfrecord")))
+    if below and are_all and not found.images:
+        raise DataError(
+            f"{path}: its shards lie in subfolders, such as {below[0]}; name that folder"
+        )
+    if below:
+        logging.warning(
+            "%s: %d shards lie in subfolders and are not read, such as %s",
+            *(path, len(below), below[0]),
+        )
 
 
 def open_coco_captions(folder: Path, captions: Path) -> LocatedShards:

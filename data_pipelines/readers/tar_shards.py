@@ -148,6 +148,13 @@ def _members(file: Path) -> Iterator[Member]:
             # tarfile takes a damaged header for the end; a whole file ends in zeros.
             if not _ends_in_zeros(file, tar.offset):
                 yield Member(name=f"{file.name}@{tar.offset}", refused=damage, is_damage=True)
+            elif _goes_on(file, tar.offset):
+                reason = "more follows the end of the tar file, as where files are joined by cat"
+                yield Member(
+                    name=f"{file.name}@{tar.offset}",
+                    refused=f"{reason}; it is not read: keep them apart",
+                    is_damage=True,
+                )
     # ValueError: of malformed pax headers. The last two: of absurd sizes.
     except (tarfile.TarError, OSError, ValueError, OverflowError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: of absurd offsets
@@ -166,6 +173,16 @@ def _ends_in_zeros(file: Path, offset: int) -> bool:
     with file.open("rb") as opened:
         opened.seek(offset)
         return not opened.read(tarfile.BLOCKSIZE).strip(b"\0")
+
+
+def _goes_on(file: Path, offset: int) -> bool:
+    """True if there is anything but zeros from `offset` on."""
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        while chunk := opened.read(2**20):
+            if chunk.strip(b"\0"):
+                return True
+    return False
 
 
 def _places(

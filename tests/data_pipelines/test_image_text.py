@@ -338,6 +338,39 @@ def test_json_files_of_captions(tmp_path: Path, name: str, content: object) -> N
     assert _captions_of(tmp_path) == TABLE
 
 
+@pytest.mark.parametrize(
+    ("file", "written"),
+    [
+        ("caf\u00e9.png", "cafe\u0301.png"),  # as macOS writes it
+        ("cafe\u0301.png", "caf\u00e9.png"),
+        ("a.png", "A.PNG"),
+        ("a.PNG", "a"),
+        ("sub/a.png", "sub\\a.png"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_tables_name_images_in_other_spellings(
+    tmp_path: Path, file: str, written: str, kind: str
+) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(_png(1))
+    table = (
+        json.dumps({written: "a dog"}) if kind == "json" else f"file_name,text\n{written},a dog\n"
+    )
+    (tmp_path / f"captions.{kind}").write_text(table, encoding="utf-8")
+    assert _captions_of(tmp_path) == {file: ("a dog",)}
+
+
+def test_a_name_that_two_images_may_have_is_neithers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "A.png", "b.png"):
+        (tmp_path / name).write_bytes(_png(1))
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.PNG,a dog\nb.png,a cat\n")
+    image_text.open_shards(str(tmp_path))
+    assert "1 of its 2 images are not in the folder, such as a.PNG" in caplog.text
+
+
 def test_texts_beside_the_images_come_before_a_table(tmp_path: Path) -> None:
     _images(tmp_path, 1)
     (tmp_path / "metadata.csv").write_text("file_name,text\n0.png,of the table\n")
@@ -388,6 +421,8 @@ def test_malformed_tables_are_named(tmp_path: Path, content: str, message: str) 
         ("metadata.csv", "file_name,text\n0.png,dog\n", "2 of 3 images have no entry there"),
         ("metadata.parquet", "PAR1", "metadata.parquet: is not read"),
         ("captions.json", "{", "captions.json: no JSON"),
+        ("labels.csv", "file_name,text\n0.png,dog\n", "labels.csv is not read: tables of captions"),
+        ("data.jsonl", '{"file_name": "0.png", "text": "dog"}', "data.jsonl is not read: tables"),
     ],
 )
 def test_what_a_table_lacks_is_said(
@@ -428,6 +463,10 @@ def test_characters_that_nobody_sees_are_no_part_of_a_caption(
         ("3 0.1 0.2 0.3 0.4 0.5 0.6\n7 0.1 0.2 0.3 0.4\n", False),
         ("Car 0.00 0 -1.58 587.01 173.33 614.12 200.12 1.65 1.67 3.64 -0.65 1.71 46.70", False),
         ("12.0 10.0 40.0 10.0 40.0 60.0 12.0 60.0 large-vehicle 1", False),
+        ("377,117,463,117,465,130,378,130,Main Street", False),
+        ("1,2,794.2,247.5,71.2,174.8,1,-1,-1,-1\n", False),
+        ("imagesource:web\ngsd:0.1\n12.0 10.0 40.0 10.0 40.0 60.0 12.0 60.0 plane 1", False),
+        ("a dog, 2 cats, 3.5 m, 4 trees; 5 cars", True),
         ("iphone 4 5 6 7 case", True),
         ("1 2 3", True),
         ("0 0.5 0.5 0.2 0.2\nand a dog", True),
@@ -569,9 +608,32 @@ def test_lost_records_are_counted(tmp_path: Path) -> None:
 
 def test_folders_without_images_say_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    _tar(tmp_path / "sub" / "x.tar", [])
-    with pytest.raises(DataError, match=r"no images, .tar or .tfrecord files there; only 1 .tar"):
+    (tmp_path / "sub/notes.md").write_text("x")
+    with pytest.raises(DataError, match=r"no images, .tar or .tfrecord files there; only 1 .md"):
         image_text.open_shards(str(tmp_path))
+    _tar(tmp_path / "sub" / "x.tar", [])
+    with pytest.raises(DataError, match=r"its shards lie in subfolders, such as sub/x\.tar"):
+        image_text.open_shards(str(tmp_path))
+
+
+def test_shards_in_subfolders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("x.TAR", "sub/y.tar"):
+        _tar(tmp_path / name, [("a.png", _png(1)), ("a.txt", b"a dog")])
+    ((sample,),) = _all(tmp_path)
+    assert isinstance(sample, Sample)
+    assert "1 shards lie in subfolders and are not read, such as sub/y.tar" in caplog.text
+
+
+def test_tar_files_joined_by_cat_are_damage(tmp_path: Path) -> None:
+    _tar(tmp_path / "x.tar", [("a.png", _png(1)), ("a.txt", b"a dog")])
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole + b"\0" * 100_000)  # more zeros are padding
+    assert len(_all(tmp_path)[0]) == 1
+    (tmp_path / "x.tar").write_bytes(whole + whole)
+    first, rest = _all(tmp_path)[0]
+    assert isinstance(first, Sample) and isinstance(rest, Unreadable) and rest.is_damage
+    assert "more follows the end of the tar file" in rest.reason
 
 
 def test_addresses_are_refused() -> None:
