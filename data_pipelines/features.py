@@ -23,7 +23,8 @@ class Category:
     name: str
     groups: tuple[str, ...] = ()  # for instance ("novel", "novel_word"), ("rare",)
     frequency: float = 1.0  # relative; pseudo-negatives are drawn in proportion
-    given_id: int | str | None = None  # in those files, where it cannot be `id`
+    # In those files, where it cannot be `id`. Hashes of data sets are made of the other fields.
+    given_id: int | str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)

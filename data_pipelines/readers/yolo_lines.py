@@ -268,7 +268,8 @@ def _boxes(values: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n 4"]:
 def _are_boxes(values: Float[np.ndarray, "n k"]) -> Bool[np.ndarray, " n"]:
     """Which lines begin with a box in the image."""
     boxes = _boxes(values)
-    return (values[:, 2:4] > 0).all(axis=1) & ((boxes > -0.02) & (boxes < 1.02)).all(axis=1)
+    is_near = np.all((boxes > -0.02) & (boxes < 1.02), axis=1)
+    return np.asarray(np.all(values[:, 2:4] > 0, axis=1) & is_near)
 
 
 def _are_tracks(values: Float[np.ndarray, "n k"]) -> bool:
@@ -293,8 +294,8 @@ def _are_poses(values: Float[np.ndarray, "n k"], layout: _PoseLayout, slack: flo
     boxes = _boxes(values)
     low, high = boxes[:, None, :2], boxes[:, None, 2:]
     are_boxes = _are_boxes(values)
-    slack = slack * (high - low)
-    is_inside = (points[..., :2] >= low - slack) & (points[..., :2] <= high + slack)
+    margin = slack * (high - low)
+    is_inside = (points[..., :2] >= low - margin) & (points[..., :2] <= high + margin)
     is_held = are_boxes & (is_inside | ~is_seen).all(axis=(1, 2))
     if layout.num_others == 2:  # a track number is whole
         is_held &= values[:, -1] == np.floor(values[:, -1])

@@ -41,8 +41,14 @@ def read_config(path: str, changes: list[str]) -> Config:
     for change in changes:
         if "=" not in change:
             raise ConfigError(f"--set: {change!r} is not key=value")
-    flags = [f"--config.{change.removeprefix('config.')}" for change in changes]
-    return config_file.read(path, flags)
+    pairs = [change.removeprefix("config.").partition("=") for change in changes]
+    return config_file.read(path, [f"--config.{key}={_unquoted(value)}" for key, _, value in pairs])
+
+
+def _unquoted(text: str) -> str:
+    """A value may be written as Python does: 'proposals' is proposals."""
+    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    return text[1:-1] if is_quoted else text
 
 
 def run(

@@ -256,9 +256,9 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
         bad = event in _RUNS_CODE
     if bad:
         folder, _Watch.folder = _Watch.folder, None
-        _Watch.seen.append(f"{event} {str(arguments)[:80]}")
+        _Watch.seen.append(f"{event} {str(arguments)[:200]}")
         _Watch.folder = folder
-        raise Forbidden(f"{event} {str(arguments)[:80]}")
+        raise Forbidden(f"{event} {str(arguments)[:200]}")
 
 
 def _is_inside(path: Any) -> bool:
