@@ -67,7 +67,7 @@ def test_cutting_into_microbatches_changes_nothing(params: Any, batch: Batch, sc
         np.testing.assert_allclose(again[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("scope", ["shared_text", pytest.param("exact", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scope", ["shared_text", pytest.param("exact", marks=pytest.mark.nightly)])
 def test_fillers_and_copies(params: Any, batch: Batch, scope: str) -> None:
     """Fillers count nowhere; an example that stands twice weighs twice, and is clipped as alone."""
     config = _config(scope)
@@ -86,7 +86,7 @@ def test_fillers_and_copies(params: Any, batch: Batch, scope: str) -> None:
             np.testing.assert_allclose(again[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_large_limit_is_the_plain_mean(params: Any, batch: Batch) -> None:
     loose, metrics = _take(_config("shared_text", norm=1e6), params, batch)
     plain, wanted = _take(_config("none"), params, batch)
@@ -110,7 +110,7 @@ def test_a_microbatch_that_does_not_divide_is_refused(
         jax.eval_shape(lambda: _take(_config(scope, 3), params, batch))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_noise_of_a_text_depends_on_the_text_alone() -> None:
     """Not on its row in the table, which differs with the number of data shards."""
     config = tiny.config(model__text__dropout_rate=0.3, model__text__droplayer_rate=0.5)

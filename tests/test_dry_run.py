@@ -114,7 +114,7 @@ def test_a_step_with_teachers_is_refused() -> None:
         list(dry_run.report(config, with_compile=False))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_compiled_step_adds_activations_and_xlas_count() -> None:
     text = "\n".join(dry_run.report(_config(), memory_gib=64.0))
     share = _number(r"XLA's own count: .* per step, ([\d.]+) of the formula", text)

@@ -190,7 +190,7 @@ def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str
     return str(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_towers_of_another_size_are_averaged_with_a_student(tmp_path: Path) -> None:
     """CLIPSelf: the teacher's position grid grows to the student's, its last text positions go."""
     teacher = _towers(1, tmp_path / "teacher", 16, 12)

@@ -160,7 +160,7 @@ def test_metadata_describes_the_model(exported: Path) -> None:
     assert functions < 200_000  # parameters are not inside
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_models_export(tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path / "checkpoint", _model(dtype="bfloat16"))
     report = export.export(tmp_path / "checkpoint", tmp_path / "export")
@@ -314,7 +314,7 @@ def _sizes(model: LoadedModel, t: int, b: int, q: int) -> dict[str, np.ndarray]:
 
 
 # TensorFlow takes long to import, and speaks of its own machinery.
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("kind", ["saved_model", "onnx"])
 def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
@@ -335,7 +335,7 @@ def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
             np.testing.assert_allclose(found[name], value, atol=2e-5, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_runtime_loads_an_export_without_a_word(
     saved: Path, tmp_path: Path, repository_root: Path
@@ -353,7 +353,7 @@ for name in {export.FUNCTIONS["onnx"]!r}:
     assert not [line for line in done.stderr.splitlines() if "nitializer" in line], done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_example_of_the_page_finds_what_the_predictor_finds(
     saved: Path,

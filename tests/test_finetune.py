@@ -407,7 +407,7 @@ def _sentencepiece(folder: Path) -> Path:
     return folder / "spiece.model"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def _init(config: Config, seed: int = 0) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    ["pretrain_clip_b16", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS[1:])],
+    ["pretrain_clip_b16", *(pytest.param(name, marks=pytest.mark.nightly) for name in CONFIGS[1:])],
 )
 def test_the_loss_of_a_batch_falls(name: str) -> None:
     config = _small(name)
@@ -83,7 +83,7 @@ def test_only_a_softmax_has_a_bounded_scale() -> None:
     assert train_step.bound_scale(params, siglip) is params
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", CONFIGS)
 def test_eight_devices_contrast_the_whole_batch(name: str) -> None:
     """With losses of each device's own pairs, loss and gradients would be others."""

@@ -143,11 +143,11 @@ def test_nan_stops_with_the_step(repository_root: Path, tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--config.modle.image_size=64"], "modle"),
-        pytest.param(["--config.batch_size=many"], "batch_size", marks=pytest.mark.slow),
+        pytest.param(["--config.batch_size=many"], "batch_size", marks=pytest.mark.nightly),
         pytest.param(
-            ["--config.data.augment.crop_min_area=2.0"], "crop_min_area", marks=pytest.mark.slow
+            ["--config.data.augment.crop_min_area=2.0"], "crop_min_area", marks=pytest.mark.nightly
         ),
-        pytest.param(["--config.checkpoint.init_from=nowhere"], "nowhere", marks=pytest.mark.slow),
+        pytest.param(["--config.checkpoint.init_from=nowhere"], "nowhere", marks=pytest.mark.nightly),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
@@ -225,7 +225,7 @@ def test_bad_data_is_one_line_and_exit_code_2(
     assert last.startswith("owl_det:") and expected in last, last
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_architecture_names_the_first_mismatch(
     repository_root: Path,
     tmp_path: Path,

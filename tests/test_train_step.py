@@ -107,7 +107,7 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     _assert_close(ours, {**total, "text": text})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_frozen_parameters_do_not_count_in_the_norm(params: Any) -> None:
     clip = {"scope": "global", "norm": 1e-3}
     frozen = tiny.config(
@@ -124,7 +124,7 @@ def test_frozen_parameters_do_not_count_in_the_norm(params: Any) -> None:
     _assert_close(ours, jax.tree.map(lambda g: g * 1e-3 / np.sqrt(squares), theirs))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["shared_text", "exact"])
 def test_microbatches_change_nothing(params: Any, scope: str) -> None:
     taken = []
@@ -136,7 +136,7 @@ def test_microbatches_change_nothing(params: Any, scope: str) -> None:
     _assert_close(*taken)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_global_clipping_equals_optax(params: Any) -> None:
     clipped = tiny.config(optimizer__clip={"scope": "global", "norm": 0.1})
     plain = tiny.config(optimizer__clip={"scope": "none"})
@@ -147,7 +147,7 @@ def test_global_clipping_equals_optax(params: Any) -> None:
     _assert_close(ours, wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["global", "shared_text"])
 def test_filler_examples_change_nothing(params: Any, scope: str) -> None:
     config = tiny.config(batch_size=4, optimizer__clip={"scope": scope})
@@ -160,7 +160,7 @@ def test_filler_examples_change_nothing(params: Any, scope: str) -> None:
     np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_selecting_everything_changes_nothing(params: Any) -> None:
     plain = tiny.config(optimizer__clip={"scope": "none"})
     batch = tiny.batch(plain)
@@ -202,7 +202,7 @@ def test_eight_devices_equal_one(params: Any, scope: str) -> None:
     assert kernel.sharding == NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_contrastive_gradients_of_eight_devices_equal_those_of_one() -> None:
     if jax.device_count() < 8:
         pytest.skip("needs eight devices")
@@ -231,7 +231,7 @@ def test_contrastive_gradients_of_eight_devices_equal_those_of_one() -> None:
     _assert_close(ours, wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_objectness_reaches_only_its_head(params: Any) -> None:
     config = tiny.config(
         optimizer__clip={"scope": "none"},

@@ -42,7 +42,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for kind in kinds for p in folder.glob(f"{kind}-*")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_killed_three_times_gives_the_same_bytes(
     saved: Path, tmp_path: Path, repository_root: Path
 ) -> None:
@@ -80,7 +80,7 @@ def _is_writing(folder: Path) -> bool:
         return False
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 def test_beam_gives_the_same_records(saved: Path, tmp_path: Path) -> None:
     pytest.importorskip("apache_beam", reason="needs the extra beam")

@@ -68,7 +68,7 @@ def test_a_setting_that_runs_at_no_batch_size_is_a_loss(
     assert found["failed"] == {"8": "RuntimeError: out of memory"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert accelerator.main([*ARGUMENTS, "--batch_sizes", "2", "--steps", "1"]) == 0
     found = json.loads(capsys.readouterr().out)["models"]["tiny"]

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import annotate
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_parts_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--num_images", "2", "--batch_size", "2", "--source_size", "64"]
     arguments += ["--num_curated", "8", "--max_ngrams", "8", "--queries", "8", "16"]

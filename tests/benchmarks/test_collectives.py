@@ -173,7 +173,7 @@ def test_no_activations_cross_the_data_axes(scope: str, repository_root: Path) -
     assert "all-gather" in found["sent_bytes"]["fsdp"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_guard_notices_a_step_that_the_compiler_places(repository_root: Path) -> None:
     """Without `on_data_shards` the compiler splits activations over fsdp, and sends them around."""
     found = _measure("shared_text", "broken", repository_root)

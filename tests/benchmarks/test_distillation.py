@@ -38,7 +38,7 @@ def test_refuses_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_measures_online_and_cached(tmp_path: Path) -> None:
     out = tmp_path / "measured.json"
     options = ["--variants=gridclip_image,regions_20", "--batch_size=2", "--steps=1"]

@@ -31,7 +31,7 @@ def test_query_objects_are_what_they_are_called() -> None:
     assert np.mean(seen) > 0.9  # the others come later
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config()
     model = LoadedModel(

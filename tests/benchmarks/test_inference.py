@@ -46,7 +46,7 @@ def test_a_missing_gpu_is_said_at_once(
         assert "--device cuda" in error and error.count("\n") == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("task", "dtype", "bound"),
     [("forward", "float32", 1e-4), ("gradient", "float32", 1e-4), ("forward", "bfloat16", 0.1)],

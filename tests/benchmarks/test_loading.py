@@ -13,7 +13,7 @@ from owl_det.types import LoadedModel
 from tests import tiny
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_prints_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config()
     model = LoadedModel(

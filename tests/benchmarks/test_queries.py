@@ -8,7 +8,7 @@ import pytest
 from benchmarks import queries as benchmark
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     flags = ["--model", "tiny", "--queries", "3", "700", "--repeats", "1", "--out", str(out)]

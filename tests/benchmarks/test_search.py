@@ -13,7 +13,7 @@ from owl_det.predictor import Detections
 from tests import tiny
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tiny.config(model__class_prior=0.5)
     model = LoadedModel(

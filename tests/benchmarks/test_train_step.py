@@ -137,7 +137,7 @@ def test_predictions_are_clustered() -> None:
     assert (near[np.asarray(batch.is_instance)] > 1).mean() > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "found.json"
     flags = ["--steps", "2", "--batch_size", "2", "--variants", "dropped", "--out", str(out)]

@@ -38,7 +38,7 @@ def _cached_config(
     [
         ("patches", ("gridclip_image", "clipself")),
         *(
-            pytest.param(kind, tuple(tiny_distillation.WEIGHTS), marks=pytest.mark.slow)
+            pytest.param(kind, tuple(tiny_distillation.WEIGHTS), marks=pytest.mark.nightly)
             for kind in ("patches", "proposals")
         ),
     ],
@@ -92,7 +92,7 @@ def test_a_branch_without_a_teacher_trains_beside_a_cache(
     assert jax.tree.leaves(signals) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mosaic_finds_the_vectors_of_its_tiles(teacher_folder: str, tmp_path: Path) -> None:
     """Of each tile its image's, of each object that of its box, whatever the order."""
     names, cache = ("gridclip_image", "hierkd_instance"), tmp_path / "cache"
@@ -185,7 +185,7 @@ def test_a_cache_of_drawings_of_another_size_is_refused(
         TrainInput(changed)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_cache_trains_as_its_teacher(teacher_folder: str, tmp_path: Path) -> None:
     online = _cached_config(teacher_folder, None)
     cache_teacher.run(online, tmp_path / "cache", shard_size=16, batch_size=2)

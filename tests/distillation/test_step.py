@@ -54,7 +54,7 @@ def all_at_once(teacher_folder: str, documented_branch: Any) -> tuple[Config, An
     return made, teaching, *tiny_distillation.take(made, teaching)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     made, _, gradients, metrics = all_at_once
     total = sum(float(metrics[name]) for name in ("class", "l1", "giou", "objectness"))
@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_sum_of_all_branches(all_at_once: Any) -> None:
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any) -> None:
     _, teaching, gradients, _ = all_at_once
     added = gradients[build.BRANCHES]
@@ -80,7 +80,7 @@ def test_branch_parameters_learn_and_teachers_are_no_parameters(all_at_once: Any
     assert set(teaching.arrays) == {"image", "dense_positions", "names"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["shared_text", "none", "exact"])
 def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder: str) -> None:
     """The one branch that runs a teacher there has a step under every clipping scope."""
@@ -157,7 +157,7 @@ def test_shuffled_targets_are_another_images() -> None:
 # --- what inference and checkpoints hold ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("last_block", ["full", pytest.param("values", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("last_block", ["full", pytest.param("values", marks=pytest.mark.nightly)])
 def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) -> None:
     block = {"model__image__last_block": last_block}
     distilled, teaching = tiny_distillation.open_teaching(
@@ -270,7 +270,7 @@ def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str
 # --- whole steps ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     """With mosaics, token dropping, instance selection and few negatives besides."""
     if jax.device_count() < 8:
@@ -305,7 +305,7 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     assert int(state.step) == 50
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("names", [("clipself", "densevlm"), ("hierkd_global",)])
 def test_two_data_shards_take_the_gradients_of_one_device(
     names: tuple[str, ...], teacher_folder: str
@@ -340,7 +340,7 @@ def test_two_data_shards_take_the_gradients_of_one_device(
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     teacher_folder: str, tmp_path: Path
 ) -> None:
@@ -382,7 +382,7 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     assert {"train/distill/gridclip_image", "train/distill/clipself"} <= set().union(*logged)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("scope", ["shared_text", "exact"])
 def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
     scope: str, teacher_folder: str
@@ -400,7 +400,7 @@ def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: str) -> None:
     towers = checkpoint.load_model(teacher_folder)
     made, teaching = tiny_distillation.open_teaching(
@@ -435,7 +435,7 @@ def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: s
     assert not np.asarray(of_student["text"]["projection"]["kernel"]).any()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: str) -> None:
     """Of all branches, with crops of predicted boxes too; and those boxes learn nothing from it."""
     entry = {**tiny_distillation.WEIGHTS["hierkd_instance"], "boxes": "predicted"}

@@ -48,7 +48,7 @@ def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> N
     teachers.check_same_text(teaching, other, adapted)  # has an adapter: any teacher will do
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> None:
     text = {"num_positions": 8, "width": 16, "num_layers": 1, "num_heads": 2, "mlp_width": 16}
     model, preprocess = resolve_model(

@@ -75,7 +75,7 @@ def test_boxes_of_image_queries_hold_what_the_page_says(
         assert float(np.asarray(overlap)[0, 0]) > 0.95, name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_examples_run(
     repository_root: Path,
     tmp_path: Path,
@@ -99,7 +99,7 @@ def test_examples_run(
     assert (tmp_path / "collection").is_dir() and '"detections"' in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_the_page_asks_for_is_found(
     repository_root: Path,
     world: ShapesWorld,

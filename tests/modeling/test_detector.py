@@ -78,7 +78,7 @@ def _gradient(detector: Detector, params: Any) -> Any:
 @pytest.mark.parametrize(
     "switches",
     [
-        pytest.param({"scan_unroll": 2}, marks=pytest.mark.slow),
+        pytest.param({"scan_unroll": 2}, marks=pytest.mark.nightly),
         {"remat": "full"},
         {"remat": "dots", "scan_unroll": 5},
     ],

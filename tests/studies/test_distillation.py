@@ -169,7 +169,7 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
     assert metrics["recall"]["7 names or more"]["5"] == 0.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_quality_of_fresh_towers_is_chance(quality: Any, tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path / "towers", _towers(tiny.params(TOWERS)))
     metrics = quality()
