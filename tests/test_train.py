@@ -147,7 +147,9 @@ def test_nan_stops_with_the_step(repository_root: Path, tmp_path: Path) -> None:
         pytest.param(
             ["--config.data.augment.crop_min_area=2.0"], "crop_min_area", marks=pytest.mark.nightly
         ),
-        pytest.param(["--config.checkpoint.init_from=nowhere"], "nowhere", marks=pytest.mark.nightly),
+        pytest.param(
+            ["--config.checkpoint.init_from=nowhere"], "nowhere", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_user_errors_are_one_line_and_exit_code_2(
