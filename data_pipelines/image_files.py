@@ -26,11 +26,19 @@ class FoundFiles:
     folder: Path
     images: tuple[str, ...]  # sorted, relative to the folder, with "/"
     others: frozenset[str]  # likewise, of files that are no images
+    links: tuple[str, ...] = ()  # likewise, of folders that are links: they are not searched
 
     def nothing(self, what: str = "images") -> str:
         """That there are none, and what is there instead."""
         there = f"only {kinds(self.others)}" if self.others else "it holds no files"
-        return f"{self.folder}: no {what} there; {there}"
+        linked = f"; {self.of_links()}" if self.links else ""
+        return f"{self.folder}: no {what} there; {there}{linked}"
+
+    def of_links(self) -> str:
+        """What to say of links to folders."""
+        count = len(self.links)
+        said = "1 link to a folder is" if count == 1 else f"{count} links to folders are"
+        return f"{said} not followed, such as {self.links[0]}; name what it leads to"
 
     def lines(self) -> list[str]:
         """What a user should hear of it: images in subfolders, and files that are no images."""
@@ -42,6 +50,8 @@ class FoundFiles:
                 f"{self.folder}: {len(below)} of {len(self.images)} images lie in subfolders "
                 f"({where}), which are searched too"
             )
+        if self.links:
+            lines.append(f"{self.folder}: {self.of_links()}")
         if self.others:
             count = len(self.others)
             said = "1 file is no image" if count == 1 else f"{count} files are no images"
@@ -67,6 +77,7 @@ def find(folder: Path, leave_out: Path | None = None) -> FoundFiles:
     """
     images: list[str] = []
     others: list[str] = []
+    links: list[str] = []
     out = None if leave_out is None else leave_out.resolve()
     for root, folders, names in os.walk(folder, onerror=_warn):
         folders[:] = [
@@ -75,10 +86,18 @@ def find(folder: Path, leave_out: Path | None = None) -> FoundFiles:
             if not is_hidden(name) and (out is None or (Path(root) / name).resolve() != out)
         ]
         inside = Path(root).relative_to(folder)
+        links += [
+            (inside / name).as_posix() for name in folders if os.path.islink(Path(root, name))
+        ]
         for name in names:
             if not is_hidden(name):
                 (images if is_image(name) else others).append((inside / name).as_posix())
-    return FoundFiles(folder=folder, images=tuple(sorted(images)), others=frozenset(others))
+    return FoundFiles(
+        folder=folder,
+        images=tuple(sorted(images)),
+        others=frozenset(others),
+        links=tuple(sorted(links)),
+    )
 
 
 def kinds(names: Iterable[str]) -> str:

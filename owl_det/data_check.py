@@ -70,6 +70,15 @@ def require_ground_truth(config: Config, sources: Mapping[str, Source]) -> None:
             )
 
 
+def require_boxes(source: Source) -> None:
+    """Raises `DataError` for a data set to measure on that counts its boxes, and has none."""
+    counts = counts_of(source)
+    if counts is not None and not counts.num_boxes:
+        raise DataError(
+            f"{source.name}: no usable box to measure against: {told(source)}; mend its labels"
+        )
+
+
 # --- training ------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,8 @@ def open_folder(folder: Path, num_shards: int) -> FolderShards:
     found = image_files.find(folder)
     for line in found.lines()[:1] if any("/" in name for name in found.images) else []:
         logging.warning("%s", line)
+    if found.links:
+        logging.warning("%s: %s", folder, found.of_links())
     table = _first_table(found, captions.CAPTION_FILES)
     if table is not None:
         return _of_table(found, num_shards, *table)

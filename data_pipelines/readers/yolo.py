@@ -70,7 +70,8 @@ class YoloReader(folder.FolderReader):
         written = _class_names(names, description, root)
         names = tuple(map(names_lib.plain, written))
         if not image_set.images:
-            raise folder.misplaced(f"{image_set.folder}: holds no image", "images")
+            links = f"; {image_set.links}" if image_set.links else ""
+            raise folder.misplaced(f"{image_set.folder}: holds no image{links}", "images")
         read = _Labels(image_set, names, description.keypoints if description else None)
         counts = folder.image_counts(read.images, names)
         categories = [
@@ -195,7 +196,9 @@ def _require_labels(files: Sequence[Path | None], image_set: ImageSet) -> None:
 
 
 def _tell(image_set: ImageSet, files: Sequence[Path | None]) -> None:
-    """Logs what of images and labels has no counterpart."""
+    """Logs what of images and labels has no counterpart, and what is not searched."""
+    if image_set.links:
+        logging.warning("%s: %s", image_set.folder, image_set.links)
     without = [str(i) for i, f in zip(image_set.images, files, strict=True) if f is None]
     if without:
         logging.warning(

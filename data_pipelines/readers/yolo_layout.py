@@ -27,6 +27,7 @@ class ImageSet:
     images: tuple[Path, ...]  # sorted
     # Labels mirror the images in this folder; None = Ultralytics' rule finds that of each image.
     label_folder: Path | None = None
+    links: str = ""  # what to say of links to folders among them, which are not followed
 
     def label_of(self, image: Path, index: "LabelIndex") -> Path | None:
         """The label file of one of `images`; None = it has none."""
@@ -72,7 +73,10 @@ def whole_folder(images: Path, labels: Path) -> ImageSet:
     """All images of a folder and its subfolders; labels mirror them in another, or the same."""
     found = image_files.find(images)
     return ImageSet(
-        folder=images, images=tuple(sorted(map(Path, found.images))), label_folder=labels
+        folder=images,
+        images=tuple(sorted(map(Path, found.images))),
+        label_folder=labels,
+        links=found.of_links() if found.links else "",
     )
 
 

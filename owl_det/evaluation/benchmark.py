@@ -116,7 +116,7 @@ def run(
     if results is not None and len(sources) > 1:
         raise UserError("--results: is one file; evaluate the data sets one by one")
     for source in sources.values():
-        _require_boxes(source)
+        data_check.require_boxes(source)
     # An export is a program for one device.
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
     detector = Detector(model.model, model.preprocess)
@@ -247,16 +247,6 @@ def _require_federated(location: Location, source: Source) -> None:
             f"{location.annotations}: is no file of LVIS: no image says which names are absent "
             "(neg_category_ids); take LVIS's own file or, if every image is fully annotated, "
             "--dataset coco"
-        )
-
-
-def _require_boxes(source: Source) -> None:
-    """Without a box every metric is undefined. Drawn sources do not count theirs."""
-    counts = data_check.counts_of(source)
-    if counts is not None and not counts.num_boxes:
-        raise DataError(
-            f"{source.name}: no usable box to measure against: {data_check.told(source)}; mend its "
-            "labels"
         )
 
 

@@ -23,7 +23,7 @@ from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines import source as source_lib
 from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
 from owl_det import config as config_lib
-from owl_det import dense_features, sharding
+from owl_det import data_check, dense_features, sharding
 from owl_det.config import MeshConfig
 from owl_det.errors import UserError, in_flags
 from owl_det.evaluation.benchmark import columns
@@ -234,7 +234,9 @@ def open_source(location: Location) -> RegionSource:
         segments = Path(location.segments) if location.segments else beside
         return CocoPanopticReader(annotations, images, segments)
     entry = config_lib.CocoSource(annotations=str(annotations), images=str(images))
-    return BoxRegions(source_lib.build(entry, ""))
+    boxes = source_lib.build(entry, "")
+    data_check.require_boxes(boxes)
+    return BoxRegions(boxes)
 
 
 def run(

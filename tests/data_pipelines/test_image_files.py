@@ -42,6 +42,23 @@ def test_a_photograph_of_two_frames_gives_its_first() -> None:
     assert image_ops.decode_image(buffer.getvalue()[:-20]).size == (300, 200)
 
 
+def test_links_to_folders_are_told_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/a.png").write_bytes(b"")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/far").symlink_to(tmp_path / "far")
+    found = image_files.find(tmp_path / "near")
+    told = "1 link to a folder is not followed, such as far; name what it leads to"
+    assert found.images == () and found.nothing().endswith(told)
+    (tmp_path / "near/b.png").symlink_to(tmp_path / "far/a.png")  # links to files are files
+    (tmp_path / "near/.hidden").symlink_to(tmp_path / "far")
+    found = image_files.find(tmp_path / "near")
+    assert found.images == ("b.png",) and found.links == ("far",)
+    assert found.lines() == [f"{tmp_path / 'near'}: {told}"]
+    # A folder that is itself a link is what was named.
+    assert image_files.find(tmp_path / "near/far").images == ("a.png",)
+
+
 def test_a_folder_is_searched_without_what_is_hidden(tmp_path: Path) -> None:
     for name in (
         *("b.JPG", "a.jfif", "sub/c.avif", "notes.txt", "photo.heic"),

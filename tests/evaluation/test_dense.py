@@ -18,7 +18,7 @@ from data_pipelines.regions import Regions
 from owl_det import checkpoint, cli, dense_features, sharding
 from owl_det.config import MeshConfig
 from owl_det.dense_features import Embedded, Functions
-from owl_det.errors import CheckpointError, UserError
+from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation import dense
 from owl_det.evaluation.dense import CategoryRecall, EvaluateRegions, Location
 from owl_det.modeling import build
@@ -263,6 +263,20 @@ def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
 )
 def test_flags_that_do_not_fit_are_named(location: Location, message: str) -> None:
     with pytest.raises(UserError, match=message):
+        dense.open_source(location)
+
+
+def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 16, "height": 16}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 5]}],
+    }
+    file = tmp_path / "labels.json"
+    file.write_text(json.dumps(content))
+    location = Location(kind="coco", annotations=str(file), images=str(tmp_path))
+    with pytest.raises(DataError, match="no usable box to measure against: .* 1 without area"):
         dense.open_source(location)
 
 

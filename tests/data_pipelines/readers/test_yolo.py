@@ -608,3 +608,16 @@ def test_the_folder_of_a_split_is_that_split(tmp_path):
     root = split_root(tmp_path, "{split}/{place}", yaml)
     assert read_split(root / "val") == ("val1.png", 2)
     assert read_split(root / "val", "train") == ("train1.png", 3)  # as data.yaml says
+
+
+def test_links_to_folders_are_told(tmp_path, caplog):
+    root = split_root(tmp_path / "a", "{place}")
+    elsewhere = tmp_path / "b"
+    (root / "images").rename(elsewhere)
+    (root / "images").mkdir()
+    (root / "images/linked").symlink_to(elsewhere)
+    with pytest.raises(DataError, match="holds no image; 1 link to a folder is not followed"):
+        YoloReader(root)
+    shutil.copy(elsewhere / "val1.png", root / "images")
+    assert len(YoloReader(root)) == 1
+    assert "1 link to a folder is not followed, such as linked" in caplog.text
