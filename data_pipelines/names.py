@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_pipelines import text_file
+from data_pipelines import image_files, text_file
 from data_pipelines.features import Names
 from owl_det.errors import DataError
 
@@ -14,9 +14,18 @@ from owl_det.errors import DataError
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]"
 )
+_MARKS = {
+    ",": "a comma",
+    "\uff0c": "a comma",
+    ";": "a semicolon",
+    "\t": "a tab",
+    "|": "a bar",
+}
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "`": "`"}
 _NUMBERED = re.compile(r"\d+\s*[.:)\]]\s*[^\d\s]|[(\[]\d+[)\]]|n\d{8}\b|/m/\w+\b")
 _LEADING_NUMBER = re.compile(r"(\d{1,9})\s+\S")
+# Of all lines: a count, a class number or a score that stands beside each name.
+_BESIDE = re.compile(r"(?P<first>\d{1,9})-(?P<a>\D.*)|(?P<b>.*\D)[\s=](?P<last>\d{1,9}(\.\d+)?)")
 
 
 def plain(name: str) -> str:
@@ -126,9 +135,11 @@ def _fault(row: str) -> str:
         return "is XML or HTML"
     if row.rstrip(",")[-1:] == _QUOTES.get(row[0], "") and len(row.rstrip(",")) > 1:
         return "is in quotes"
-    for mark, name in ((",", "a comma"), (";", "a semicolon"), ("\t", "a tab"), ("|", "a bar")):
+    for mark, name in _MARKS.items():
         if mark in row:
             return f"has {name}, as a table (CSV) has"
+    if image_files.is_image(row):
+        return "is the name of a file"
     if row.startswith(("- ", "* ", "• ", "---")) or row == "-":
         return "is an item of a YAML list or of prose"
     if _NUMBERED.match(row):
@@ -144,9 +155,27 @@ def _refuse_numbers(entries: Sequence[tuple[int, str]], where: str) -> None:
     numbers = [int(match[1]) if match else -2 for match in matches]
     follows = [a + 1 == b for a, b in zip(numbers, numbers[1:], strict=False)]
     index = 0 if all(matches) else follows.index(True) if any(follows) else None
+    fault = "begins with a number"
+    if index is None and _have_numbers_beside([row for _, row in entries]):
+        index, fault = 0, "has a number beside the name"
     if index is not None:
         number, row = entries[index]
         raise DataError(
-            f"{where}: line {number}: {row[:60]!r} begins with a number; a list has one name a "
-            "line and nothing else"
+            f"{where}: line {number}: {row[:60]!r} {fault}; a list has one name a line and "
+            "nothing else"
         )
+
+
+def _have_numbers_beside(rows: Sequence[str]) -> bool:
+    """True for `1-cat`, `2-dog`; `cat 0`, `dog 1`; `cat=3`, `dog=7`; and `cat 0.93`, `dog 0.12`.
+
+    `team 1`, `team 2` are names, and so are `boeing 747`, `boeing 767`.
+    """
+    matches = [match for row in rows if (match := _BESIDE.fullmatch(row))]
+    names = {match["a"] or match["b"].strip() for match in matches}
+    if not len(rows) == len(matches) == len(names) > 1:
+        return False
+    numbers = [match["first"] or match["last"] for match in matches]
+    if all("." in number for number in numbers) or all("=" in row for row in rows):
+        return True
+    return any(numbers == [str(i + start) for i in range(len(rows))] for start in (0, 1))

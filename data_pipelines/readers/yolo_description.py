@@ -62,10 +62,9 @@ def read(file: Path) -> Description:
         return _from_yaml(file, _load(file))
     if file.suffix.lower() == ".data":
         return _from_data(file)
-    names = names_lib.read_written(file, is_numbered=True)
-    if any(map(image_files.is_image, names)):
+    if any(map(image_files.is_image, text_file.lines(folder.read_text(file, "path")))):
         raise DataError(f"{file}: is a list of images; name the folder or data.yaml")
-    return Description(file=file, names=names)
+    return Description(file=file, names=names_lib.read_written(file, is_numbered=True))
 
 
 def _yaml_file(place: Path) -> Description | None:

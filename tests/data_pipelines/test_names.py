@@ -94,6 +94,21 @@ def test_odd_names_are_names(name):
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        ("team 1", "team 2"),
+        ("boeing 747", "boeing 767"),
+        ("airbus 0", "concorde 2"),
+        ("707-320", "727-200"),
+        ("3-piece suit", "7-seater"),
+        ("cat 1",),
+    ],
+)
+def test_numbers_that_are_parts_of_names_stay(given):
+    assert names.parse_list("\n".join(given), "x") == given
+
+
+@pytest.mark.parametrize(
     ("text", "line"),
     [
         ("id,name\n0,cat\n", 1),
@@ -120,10 +135,16 @@ def test_odd_names_are_names(name):
         ("cat\n'dog'\n", 2),
         ("“cat”\n", 1),
         ("<html>\n", 1),
+        ("1-cat\n2-dog\n", 1),
+        ("cat 0\ndog 1\n", 1),
+        ("cat=3\ndog=7\n", 1),
+        ("cat 0.93\ndog 0.12\n", 1),
+        ("cat\nimages/a.JPG\n", 2),
+        ("\u732b\uff0c\u72d7\n", 1),
     ],
 )
 def test_what_is_no_list_is_refused_with_its_line(tmp_path, text, line):
-    (tmp_path / "names.csv").write_text(text)
+    (tmp_path / "names.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"names\.csv: line {line}: .*one name a line"):
         names.read_list(tmp_path / "names.csv")
 

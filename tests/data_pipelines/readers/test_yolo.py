@@ -621,3 +621,9 @@ def test_links_to_folders_are_told(tmp_path, caplog):
     shutil.copy(elsewhere / "val1.png", root / "images")
     assert len(YoloReader(root)) == 1
     assert "1 link to a folder is not followed, such as linked" in caplog.text
+
+
+def test_a_list_of_images_is_no_data_set(tmp_path):
+    (tmp_path / "train.txt").write_text("images/a.png\nimages/b.png\n")
+    with pytest.raises(DataError, match=r"train\.txt: is a list of images; name the folder or"):
+        YoloReader(tmp_path / "train.txt")
