@@ -21,10 +21,14 @@ LINE_SECONDS = 30.0  # between progress lines where stderr is a file
 _LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM; on its way it is what Ctrl-C is, so that the same files are tidied up."""
+
+
 def run(name: str, command: Callable[[], int]) -> int:
     """Runs a command and returns its exit code (`errors.ExitCode`).
 
-    A user's error is one line on stderr that starts with `name`; so is Ctrl-C.
+    A user's error is one line on stderr that starts with `name`; so are Ctrl-C and SIGTERM.
     """
     try:
         with _insistent_interrupt():
@@ -35,7 +39,11 @@ def run(name: str, command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.DONE
     except (Exception, KeyboardInterrupt) as error:
-        if _is_interrupt(error):
+        interrupt = _interrupt(error)
+        if isinstance(interrupt, _Terminated):
+            print(f"{name}: stopped by SIGTERM before the end", file=sys.stderr)
+            return ExitCode.UNFINISHED
+        if interrupt is not None:
             print(f"{name}: interrupted", file=sys.stderr)
             return ExitCode.INTERRUPTED
         if not isinstance(error, (UserError, OSError)):
@@ -44,23 +52,30 @@ def run(name: str, command: Callable[[], int]) -> int:
         return ExitCode.REFUSED
 
 
-def _is_interrupt(error: BaseException | None) -> bool:
-    """True for Ctrl-C, and for what compiled code made of it."""
+def _interrupt(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Ctrl-C or SIGTERM itself, or behind what compiled code made of it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
-    return error is not None
+    return error
 
 
 @contextmanager
 def _insistent_interrupt() -> Generator[None, None, None]:
     """Ctrl-C is not lost where Python drops it: in callbacks, as JAX has at garbage collection.
 
-    Nor in asyncio, which puts a handler of its own in the place of Python's while Orbax reads.
+    Nor in asyncio, which puts a handler of its own in the place of Python's while Orbax reads. And
+    SIGTERM goes the same way. Handlers that are set already stay.
     """
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    is_ours = is_default and threading.current_thread() is threading.main_thread()
-    if is_ours:
-        signal.signal(signal.SIGINT, lambda *given: signal.default_int_handler(*given))
+    handlers = {
+        signal.SIGINT: (signal.default_int_handler, signal.default_int_handler),
+        signal.SIGTERM: (signal.SIG_DFL, _terminate),
+    }
+    ours: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number, (default, handler) in handlers.items():
+            if signal.getsignal(number) is default:
+                ours[number] = default
+                signal.signal(number, lambda *given, handler=handler: handler(*given))
     before = sys.unraisablehook, sys.excepthook
 
     def again(dropped: Any) -> None:
@@ -69,7 +84,8 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before[0](dropped)
             return
-        timer = threading.Timer(0.05, _thread.interrupt_main)  # once the callback is left
+        number = signal.SIGTERM if dropped.exc_type is _Terminated else signal.SIGINT
+        timer = threading.Timer(0.05, _thread.interrupt_main, (number,))  # once it is left
         timer.daemon = True
         timer.start()
 
@@ -82,8 +98,12 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         yield
     finally:
         sys.unraisablehook, sys.excepthook = before
-        if is_ours:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, default in ours.items():
+            signal.signal(number, default)
+
+
+def _terminate(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def leave(code: int) -> NoReturn:

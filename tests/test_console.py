@@ -61,18 +61,52 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert process.wait() == ExitCode.DONE
 
 
-def test_control_c_is_one_line() -> None:
-    code = (
+@pytest.mark.parametrize(
+    ("number", "line", "code"),
+    [
+        (signal.SIGINT, "tool: interrupted\n", ExitCode.INTERRUPTED),
+        (signal.SIGTERM, "tool: stopped by SIGTERM before the end\n", ExitCode.UNFINISHED),
+    ],
+)
+def test_a_signal_is_one_line_and_files_are_tidied_up(
+    number: signal.Signals, line: str, code: ExitCode
+) -> None:
+    program = (
         "import sys, time\nfrom owl_det import console\n"
-        "def work():\n    print('works', flush=True)\n    time.sleep(60)\n    return 0\n"
+        "def work():\n"
+        "    try: print('works', flush=True); time.sleep(60)\n"
+        "    finally: print('tidied')\n    return 0\n"
         "sys.exit(console.run('tool', work))"
     )
-    with _python(code) as process:
+    with _python(program) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline() == "works\n"
-        process.send_signal(signal.SIGINT)
-        assert process.stderr.read() == "tool: interrupted\n"
-        assert process.wait() == ExitCode.INTERRUPTED
+        process.send_signal(number)
+        assert process.stderr.read() == line
+        assert process.stdout.read() == "tidied\n"
+        assert process.wait() == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_callback_drops_is_raised_again(number: signal.Signals) -> None:
+    program = (
+        "import gc, signal, sys, time\nfrom owl_det import console\n"
+        f"def collected(*_): gc.callbacks.clear(); signal.raise_signal({int(number)})\n"
+        "def work():\n    gc.callbacks.append(collected); gc.collect()\n"
+        "    for _ in range(600): time.sleep(0.1)  # which no real signal breaks off\n"
+        "    return 0\n"
+        "sys.exit(console.run('tool', work))"
+    )
+    with _python(program) as process:
+        assert "Traceback" not in process.communicate(timeout=30)[1]
+    expected = {signal.SIGINT: ExitCode.INTERRUPTED, signal.SIGTERM: ExitCode.UNFINISHED}
+    assert process.returncode == expected[number]
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert console.run("tool", lambda: 0) == 0
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_what_a_signal_raises_is_not_printed_where_python_or_compiled_code_drops_it() -> None:

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     console.quiet_libraries()
     with console.plain_warnings("owl-det"):
         code = console.run("owl-det", lambda: _run(given))
-    if code == ExitCode.INTERRUPTED and argv is None:
+    if code in (ExitCode.INTERRUPTED, ExitCode.UNFINISHED) and argv is None:
         console.leave(code)
     return code
 
