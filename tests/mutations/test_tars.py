@@ -111,7 +111,7 @@ def _members(content: bytes) -> list[tuple[Any, bytes]]:
             if not is_left_out and (member.isfile() or _is_image(name)):
                 start = member.offset_data
                 found.append((name, content[start : start + member.size]))
-        is_ended = not content[tar.offset : tar.offset + 512].strip(b"\0")
+        is_ended = not content[tar.offset :].strip(b"\0")
     except (tarfile.TarError, ValueError, OSError, OverflowError):
         is_ended = False
     return found if is_ended else [*found, (_DAMAGED, b"")]
