@@ -86,6 +86,38 @@ def test_upright_boxes_of_turned_images_with_the_stored_size_are_kept(
     np.testing.assert_array_equal(reader[0].boxes_xyxy, good[0].boxes_xyxy)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_upright_boxes_are_kept_however_an_image_is_turned_and_stored(
+    read: Any, images: Path, caplog: pytest.LogCaptureFixture, kind: str, orientation: int
+) -> None:
+    good = read(content())
+    made = content()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for image in made["images"]:
+        picture = Image.new("RGB", (HEIGHT, WIDTH))  # as stored: turned, its sides are swapped
+        picture.save(images / image["file_name"], kind, exif=exif)
+        image["width"], image["height"] = HEIGHT, WIDTH
+    reader = read(made)
+    assert "b.jpg: 60 x 40 pixels" in messages(caplog)
+    assert "the labels say 40 x 60" in messages(caplog)
+    assert reader.counts == good.counts
+    np.testing.assert_array_equal(reader[0].boxes_xyxy, good[0].boxes_xyxy)
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_images_that_are_mirrored_or_upside_down_keep_their_size(
+    read: Any, images: Path, caplog: pytest.LogCaptureFixture, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    for name in "abc":
+        Image.new("RGB", (WIDTH, HEIGHT)).save(images / f"{name}.jpg", exif=exif)
+    assert read(content()).counts.num_boxes == 4
+    assert messages(caplog) == ""
+
+
 def test_boxes_of_a_turned_image_before_it_is_turned_are_never_clipped_in_silence(
     read: Any, images: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
