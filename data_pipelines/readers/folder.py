@@ -67,7 +67,7 @@ class FolderReader:
         """
         require_folder(folder, "images")
         if not images:
-            raise DataError(f"{folder}: the data set {name} has no images")
+            raise DataError(f"the data set {name} has no images: no label names one of {folder}")
         self._files = ImageNames(folder, [image.files for image in images])
         _require_some(self._files, folder, name, images[:100])
         self.name = name

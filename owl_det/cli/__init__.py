@@ -34,9 +34,9 @@ def _run(given: list[str]) -> int:
     return arguments.run(arguments)
 
 
-def parser() -> options.Parser:
+def parser() -> options.CommandParser:
     """The parser of all subcommands; `run` of what it parses is the handler."""
-    root = options.Parser(prog="owl-det", description="Open-vocabulary detection.")
+    root = options.CommandParser(prog="owl-det", description="Open-vocabulary detection.")
     version = f"%(prog)s {metadata.version('owl-det')}"
     root.add_argument("--version", action="version", version=version)
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")

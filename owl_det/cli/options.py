@@ -1,16 +1,17 @@
 """What the options of all commands share: spelling, defaults in the help, paths, filters."""
 
 import argparse
+import difflib
 import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from owl_det import files, ranges
 from owl_det.errors import ExitCode, UserError
 
-Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
 class HelpWithDefaults(argparse.RawDescriptionHelpFormatter):
@@ -38,6 +39,21 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line, as for any other user's error."""
         self.exit(ExitCode.REFUSED, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+class CommandParser(Parser):
+    """One that takes no arguments but its own, and names the flag that was meant."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; a command within this one refuses by itself what it does not know."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        flags = [text for text in unknown if text.startswith("--")]
+        if unknown and self._subparsers is None:
+            name = (flags or unknown)[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            self.error(f"unknown arguments: {' '.join(unknown)}{meant}")
+        return parsed, unknown
 
 
 def with_underscores(arguments: Sequence[str]) -> list[str]:

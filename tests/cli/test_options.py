@@ -26,6 +26,28 @@ def test_a_flag_is_written_out() -> None:
         parser.parse_args(["--thres", "1"])
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        (["predict", "a", "--checkpoint=b", "--qeury=c"], "--qeury=c; did you mean --query?; see"),
+        (["predict", "a.png", "--checkpoint", "a", "--zzz"], "--zzz; see owl-det predict --help"),
+        (["visualize", "features", "a", "--outt", "b"], "see owl-det visualize features --help"),
+    ],
+)
+def test_an_unknown_flag_is_named_with_the_command_and_the_flag_that_was_meant(
+    given: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _code(given) == ExitCode.REFUSED
+    shown = capsys.readouterr().err
+    assert line in shown and shown.count("\n") == 1
+
+
+def _code(given: list[str]) -> object:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(given)
+    return ended.value.code
+
+
 def test_help_names_defaults_once() -> None:
     parser = options.Parser(prog="tool")
     parser.add_argument("--size", type=int, default=8, help="of a batch")
