@@ -51,12 +51,9 @@ _RUNS_CODE = (
 )
 _CHANGES_FILES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink", "os.link")
 _CHANGES_FILES += ("os.chmod", "os.truncate", "shutil.rmtree")
-_MAKES_METHODS = (
-    "/dataclasses.py",
-    "/collections/__init__.py",
-    "/attr/_make.py",
-    "/kw_only_dataclasses.py",
-)
+# Parts of paths of libraries that write code of their own: methods of classes, checks of shapes.
+_WRITES_CODE = ("/dataclasses.py", "/collections/__init__.py", "/attr/", "/kw_only_dataclasses.py")
+_WRITES_CODE += ("/jaxtyping/", "/beartype/", "<frozen")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -246,10 +243,11 @@ def _on_event(event: str, arguments: tuple[Any, ...]) -> None:
         is_write = any(x in mode for x in "wax+") if isinstance(mode, str) else flags & _WRITES
         bad = bool(is_write) and not _is_inside(path)
     elif event == "exec":
-        # Modules are run from their files; libraries make methods of classes that they know.
+        # Modules are run from their files.
         is_file = not getattr(arguments[0], "co_filename", "<").startswith("<")
         caller = sys._getframe(1).f_code.co_filename
-        bad = not is_file and not caller.endswith(_MAKES_METHODS) and "<frozen" not in caller
+        arguments = (*arguments, caller)
+        bad = not is_file and not any(part in caller for part in _WRITES_CODE)
     elif event in _CHANGES_FILES:
         bad = not _is_inside(arguments[0])
     else:
