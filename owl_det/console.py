@@ -89,9 +89,11 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         timer.daemon = True
         timer.start()
 
-    def printed(kind: type[BaseException], *rest: Any) -> None:
-        if not issubclass(kind, (KeyboardInterrupt, Stopped)):  # by compiled code that goes on
-            before[1](kind, *rest)
+    def printed(kind: type[BaseException], error: BaseException, *rest: Any) -> None:
+        # By compiled code, which goes on. Its threads answer to a loop that a failed save closed.
+        is_late = kind is RuntimeError and str(error) == "Event loop is closed"
+        if not is_late and not issubclass(kind, (KeyboardInterrupt, Stopped)):
+            before[1](kind, error, *rest)
 
     sys.unraisablehook, sys.excepthook = again, printed
     try:

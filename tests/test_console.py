@@ -130,6 +130,24 @@ def test_what_a_signal_raises_is_not_printed_where_python_or_compiled_code_drops
     assert (shown, problems, process.returncode) == ("True\n", "", 0)
 
 
+def test_answers_to_a_loop_that_a_failed_save_closed_are_not_printed() -> None:
+    """TensorStore's threads go on after an error such as a full disk, and print what they meet."""
+    program = (
+        "import asyncio, sys, threading\nfrom owl_det import console\n"
+        "def answer():\n"
+        "    loop = asyncio.new_event_loop(); loop.close()\n"
+        "    for call in (lambda: loop.call_soon_threadsafe(print), lambda: 1 // 0):\n"
+        "        try: call()\n"
+        "        except Exception as error: sys.excepthook(type(error), error, None)\n"
+        "def work():\n"
+        "    thread = threading.Thread(target=answer); thread.start(); thread.join(); return 0\n"
+        "sys.exit(console.run('tool', work))"
+    )
+    with _python(program) as process:
+        problems = process.communicate()[1]
+    assert "Event loop is closed" not in problems and "ZeroDivisionError" in problems
+
+
 def test_other_errors_in_callbacks_are_still_printed() -> None:
     code = (
         "import ctypes\nfrom owl_det import console\n"
