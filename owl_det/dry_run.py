@@ -47,6 +47,7 @@ def report(config: Config, *, memory_gib: float = 0.0, with_compile: bool = True
     yield from _arithmetic(config, mesh, with_compile)
     yield ""
     yield from _memory(config, mesh, state, memory_gib, with_compile)
+    yield "\nNo data was read: files and labels are checked when the run starts."
 
 
 # --- parameters ----------------------------------------------------------------------------------
