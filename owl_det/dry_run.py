@@ -41,13 +41,13 @@ def report(config: Config, *, memory_gib: float = 0.0, with_compile: bool = True
     state = step_shapes.state_shapes(config)
     yield config_lib.to_json(config)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    yield "\nNo data is read here: files and labels are checked when the run starts."
     yield f"\nDevices: {mesh.size} x {mesh.devices.flat[0].device_kind}, as {axes}\n"
     yield from parameter_table(state.params, config, mesh)
     yield ""
     yield from _arithmetic(config, mesh, with_compile)
     yield ""
     yield from _memory(config, mesh, state, memory_gib, with_compile)
-    yield "\nNo data was read: files and labels are checked when the run starts."
 
 
 # --- parameters ----------------------------------------------------------------------------------
