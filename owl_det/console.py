@@ -79,7 +79,7 @@ def _insistent_interrupt() -> Generator[None, None, None]:
     before = sys.unraisablehook, sys.excepthook
 
     def again(dropped: Any) -> None:
-        if issubclass(dropped.exc_type, Stopped):  # what was told to stop asks again by itself
+        if _is_of_no_interest(dropped.exc_type, dropped.exc_value):
             return
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             before[0](dropped)
@@ -90,9 +90,8 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         timer.start()
 
     def printed(kind: type[BaseException], error: BaseException, *rest: Any) -> None:
-        # By compiled code, which goes on. Its threads answer to a loop that a failed save closed.
-        is_late = kind is RuntimeError and str(error) == "Event loop is closed"
-        if not is_late and not issubclass(kind, (KeyboardInterrupt, Stopped)):
+        # By compiled code, which goes on.
+        if not issubclass(kind, KeyboardInterrupt) and not _is_of_no_interest(kind, error):
             before[1](kind, error, *rest)
 
     sys.unraisablehook, sys.excepthook = again, printed
@@ -102,6 +101,16 @@ def _insistent_interrupt() -> Generator[None, None, None]:
         sys.unraisablehook, sys.excepthook = before
         for number, default in ours.items():
             signal.signal(number, default)
+
+
+def _is_of_no_interest(kind: type[BaseException], error: BaseException | None) -> bool:
+    """True for errors that nobody catches, and that say nothing which is not said elsewhere.
+
+    What was told to stop asks again by itself. Threads that write a checkpoint answer to a loop
+    that was closed when another of them failed, as on a full disk.
+    """
+    is_late = kind is RuntimeError and str(error) == "Event loop is closed"
+    return is_late or issubclass(kind, Stopped)
 
 
 def _terminate(*_: object) -> NoReturn:
