@@ -373,6 +373,13 @@ def test_training_curve_takes_the_later_of_two_lines_of_a_step(tmp_path, figures
     assert min(size_of(tmp_path / "curve.png")) > 400
 
 
+def test_a_run_that_logged_once_shows_its_loss(tmp_path, figures):
+    source = write_lines(tmp_path / "m.jsonl", {"step": 20, "train/loss": 2.4})
+    plots.plot_training_curve(tmp_path / "c.png", source)
+    (line,) = figures[0].axes[0].lines
+    assert line.get_marker() == "o"
+
+
 def test_the_highest_marker_is_inside_the_axes(tmp_path, figures):
     rows = [{"step": s, "train/loss": 1.0, "eval/x/AP50": v} for s, v in ((500, 0.1), (7000, 0.5))]
     plots.plot_training_curve(tmp_path / "c.png", write_lines(tmp_path / "m.jsonl", *rows))

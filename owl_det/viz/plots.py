@@ -308,7 +308,7 @@ def _plot_curves(
             label=_curve_name(key, curves),
             color="black" if is_bold[key] else LINES[(index - 1) % len(LINES)],
             linewidth=2.5 if is_bold[key] else 1.5,
-            marker=marker,
+            marker=marker if len(steps) > 1 else "o",  # a line of one point is not seen
             markersize=4,
             zorder=3 if is_bold[key] else 2,
         )
