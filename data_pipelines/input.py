@@ -168,7 +168,7 @@ class TrainInput:
 
         run = _tf_data_batches if is_installed("tensorflow") else _thread_pool_batches
         engine = "tf.data" if run is _tf_data_batches else "threads (TensorFlow is not installed)"
-        logging.info("Input: %d sources, read by %s", len(self.sources), engine)
+        logging.info("Input: %s, read by %s", ", ".join(s.name for s in self.sources), engine)
         workers = self.config.data.num_workers or os.cpu_count() or 1
         shards = num_shards // num_processes
         batches = run(make, first_step * local, local, workers)

@@ -18,7 +18,7 @@ from owl_det.errors import ExitCode, UserError
 from owl_det.stop_signal import Stopped
 
 LINE_SECONDS = 30.0  # between progress lines where stderr is a file
-_LINE = "{desc}: {n_fmt} of {total_fmt}, {rate_fmt}, {remaining} left{postfix}"
+_LINE = "{desc}: {n_fmt} of {total_fmt}, {speed}, {remaining} left{postfix}"
 
 
 class _Terminated(KeyboardInterrupt):
@@ -237,7 +237,10 @@ class _LineProgress(tqdm):
         values = self.format_dict
         if not values["n"] or values["n"] == values["initial"]:
             return True
-        text = tqdm.format_meter(**{**values, "bar_format": _LINE})
+        # "0.76 steps/s": the library would turn slow rates over, and joins number and unit.
+        rate = values["rate"] or (values["n"] - values["initial"]) / max(values["elapsed"], 1e-9)
+        speed = f"{rate:.3g} {values['unit']}s/s"
+        text = tqdm.format_meter(**{**values, "bar_format": _LINE.replace("{speed}", speed)})
         print(text.removeprefix(": "), file=sys.stderr, flush=True)
         return True
 

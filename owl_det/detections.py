@@ -23,10 +23,20 @@ class Detections:
     boxes: Float32[np.ndarray, "n 4"]  # x0, y0, x1, y1 in pixels of the image, inside it
     scores: Float32[np.ndarray, " n"]  # in (0, 1)
     labels: Int32[np.ndarray, " n"]  # index into the queries
-    queries: tuple[str, ...] = field(default=(), repr=False, compare=False)  # all that were asked
+    queries: tuple[str, ...] = field(default=(), compare=False)  # all that were asked
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        """`Detections(2: cat 0.91 [10 20 110 95], dog 0.33 [0 5 40 60])`; the first ten."""
+        names = self.names or tuple(f"query {label}" for label in self.labels)
+        shown = [
+            f"{name} {score:.2f} [{' '.join(f'{side:.0f}' for side in box)}]"
+            for name, score, box in zip(names[:10], self.scores, self.boxes, strict=False)
+        ]
+        rest = ", …" if len(self) > len(shown) else ""
+        return f"Detections({len(self)}: {', '.join(shown)}{rest})" if shown else "Detections(0)"
 
     @property
     def names(self) -> tuple[str, ...]:

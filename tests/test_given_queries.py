@@ -10,6 +10,7 @@ import pytest
 from data_pipelines import tokenizer
 from owl_det import given_queries
 from owl_det.config import TextTowerConfig
+from owl_det.detections import Detections
 from owl_det.errors import DataError
 
 
@@ -80,3 +81,13 @@ def test_what_is_probably_not_meant_is_said(
         given_queries.warn(queries)
     assert len(caplog.messages) == 1
     assert re.search(said, caplog.messages[0])
+
+
+def test_detections_print_what_they_found() -> None:
+    boxes = np.array([[10, 20, 110, 95], [0, 5, 40, 60.4]], np.float32)
+    scores, labels = np.array([0.912, 0.33], np.float32), np.array([1, 0], np.int32)
+    found = Detections(boxes, scores, labels, ("dog", "cat"))
+    assert repr(found) == "Detections(2: cat 0.91 [10 20 110 95], dog 0.33 [0 5 40 60])"
+    assert repr(Detections(boxes, scores, labels)).startswith("Detections(2: query 1 0.91 ")
+    nothing = Detections(boxes[:0], scores[:0], labels[:0], ("dog",))
+    assert repr(nothing) == "Detections(0)"

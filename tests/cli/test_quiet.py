@@ -14,8 +14,8 @@ from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
 
-# `owl-det: …`, and a line of progress: `evaluate shapes: 4 of 8, 3.2image/s, 00:01 left`.
-OURS = re.compile(r"(owl-det: |([\w -]+: )?\d+ of \d+, +[\d.?]+[\w/]+, [\d:?]+ left)")
+# `owl-det: …`, and a line of progress: `evaluate shapes: 4 of 8, 3.2 images/s, 00:01 left`.
+OURS = re.compile(r"(owl-det: |([\w -]+: )?\d+ of \d+, [\d.e+-]+ \w+/s, [\d:?]+ left)")
 # The variables that tests set would hide what a user sees.
 SET_BY_TESTS = ("TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS", "JAX_PLATFORMS", "PYTHONWARNINGS")
 
