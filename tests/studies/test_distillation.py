@@ -158,8 +158,8 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
 
     eye = np.eye(len(names), dtype=np.float32)
     monkeypatch.setattr(teacher_quality.checkpoint, "load_model", lambda path: _towers({}))
-    monkeypatch.setattr(teacher_quality.Tower, "embed_texts", lambda *_: eye)
-    monkeypatch.setattr(teacher_quality.Tower, "embed_boxes", know)
+    monkeypatch.setattr(teacher_quality.Teacher, "embed_texts", lambda *_: eye)
+    monkeypatch.setattr(teacher_quality.Teacher, "embed_boxes", know)
     monkeypatch.setattr(teacher_quality.jax, "jit", lambda function: function)
     metrics = quality()
     assert metrics["boxes_top1"] == 1.0 and metrics["recall_at_10"] == 1.0
