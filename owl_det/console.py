@@ -150,14 +150,15 @@ def quiet_libraries() -> None:
 def plain_warnings(name: str) -> Generator[None, None, None]:
     """In this block warnings of this package are `name: warning: …` on stderr, and no more."""
     logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
-    before = logger.handlers, logger.propagate
+    before, level = (logger.handlers, logger.propagate), logger.level
     logging.set_verbosity(logging.WARNING)
     logger.handlers, logger.propagate = [_PlainLines(name)], False
     try:
         yield
     finally:
         logger.handlers, logger.propagate = before
-        logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)  # which sets a level where there was none
+        logger.setLevel(level)
 
 
 class _PlainLines(std_logging.Handler):

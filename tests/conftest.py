@@ -5,9 +5,11 @@ an accelerator sets JAX_PLATFORMS itself.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from absl import logging
 
 _DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile far more than they run.
@@ -58,6 +60,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def repository_root() -> Path:
     """The directory of `pyproject.toml`."""
     return ROOT
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Commands that end within a test's process leave no setting of their logging to the next."""
+    logger, verbosity = logging.get_absl_logger(), logging.get_verbosity()
+    handlers, propagates, level = list(logger.handlers), logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagates
+    logging.set_verbosity(verbosity)  # which sets a level where there was none
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -60,5 +60,5 @@ def test_it_runs(
     outputs = {cell.id: cell.get("outputs", []) for cell in notebook.cells}
     assert outputs["detect"][0]["text"].count("picture") == 4 * 4
     assert any("image/png" in output.get("data", {}) for output in outputs["draw"])
-    assert outputs["image-queries"][-1]["text"].strip() == "[4, 4, 4, 4, 4, 4]"
-    assert "checkpoint, export: 24 24" in outputs["export"][-1]["text"]
+    assert outputs["image-queries"][-1]["text"].strip() == "[4, 4, 4, 4]"
+    assert "checkpoint, export: 16 16" in outputs["export"][-1]["text"]
