@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Concatenate, ParamSpec, TypeVar, cast
 
+import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
@@ -12,6 +13,7 @@ from owl_det.types import Params
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Module = TypeVar("_Module", bound=nn.Module)
 
 BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
 
@@ -21,14 +23,14 @@ def make_detector(config: Config) -> Detector:
 
 
 def call(
-    detector: Detector,
+    module: _Module,
     params: Params,
-    method: Callable[Concatenate[Detector, _P], _T],
+    method: Callable[Concatenate[_Module, _P], _T],
     *arguments: _P.args,
     **keywords: _P.kwargs,
 ) -> _T:
-    """`method(detector, …)` with these parameters: `call(d, p, Detector.encode_text, tokens)`."""
-    return cast(_T, detector.apply({"params": params}, *arguments, method=method, **keywords))
+    """`method(module, …)` with these parameters: `call(d, p, Detector.encode_text, tokens)`."""
+    return cast(_T, module.apply({"params": params}, *arguments, method=method, **keywords))
 
 
 def init_params(config: Config, key: Key[Array, ""]) -> Params:
