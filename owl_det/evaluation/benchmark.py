@@ -16,7 +16,7 @@ import jax
 from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
-from owl_det import data_check, inference, sharding
+from owl_det import data_check, files, inference, sharding
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
@@ -157,11 +157,7 @@ def run(
 
 def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
     """Writes JSON; the file appears once it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    files.write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def table(content: Mapping[str, Any]) -> str:

@@ -11,7 +11,6 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 import numpy as np
@@ -21,6 +20,7 @@ from faster_coco_eval import mask as coco_mask
 from jaxtyping import Bool, Float, Float32, Int, Int32, Shaped
 
 from data_pipelines.features import Category
+from owl_det import files
 from owl_det.config import Protocol
 from owl_det.errors import DataError
 from owl_det.evaluation.rows import RowFile
@@ -275,16 +275,12 @@ class CocoEvaluator:
 
     def write_results(self, path: str | os.PathLike[str]) -> None:
         """Writes `results` as JSON, one detection a line; the file appears once it is complete."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with files.atomic(path) as partial, partial.open("w", encoding="utf-8") as file:
             file.write("[")
             for index, row in enumerate(self._iterate_results()):
                 file.write(",\n" if index else "\n")
                 file.write(json.dumps(row))
             file.write("\n]\n")
-        partial.replace(path)
 
     def _iterate_results(self) -> Iterator[dict[str, Any]]:
         for image in self.images:

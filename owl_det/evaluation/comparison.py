@@ -7,6 +7,8 @@ from typing import Any
 
 from absl import logging
 
+from owl_det import files
+
 BEFORE = "before.json"  # in the folder eval of a workdir
 TABLE = "before_after.json"
 
@@ -62,6 +64,4 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _write(file: Path, value: Any) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(file)
+    files.write_atomic(file, json.dumps(value, indent=2) + "\n")
