@@ -18,10 +18,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from owl_det import checkpoint, cli, embeddings, export, inference, stablehlo
+from owl_det import checkpoint, cli
+from owl_det.inference import export
+from owl_det.inference import stablehlo
+from owl_det.inference import embeddings
+from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
 from owl_det.modeling import build
-from owl_det.predictor import Predictor
+from owl_det.inference.predictor import Predictor
 from owl_det.types import LoadedModel, Params
 from tests import tiny
 
@@ -291,7 +295,7 @@ def test_an_export_that_differs_is_not_kept(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_wrong(folder: Path, model: LoadedModel) -> export.Runtime:
-        functions = inference.functions_of(model)
+        functions = ranking.functions_of(model)
         return lambda inputs: {
             k: v + np.float32(0.01)
             for k, v in export._run(functions, model, inputs, "stablehlo").items()
@@ -326,7 +330,7 @@ def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
         pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
     model = export._portable(_model(), kind)
     run = export.WRITERS[kind](tmp_path, model)
-    functions = inference.functions_of(model)
+    functions = ranking.functions_of(model)
     for t, b, q in ((1, 1, 1), (1, 3, 5), (7, 2, 20)):
         inputs = _sizes(model, t, b, q)
         expected, found = export._run(functions, model, inputs, kind), run(inputs)

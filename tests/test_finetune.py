@@ -20,7 +20,7 @@ from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS, Detector
-from owl_det.predictor import Predictor
+from owl_det.inference.predictor import Predictor
 from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 from tests import tiny

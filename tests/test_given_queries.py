@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import tokenizer
-from owl_det import given_queries
+from owl_det.inference import given_queries
 from owl_det.config import TextTowerConfig
-from owl_det.detections import Detections
+from owl_det.inference.detections import Detections
 from owl_det.errors import DataError
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import image_ops
-from owl_det import inference
+from owl_det.inference.ranking import ranking
 from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.types import TokenEmbeddings
@@ -28,12 +28,12 @@ def model() -> tuple[Detector, Any]:
     return build.make_detector(config), tiny.params(config, seed=2)
 
 
-def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> inference.TopPairs:
+def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> ranking.TopPairs:
     detector, params = model
 
-    def run(params: Any) -> inference.TopPairs:
-        tokens = inference.embed_tokens(detector, params, IMAGE)
-        return inference.rank(
+    def run(params: Any) -> ranking.TopPairs:
+        tokens = ranking.embed_tokens(detector, params, IMAGE)
+        return ranking.rank(
             tokens, prompts, IS_QUERY, SQUARE, top_k=top_k, dtype=jnp.float32, geometry="pad"
         )
 
@@ -81,7 +81,7 @@ def test_queries_are_encoded_prompt_by_prompt(model: tuple[Detector, Any]) -> No
     tokens = np.zeros((2, 3, 8), np.int32)
     tokens[..., 0], tokens[..., 2] = 49406, 49407
     tokens[..., 1] = np.arange(1, 7).reshape(2, 3)
-    together = jax.jit(lambda p: inference.encode_queries(detector, p, jnp.asarray(tokens)))(params)
+    together = jax.jit(lambda p: ranking.encode_queries(detector, p, jnp.asarray(tokens)))(params)
     assert together.shape == (2, 3, 16)
     alone = jax.jit(
         lambda p: detector.apply({"params": p}, jnp.asarray(tokens[1, 2:]), method="encode_text")
@@ -98,11 +98,11 @@ def test_pixel_boxes_undo_the_geometry(
     cxcywh = image_ops.boxes_to_padded(pixels, height, width, geometry)
     half = cxcywh[:, 2:] / 2
     xyxy = np.concatenate([cxcywh[:, :2] - half, cxcywh[:, :2] + half], 1)
-    back = inference.pixel_boxes(xyxy, height, width, geometry)
+    back = ranking.pixel_boxes(xyxy, height, width, geometry)
     np.testing.assert_allclose(back, pixels, atol=1e-4)
     beyond = np.array([[-0.5, -0.5, 2.0, 2.0]], np.float32)
     np.testing.assert_array_equal(
-        inference.pixel_boxes(beyond, height, width, geometry), [[0, 0, width, height]]
+        ranking.pixel_boxes(beyond, height, width, geometry), [[0, 0, width, height]]
     )
 
 
@@ -112,7 +112,7 @@ def test_pixel_boxes_undo_the_geometry(
 @pytest.fixture(scope="module")
 def tokens(model: tuple[Detector, Any]) -> TokenEmbeddings:
     detector, params = model
-    embed = jax.jit(lambda p: inference.embed_tokens(detector, p, IMAGE))
+    embed = jax.jit(lambda p: ranking.embed_tokens(detector, p, IMAGE))
     return jax.tree.map(np.asarray, embed(params))
 
 
@@ -121,10 +121,10 @@ def test_chunks_of_queries_change_nothing(tokens: TokenEmbeddings, top_k: int) -
     queries = jnp.asarray(RNG.normal(size=(2, 7, 16)), jnp.float32)
     is_query = jnp.arange(7) != 4
 
-    def run(query_chunk: int) -> inference.TopPairs:
+    def run(query_chunk: int) -> ranking.TopPairs:
         rank = jax.jit(
             partial(
-                inference.rank,
+                ranking.rank,
                 top_k=top_k,
                 dtype=jnp.float32,
                 geometry="pad",
@@ -148,7 +148,7 @@ def test_chunks_of_queries_change_nothing(tokens: TokenEmbeddings, top_k: int) -
 
 
 def test_tokens_of_highest_objectness_are_kept(tokens: TokenEmbeddings) -> None:
-    kept = inference.keep_tokens(jax.tree.map(jnp.asarray, tokens), 5, SQUARE, "pad")
+    kept = ranking.keep_tokens(jax.tree.map(jnp.asarray, tokens), 5, SQUARE, "pad")
     for image in range(2):
         order = np.argsort(-tokens.objectness_logits[image])[:5]
         for name in ("boxes", "class_embeddings", "logit_shift", "objectness_logits"):
@@ -196,7 +196,7 @@ def test_query_token_is_the_authors_choice() -> None:
     queries = boxes[:, 0] + RNG.normal(0, 0.01, (b, 4)).astype(np.float32)
     queries[0] = (0.9, 0.9, 0.02, 0.02)  # touches no box
     has_box = np.arange(b) != 5
-    choose = partial(inference.choose_query_token, geometry="pad")
+    choose = partial(ranking.choose_query_token, geometry="pad")
     chosen = np.asarray(jax.jit(choose)(embedded, queries, has_box, np.full((b, 2), 100)))
     for image in range(b):
         wanted = _token_by_hand(_corners(boxes[image]), raw[image], _corners(queries[image]))
@@ -248,7 +248,7 @@ SHOWN = [2, 1, 5]  # best first
 @pytest.mark.parametrize("query_chunk", [512, 2])
 def test_boxes_in_the_padding_take_no_places(query_chunk: int) -> None:
     queries = jnp.asarray(np.eye(3)[None, [0, 1, 2]], jnp.float32)
-    rank = partial(inference.rank, dtype=jnp.float32, geometry="pad", query_chunk=query_chunk)
+    rank = partial(ranking.rank, dtype=jnp.float32, geometry="pad", query_chunk=query_chunk)
     is_query = jnp.array([True, False, False])
     found = rank(_tokens(PLACES, LOGITS), queries, is_query, WIDE, top_k=3)
     np.testing.assert_allclose(found.boxes_xyxy[0], PLACES[SHOWN], atol=1e-6)
@@ -256,30 +256,30 @@ def test_boxes_in_the_padding_take_no_places(query_chunk: int) -> None:
     everything = rank(_tokens(PLACES, LOGITS), queries, is_query, WIDE, top_k=18)
     scores = np.asarray(everything.scores[0])
     assert (scores[:3] > 0).all() and (scores[3:9] == 0).all()  # fillers on boxes that are shown
-    assert (scores[9:] == inference.OUTSIDE).all()
+    assert (scores[9:] == ranking.OUTSIDE).all()
 
 
 def test_a_stretched_image_has_no_padding() -> None:
     assert np.asarray(
-        inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")
+        ranking.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")
     ).tolist() == [[True, True, True, True, False, True]]
-    shown = np.asarray(inference.shows_image(jnp.asarray(PLACES[None]), WIDE, "pad"))[0]
+    shown = np.asarray(ranking.shows_image(jnp.asarray(PLACES[None]), WIDE, "pad"))[0]
     assert np.flatnonzero(shown).tolist() == sorted(SHOWN)
-    pixels = inference.pixel_boxes(PLACES.astype(np.float32), 40, 100, "pad")
-    np.testing.assert_array_equal(inference.has_area(pixels), shown)
+    pixels = ranking.pixel_boxes(PLACES.astype(np.float32), 40, 100, "pad")
+    np.testing.assert_array_equal(ranking.has_area(pixels), shown)
 
 
 def test_nan_is_never_taken_for_padding() -> None:
     boxes = PLACES.copy()
     boxes[0] = np.nan
-    assert bool(inference.shows_image(jnp.asarray(boxes[None]), WIDE, "pad")[0, 0])
+    assert bool(ranking.shows_image(jnp.asarray(boxes[None]), WIDE, "pad")[0, 0])
 
 
 def test_tokens_in_the_padding_are_kept_and_chosen_last() -> None:
     tokens = _tokens(PLACES, LOGITS)
-    kept = inference.keep_tokens(tokens, 4, WIDE, "pad")
+    kept = ranking.keep_tokens(tokens, 4, WIDE, "pad")
     assert np.asarray(kept.objectness_logits)[0].tolist() == [2.0, 1.0, 0.0, 5.0]
-    choose = partial(inference.choose_query_token, geometry="pad")
+    choose = partial(ranking.choose_query_token, geometry="pad")
     nowhere, has_box = jnp.zeros((1, 4)), jnp.array([False])
     assert int(choose(tokens, nowhere, has_box, WIDE)[0]) == 2
     assert int(choose(tokens, nowhere, has_box, jnp.array([[100, 100]]))[0]) == 0

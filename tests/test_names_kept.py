@@ -10,7 +10,7 @@ import pytest
 from data_pipelines.features import Category
 from data_pipelines.input import MAX_NAMES, TrainInput
 from owl_det import checkpoint, cli
-from owl_det.predictor import Predictor
+from owl_det.inference.predictor import Predictor
 from owl_det.training import train_step
 from tests import tiny
 from tests.convert import hf_folder

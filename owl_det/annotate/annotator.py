@@ -27,7 +27,7 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.pseudo_records import PseudoRecord
 from data_pipelines.readers.image_text import Sample, Unreadable
 from owl_det import boxes as box_lib
-from owl_det import inference
+from owl_det.inference.ranking import ranking
 from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
 from owl_det.modeling.detector import Detector
@@ -80,7 +80,7 @@ def best_queries(
     A score is the mean probability over the t prompts, times `shared_factor` for shared queries.
     Of equal scores the first query wins; a box that no query is asked of scores 0.
     """
-    tokens = inference.embed_tokens(detector, params, image)
+    tokens = ranking.embed_tokens(detector, params, image)
     scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
     return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
 
@@ -94,7 +94,7 @@ def best_and_shared(
     shared_factor: float,
 ) -> tuple[BestQueries, SharedScores]:
     """As `best_queries`, with the scores that hard negatives are mined from."""
-    tokens = inference.embed_tokens(detector, params, image)
+    tokens = ranking.embed_tokens(detector, params, image)
     scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
     best = BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
     if shared_factor != 1:
@@ -175,7 +175,7 @@ def _chunk_scores(
 
 
 # Compiled once in a process for each architecture and shape.
-_encode_queries = jax.jit(inference.encode_queries, static_argnames="detector")
+_encode_queries = jax.jit(ranking.encode_queries, static_argnames="detector")
 _best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
 _best_and_shared = jax.jit(best_and_shared, static_argnames=("detector", "shared_factor"))
 
@@ -351,7 +351,7 @@ class Annotator:
         query: Int[np.ndarray, " n"],
     ) -> PseudoRecord:
         pixels = np.round(
-            inference.pixel_boxes(boxes, item.height, item.width, self.model.preprocess.geometry),
+            ranking.pixel_boxes(boxes, item.height, item.width, self.model.preprocess.geometry),
             2,
         )
         keep = (scores >= self.floor) & (scores > 0)

@@ -60,7 +60,7 @@ def add_export(commands: Commands) -> None:
 
 def _export(arguments: argparse.Namespace) -> int:
     """One JSON object on stdout: files, bytes, and differences from the checkpoint."""
-    from owl_det.export import export
+    from owl_det.inference.export import export
 
     print(json.dumps(export(arguments.source, arguments.target, arguments.format)))
     return 0

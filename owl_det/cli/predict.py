@@ -13,9 +13,9 @@ from owl_det.cli.options import Commands
 from owl_det.errors import UserError
 
 if TYPE_CHECKING:
-    from owl_det.detections import Detections
-    from owl_det.embeddings import QueryEmbeddings
-    from owl_det.predictor import Predictor
+    from owl_det.inference.detections import Detections
+    from owl_det.inference.embeddings import QueryEmbeddings
+    from owl_det.inference.predictor import Predictor
 
 _PREDICT_EXAMPLES = """\
 examples:
@@ -61,7 +61,7 @@ def add_predict(commands: Commands) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     """One JSON line an image on stdout; pictures with `--out`."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.predictor import Predictor
+    from owl_det.inference.predictor import Predictor
 
     paths = image_paths(arguments.images, arguments.out)
     targets: list[Path | None] = [None] * len(paths)
@@ -107,7 +107,8 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check_queries(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a query of no use, before the model is loaded."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import given_images, given_queries
+    from owl_det.inference import given_queries
+    from owl_det.inference import given_images
 
     if arguments.query:
         given_queries.texts(arguments.query)
@@ -213,8 +214,8 @@ def add_embed(commands: Commands) -> None:
 def _embed(arguments: argparse.Namespace) -> int:
     """Writes the folder; unreadable images are left out and named on stderr."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import embeddings
-    from owl_det.predictor import Predictor
+    from owl_det.inference import embeddings
+    from owl_det.inference.predictor import Predictor
 
     paths = image_paths(arguments.images)
     options.check_folder("--out", Path(arguments.out).absolute().parent)
@@ -266,8 +267,8 @@ def add_search(commands: Commands) -> None:
 
 def _search(arguments: argparse.Namespace) -> int:
     """One JSON line an image on stdout, as `predict` prints them."""
-    from owl_det import embeddings
-    from owl_det.predictor import Predictor
+    from owl_det.inference import embeddings
+    from owl_det.inference.predictor import Predictor
 
     shards = embeddings.read(arguments.embeddings)
     _check_queries(arguments)

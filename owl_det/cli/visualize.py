@@ -39,7 +39,9 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import checkpoint, dense_features, given_queries, viz
+    from owl_det import checkpoint, viz
+    from owl_det.inference import given_queries
+    from owl_det.inference import dense_features
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)

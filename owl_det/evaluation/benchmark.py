@@ -16,7 +16,8 @@ import jax
 from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
-from owl_det import data_check, files, inference, sharding
+from owl_det import data_check, files, sharding
+from owl_det.inference.ranking import ranking
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
@@ -104,7 +105,7 @@ def run(
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
     pictures: str | os.PathLike[str] | None = None,
-    functions: inference.Functions | None = None,
+    functions: ranking.Functions | None = None,
 ) -> dict[str, Any]:
     """Measures a model on every data set; the summary is like that of training, and by category.
 

@@ -14,7 +14,8 @@ from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
-from owl_det import inference, sharding
+from owl_det import sharding
+from owl_det.inference.ranking import ranking
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.evaluation.loader import Loader
@@ -67,7 +68,7 @@ class Evaluate:
         settings: EvaluationConfig,
         eval_prompts: str,
         tokenizer_file: str = "",
-        functions: inference.Functions | None = None,
+        functions: ranking.Functions | None = None,
     ) -> None:
         """`functions` are those of an export; without them the detector runs."""
         self.source, self.name, self.settings, self.mesh = source, name, settings, mesh
@@ -89,24 +90,24 @@ class Evaluate:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        run = functions or inference.Functions(
-            partial(inference.encode_queries, detector), partial(inference.embed_tokens, detector)
+        run = functions or ranking.Functions(
+            partial(ranking.encode_queries, detector), partial(ranking.embed_tokens, detector)
         )
         self._encode = jax.jit(run.encode_queries, out_shardings=whole)
         self._detect = jax.jit(partial(self._forward, run), out_shardings=whole)
 
     def _forward(
         self,
-        run: inference.Functions,
+        run: ranking.Functions,
         params: Params,
         images: Any,
         sizes: Any,
         queries: Any,
         is_query: Any,
-    ) -> tuple[inference.TopPairs, jax.Array | None]:
+    ) -> tuple[ranking.TopPairs, jax.Array | None]:
         """The best pairs and, where regions are measured, the class embeddings of all tokens."""
         tokens = run.embed_tokens(params, images)
-        found = inference.rank(
+        found = ranking.rank(
             tokens,
             queries,
             is_query,
@@ -133,7 +134,7 @@ class Evaluate:
         for loaded in self.loader.batches(f"evaluate {self.name}"):
             found, embeddings = self._detect(params, loaded.images, loaded.sizes, queries, is_query)
             found = jax.tree.map(np.asarray, found)
-            inference.require_finite(self.name, found.scores, found.boxes_xyxy)
+            ranking.require_finite(self.name, found.scores, found.boxes_xyxy)
             if not _is_first():
                 continue
             records = [
@@ -165,8 +166,8 @@ class Evaluate:
         """Adds one image; returns a function that draws it."""
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
-        boxes = inference.pixel_boxes(found.boxes_xyxy, height, width, geometry)
-        is_shown = found.scores != inference.OUTSIDE
+        boxes = ranking.pixel_boxes(found.boxes_xyxy, height, width, geometry)
+        is_shown = found.scores != ranking.OUTSIDE
         boxes, found = boxes[is_shown], Found(*(x[is_shown] for x in found))
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}

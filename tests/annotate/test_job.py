@@ -25,7 +25,7 @@ from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import PseudoBoxesSource
 from owl_det.errors import DataError
-from owl_det.predictor import Predictor
+from owl_det.inference.predictor import Predictor
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import search as benchmark
 from owl_det import checkpoint
 from owl_det.checkpoint import LoadedModel
-from owl_det.predictor import Detections
+from owl_det.inference.predictor import Detections
 from tests import tiny
 
 

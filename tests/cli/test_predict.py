@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from owl_det import checkpoint, cli, embeddings, viz
-from owl_det.predictor import Predictor
+from owl_det import checkpoint, cli, viz
+from owl_det.inference import embeddings
+from owl_det.inference.predictor import Predictor
 from owl_det.types import LoadedModel
 from tests import tiny
 

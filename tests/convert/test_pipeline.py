@@ -11,7 +11,7 @@ from owl_det import checkpoint
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import PreprocessConfig
 from owl_det.convert import formats, models
-from owl_det.predictor import Detections, Predictor
+from owl_det.inference.predictor import Detections, Predictor
 from tests import tiny
 
 pytest.importorskip("torch", reason="parity needs the extra [parity]")

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec
 
 from configs import quickstart
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, inference, path_rules, sharding, train
+from owl_det import checkpoint, path_rules, sharding, train
+from owl_det.inference.ranking import ranking
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
 from owl_det.distillation import branch, branches, hierkd, select, step_inputs, teachers
 from owl_det.distillation.branch import BranchInputs
@@ -175,7 +176,7 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
 
     def program(made: Config, params: Any) -> str:
         detector = Detector(made.model, made.preprocess)
-        return str(jax.make_jaxpr(lambda p: inference.embed_tokens(detector, p, image))(params))
+        return str(jax.make_jaxpr(lambda p: ranking.embed_tokens(detector, p, image))(params))
 
     assert program(distilled, ours) == program(plain, wanted)
 

@@ -23,9 +23,9 @@ from owl_det.evaluation import benchmark, by_category
 from owl_det.evaluation.benchmark import Location
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
-from owl_det.export import export
+from owl_det.inference.export import export
 from owl_det.modeling import build
-from owl_det.predictor import Predictor
+from owl_det.inference.predictor import Predictor
 from tests import tiny
 
 NAMES = ("cat", "dog")

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import Geometry
-from owl_det import inference
+from owl_det.inference.ranking import ranking
 from owl_det.types import TokenEmbeddings
 
 
@@ -56,7 +56,7 @@ class Proposals:
 
 
 def of_pairs(
-    pairs: inference.TopPairs,
+    pairs: ranking.TopPairs,
     sizes: Sequence[tuple[int, int]],
     queries: tuple[str, ...],
     is_asked: Bool[np.ndarray, " q"],
@@ -70,14 +70,14 @@ def of_pairs(
     model computes NaN.
     """
     boxes, scores, labels = (np.asarray(x)[: len(sizes)] for x in pairs)
-    inference.require_finite("detection", scores, boxes)
+    ranking.require_finite("detection", scores, boxes)
     keep = (scores >= threshold) & np.append(is_asked, False)[np.minimum(labels, len(queries))]
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32)
     found = [Detections(*nothing, queries)] * len(sizes)
     for row in np.flatnonzero(keep.any(axis=1)).tolist():
         here = keep[row]
         found[row] = Detections(
-            inference.pixel_boxes(boxes[row, here], *sizes[row], geometry),
+            ranking.pixel_boxes(boxes[row, here], *sizes[row], geometry),
             scores[row, here],
             labels[row, here].astype(np.int32),
             queries,
@@ -97,13 +97,13 @@ def of_tokens(
     """
     scores = np.asarray(jax.nn.sigmoid(tokens.objectness_logits))
     boxes = np.asarray(tokens.boxes)
-    inference.require_finite("proposals", scores, boxes)
+    ranking.require_finite("proposals", scores, boxes)
     found: list[Proposals] = []
     for row, (height, width) in enumerate(sizes):
         order = np.argsort(-scores[row], kind="stable")
         order = order[scores[row, order] >= threshold]
         pixels = image_ops.boxes_from_padded(boxes[row, order], height, width, geometry)
-        kept = inference.has_area(pixels)  # others lie in the padding
+        kept = ranking.has_area(pixels)  # others lie in the padding
         found.append(Proposals(pixels[kept], scores[row, order][kept]))
     return found
 

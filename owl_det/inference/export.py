@@ -28,9 +28,12 @@ from jaxtyping import Array
 import owl_det
 from data_pipelines import prompts, tokenizer
 from owl_det import boxes as box_lib
-from owl_det import checkpoint, embeddings, inference, stablehlo
+from owl_det import checkpoint
+from owl_det.inference import stablehlo
+from owl_det.inference import embeddings
+from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import Functions
+from owl_det.inference.ranking.ranking import Functions
 from owl_det.optional import installation, is_installed, leave_accelerators_to_jax
 from owl_det.types import LoadedModel, Params
 
@@ -107,7 +110,7 @@ def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
     flat = {k: np.asarray(v) for k, v in stablehlo.flatten(model.params).items()}
     safetensors.numpy.save_file(flat, folder / stablehlo.PARAMS)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    for name, function in _named(inference.functions_of(model), model, "stablehlo").items():
+    for name, function in _named(ranking.functions_of(model), model, "stablehlo").items():
         exported = jax.export.export(jax.jit(function), platforms=stablehlo.PLATFORMS)(
             params, *_symbolic_inputs(model, name)
         )
@@ -129,7 +132,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     module, variables = tf.Module(), jax.tree.map(tf.Variable, jax.device_get(model.params))
     module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}
-    for name, function in _named(inference.functions_of(model), model, "saved_model").items():
+    for name, function in _named(ranking.functions_of(model), model, "saved_model").items():
         inputs, _ = stablehlo.signatures(model.model)[name]
         converted = jax2tf.convert(
             function,
@@ -167,7 +170,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
 
     # Names every intermediate value of unknown shape; onnxruntime infers those itself.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    for name, function in _named(inference.functions_of(model), model, "onnx").items():
+    for name, function in _named(ranking.functions_of(model), model, "onnx").items():
         symbolic = _symbolic_inputs(model, name)
         inputs, outputs = stablehlo.signatures(model.model)[name]
         # jax2onnx replaces parts of jax.numpy while it traces, which Flax's scan does not survive;
@@ -269,7 +272,7 @@ def _named(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
     ) -> dict[str, Array]:
         tokens = functions.embed_tokens(params, image)
-        scores = inference.score(tokens, query_embeddings, jnp.dtype(model.model.dtype))
+        scores = ranking.score(tokens, query_embeddings, jnp.dtype(model.model.dtype))
         return {
             "boxes_xyxy": box_lib.cxcywh_to_xyxy(tokens.boxes),
             "scores": jnp.where(is_query[None, None, :], scores, 0.0),
@@ -329,7 +332,7 @@ def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
     inputs = _sample(model)
     # StableHLO runs here as the checkpoint does; the others run in full precision on the CPU.
     with jax.default_matmul_precision("default" if kind == "stablehlo" else "highest"):
-        expected = _run(inference.functions_of(model), model, inputs, kind)
+        expected = _run(ranking.functions_of(model), model, inputs, kind)
     actual = runtime(inputs)
     differences = {
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())

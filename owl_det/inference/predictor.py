@@ -16,21 +16,19 @@ from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.image_ops import Geometry
-from owl_det import detections as detections_lib
-from owl_det import (
-    embeddings,
-    given_images,
-    given_queries,
-    inference,
-    query_boxes,
-    ranges,
-    stablehlo,
-)
-from owl_det.detections import Detections, Proposals
-from owl_det.embeddings import ImageEmbeddings, QueryEmbeddings
+from owl_det.inference import detections as detections_lib
+from owl_det import ranges
+from owl_det.inference import query_boxes
+from owl_det.inference import given_queries
+from owl_det.inference import given_images
+from owl_det.inference import stablehlo
+from owl_det.inference import embeddings
+from owl_det.inference.ranking import ranking
+from owl_det.inference.detections import Detections, Proposals
+from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import ConfigError, DataError
-from owl_det.given_images import ImageLike, Images
-from owl_det.query_boxes import Box
+from owl_det.inference.given_images import ImageLike, Images
+from owl_det.inference.query_boxes import Box
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 __all__ = ["Detections", "ImageLike", "Predictor", "Proposals"]
@@ -93,15 +91,15 @@ class Predictor:
     `CheckpointError` if the model computes NaN.
     """
 
-    def __init__(self, model: LoadedModel, functions: inference.Functions | None = None):
+    def __init__(self, model: LoadedModel, functions: ranking.Functions | None = None):
         """`functions` are those of an export; without them the model's modules run."""
         self.model = model
-        self._functions = functions or inference.functions_of(model)
+        self._functions = functions or ranking.functions_of(model)
         self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
         self._encode = jax.jit(self._functions.encode_queries)
         self._embed = jax.jit(self._embed_and_keep, static_argnames="num_tokens")
         self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
-        self._choose = jax.jit(inference.choose_query_token, static_argnames="geometry")
+        self._choose = jax.jit(ranking.choose_query_token, static_argnames="geometry")
         self._texts: OrderedDict[tuple[tuple[str, ...], str], np.ndarray] = OrderedDict()
 
     @classmethod
@@ -273,7 +271,7 @@ class Predictor:
         token = np.asarray(self._choose(tokens, padded, has_box, sizes, geometry=self._geometry))
         rows = np.arange(len(batch.indices))
         found = np.asarray(tokens.class_embeddings)[rows, token[rows]]
-        inference.require_finite("image queries", found)
+        ranking.require_finite("image queries", found)
         return list(found)
 
     # --- embed once, search later ----------------------------------------------------------------
@@ -346,7 +344,7 @@ class Predictor:
         few = len(asked.names) < QUERY_BUCKET
         padded, is_query = _pad_queries(asked, len(asked.names) if few else None)
         num_tokens = images.tokens.logit_shift.shape[1]
-        scores = num_tokens * min(padded.shape[1], inference.QUERY_CHUNK)
+        scores = num_tokens * min(padded.shape[1], ranking.QUERY_CHUNK)
         chunk = max(1, min(len(images), SCORES_AT_ONCE // scores))
         found: list[Detections] = []
         for start in range(0, len(images), chunk):
@@ -382,7 +380,7 @@ class Predictor:
 
     def _detections(
         self,
-        pairs: inference.TopPairs,
+        pairs: ranking.TopPairs,
         sizes: Sequence[tuple[int, int]],
         asked: _Asked,
         threshold: float,
@@ -401,12 +399,12 @@ class Predictor:
         self, params: Params, image: jax.Array, sizes: jax.Array, num_tokens: int = 0
     ) -> Any:
         tokens = self._functions.embed_tokens(params, image)
-        return inference.keep_tokens(tokens, num_tokens, sizes, self._geometry)
+        return ranking.keep_tokens(tokens, num_tokens, sizes, self._geometry)
 
     def _rank_tokens(
         self, tokens: Any, queries: jax.Array, is_query: jax.Array, sizes: jax.Array, top_k: int
     ) -> Any:
-        return inference.rank(
+        return ranking.rank(
             tokens,
             queries,
             is_query,
@@ -474,7 +472,7 @@ class Predictor:
             tokens = self._embed(self.model.params, batch.pixels, sizes, num_tokens=num_tokens)
             count = len(batch.indices)
             kept = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], tokens)
-            inference.require_finite("embed", *jax.tree.leaves(kept))
+            ranking.require_finite("embed", *jax.tree.leaves(kept))
             yield batch, kept
 
     def _encoded(self, queries: Queries, prompt_mode: str | None) -> _Asked:
@@ -505,7 +503,7 @@ class Predictor:
             given_queries.check_read(queries, self._tokenizer)
             given_queries.warn(queries)
             self._texts[key] = self._run_text_tower(queries, mode)
-            inference.require_finite("queries", self._texts[key])
+            ranking.require_finite("queries", self._texts[key])
         self._texts.move_to_end(key)
         found = self._texts[key]
         while sum(x.nbytes for x in self._texts.values()) > TEXTS_KEPT:

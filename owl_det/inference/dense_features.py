@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
-from owl_det import given_queries, inference
+from owl_det.inference import given_queries
+from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
@@ -61,7 +62,7 @@ def _embed_towers(detector: Detector, params: Params, image: Array) -> Embedded:
 
 
 def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
-    tokens = inference.embed_tokens(detector, params, image).class_embeddings
+    tokens = ranking.embed_tokens(detector, params, image).class_embeddings
     has_whole = detector.config.contrastive != "none"
     return Embedded(tokens, _apply(detector, "embed_image", params, image) if has_whole else None)
 
@@ -103,7 +104,7 @@ class DenseFeatures:
         size = math.isqrt(tokens.shape[1])
         height, width = image_ops.fit_size(image.height, image.width, side, preprocess.geometry)
         grid = np.asarray(tokens[0], np.float32).reshape(size, size, -1)
-        inference.require_finite("features", grid)
+        ranking.require_finite("features", grid)
         # A token that shows some of the image is kept.
         grid = grid[: math.ceil(height * size / side), : math.ceil(width * size / side)]
         return grid / np.maximum(np.linalg.norm(grid, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,1 @@
+"""Predicting: queries, ranking, embeddings, exports; free of training."""
