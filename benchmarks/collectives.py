@@ -29,7 +29,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import command
-from owl_det import sharding, step_shapes
+from owl_det import sharding
+from owl_det.training import step_shapes
 from owl_det.config import Config
 from owl_det.errors import ConfigError
 from owl_det.modeling.token_drop import num_kept

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import command
-from owl_det import memory
+from owl_det.training import memory
 from owl_det.errors import ConfigError
 
 # Kind, side of the image and of a patch in pixels.

@@ -178,7 +178,7 @@ def feeding(images_per_core: float, grid: int, flops: float, utilisation: float)
     Raises `ConfigError` for a model that cannot be run.
     """
     from benchmarks import train_step
-    from owl_det import flops as model_flops
+    from owl_det.training import flops as model_flops
 
     config = train_step.make_config("b16", "dropped")
     texts = model_flops.texts_per_image(config)

@@ -25,7 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import command
-from owl_det import flops, sharding, step_shapes
+from owl_det import sharding
+from owl_det.training import flops
+from owl_det.training import step_shapes
 from owl_det.config import (
     ClipConfig,
     Config,

@@ -155,7 +155,8 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     import jax
     from absl import logging
 
-    from owl_det import checkpoint, train
+    from owl_det import checkpoint
+    from owl_det.training import loop
     from owl_det.optional import is_installed, leave_accelerators_to_jax
 
     _join_processes()
@@ -163,14 +164,15 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     if is_installed("tensorflow"):
         leave_accelerators_to_jax()
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    return train.run(checkpoint.take_model(config, workdir), workdir, stop)
+    return loop.run(checkpoint.take_model(config, workdir), workdir, stop)
 
 
 def _dry_run(config: "Config", workdir: str, arguments: argparse.Namespace) -> None:
     """Prints what the run would be; with `--dry_run_devices` for CPU devices that are not there."""
     import jax
 
-    from owl_det import checkpoint, dry_run
+    from owl_det import checkpoint
+    from owl_det.training import dry_run
 
     if arguments.dry_run_devices:
         jax.config.update("jax_platforms", "cpu")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from owl_det import config as config_lib
-from owl_det import sharding, step_shapes
+from owl_det import sharding
+from owl_det.training import step_shapes
 from owl_det.config import MeshConfig, ModelConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build

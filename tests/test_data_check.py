@@ -10,7 +10,8 @@ from PIL import Image
 
 from data_pipelines import source as source_lib
 from data_pipelines.features import Record
-from owl_det import data_check, train
+from owl_det import data_check
+from owl_det.training import loop
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.resolve import resolve
@@ -54,7 +55,7 @@ def test_a_training_without_a_usable_box_stops_before_anything_is_written(
     source = _coco(tmp_path / "data", WITHOUT_USE[what])
     workdir = tmp_path / "run"
     with pytest.raises(DataError, match=r"config.data.train: no usable box .*3 images") as error:
-        train.run(_config({"mine": source}), str(workdir))
+        loop.run(_config({"mine": source}), str(workdir))
     assert "mine: " in str(error.value)
     assert not workdir.exists()
 
@@ -87,7 +88,7 @@ def test_an_evaluation_set_without_truth_is_refused_at_the_start(
         evaluation__max_images=max_images,
     )
     with pytest.raises(DataError, match="config.data.eval.val: no usable box"):
-        train.run(made, str(tmp_path / "run"))
+        loop.run(made, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl_det import dry_run, flops, path_rules, sharding, step_shapes
+from owl_det import path_rules, sharding
+from owl_det.training import flops
+from owl_det.training import dry_run
+from owl_det.training import step_shapes
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
 from tests import tiny

@@ -14,7 +14,8 @@ import pytest
 
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, train
+from owl_det import checkpoint
+from owl_det.training import loop
 from owl_det.config import Config
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
@@ -439,7 +440,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
     workdir = tmp_path / "w"
     config = checkpoint.take_model(resolve(tree), workdir)
     assert config.model.image.width == 32 and config.model.text.tokenizer == family
-    train.run(config, str(workdir))
+    loop.run(config, str(workdir))
     before = json.loads((workdir / "eval" / "before.json").read_text())["val"]
     after = json.loads((workdir / "eval" / "summary.json").read_text())
     rows = json.loads((workdir / "eval" / "before_after.json").read_text())

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from owl_det import lease
+from owl_det.training import lease
 from owl_det.errors import UserError
-from owl_det.lease import Lease
+from owl_det.training.lease import Lease
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_folders_that_hold_something_stay(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_taken_over_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from owl_det.lease import Lease\n"
+        "import sys, time; from pathlib import Path; from owl_det.training.lease import Lease\n"
         "Lease(Path(sys.argv[1])); print('held', flush=True); time.sleep(100)"
     )
     process = subprocess.Popen(

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from benchmarks.inference import peak_resident, reset_peak
-from owl_det import memory
+from owl_det.training import memory
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc, needs glibc")

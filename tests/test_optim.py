@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import optim, path_rules, sharding
+from owl_det import path_rules, sharding
+from owl_det.training import optim
 from owl_det.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from owl_det import optim
+from owl_det.training import optim
 from owl_det.config import Config
 from owl_det.distillation import branches, step_inputs
 from owl_det.distillation.branch import BranchInputs

@@ -11,7 +11,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
-from owl_det import optim, sharding
+from owl_det import sharding
+from owl_det.training import optim
 from owl_det.config import Config
 from owl_det.distillation import branches, step_inputs
 from owl_det.distillation.teachers import Teachers

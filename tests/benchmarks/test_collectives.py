@@ -10,7 +10,8 @@ import jax
 import pytest
 
 from benchmarks import collectives
-from owl_det import sharding, step_shapes
+from owl_det import sharding
+from owl_det.training import step_shapes
 from owl_det.config import MeshConfig
 from tests import tiny
 

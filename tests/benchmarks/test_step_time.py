@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import collectives, step_time
-from owl_det import flops
+from owl_det.training import flops
 from owl_det.sharding import AXES
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step as benchmark
-from owl_det import flops
+from owl_det.training import flops
 from owl_det.config import SelectionConfig
 from owl_det.matching import match
 from owl_det.resolve import resolve

@@ -16,7 +16,8 @@ from jax.sharding import PartitionSpec
 
 from configs import quickstart
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, path_rules, sharding, train
+from owl_det import checkpoint, path_rules, sharding
+from owl_det.training import loop
 from owl_det.inference.ranking import ranking
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
 from owl_det.distillation import branch, branches, hierkd, select, step_inputs, teachers
@@ -361,12 +362,12 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
             "shapes": {"kind": "shapes_world", "image_size": 32, "num_images": 8, "split": "test"}
         },
     )
-    train.run(made, str(tmp_path))
+    loop.run(made, str(tmp_path))
     measured = json.loads((tmp_path / "eval" / "summary.json").read_text())["datasets"]["shapes"]
     assert measured["step"] == 1 and any("region" in key for key in measured)
     first = checkpoint.load_model(tmp_path)
     assert (first.kind, first.step) == ("towers", 1)
-    train.run(dataclasses.replace(made, num_steps=2), str(tmp_path))
+    loop.run(dataclasses.replace(made, num_steps=2), str(tmp_path))
     second = checkpoint.load_model(tmp_path)
     assert second.step == 2 and set(second.params) == {"image", "text", "logit_scale"}
     other = tmp_path / "other"
@@ -374,7 +375,7 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     checkpoint.save_model(other, dataclasses.replace(second, params=changed))
     of_other = dataclasses.replace(made.distill, teacher=str(other))
     with pytest.raises(CheckpointError, match="with other teachers"):
-        train.run(dataclasses.replace(made, num_steps=3, distill=of_other), str(tmp_path))
+        loop.run(dataclasses.replace(made, num_steps=3, distill=of_other), str(tmp_path))
     teacher = checkpoint.load_model(teacher_folder)
     for name, is_moved in (("image", True), ("text", False)):
         pairs = zip(*(jax.tree.leaves(m.params[name]) for m in (teacher, second)), strict=True)

@@ -10,7 +10,7 @@ from absl import logging
 from owl_det import console
 from owl_det.config import Config
 from owl_det.errors import UserError
-from owl_det.metric_log import MetricLog
+from owl_det.training.metric_log import MetricLog
 
 _SHOWN = ("loss", "class", "l1", "giou", "objectness", "accuracy")
 

@@ -17,16 +17,10 @@ from jax.sharding import Mesh
 
 from data_pipelines import batching
 from data_pipelines.input import TrainInput
-from owl_det import (
-    checkpoint,
-    data_check,
-    files,
-    memory,
-    optim,
-    sharding,
-    step_folders,
-    step_shapes,
-)
+from owl_det import checkpoint, data_check, files, sharding, step_folders
+from owl_det.training import step_shapes
+from owl_det.training import memory
+from owl_det.training import optim
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
@@ -34,13 +28,13 @@ from owl_det.distillation import branches
 from owl_det.distillation.teachers import Teachers, check_same_text, open_teachers
 from owl_det.errors import ExitCode, UserError
 from owl_det.evaluation import comparison
-from owl_det.evaluation.in_training import evaluate, open_all
-from owl_det.lease import Lease
-from owl_det.metric_log import MetricLog
+from owl_det.training.evaluation import evaluate, open_all
+from owl_det.training.lease import Lease
+from owl_det.training.metric_log import MetricLog
 from owl_det.modeling import build
-from owl_det.progress import Progress
+from owl_det.training.progress import Progress
 from owl_det.resolve import check_attention
-from owl_det.step_profile import StepProfile
+from owl_det.training.step_profile import StepProfile
 from owl_det.stop_signal import Stopped, StopSignal
 from owl_det.training import gradients, train_step
 from owl_det.types import Batch, TrainState, batch_of
