@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipelines import source as source_lib
 from data_pipelines.features import Record
-from owl_det import data_check
+from owl_det.evaluation import data_check
 from owl_det.training import loop
 from owl_det.config import Config
 from owl_det.errors import DataError

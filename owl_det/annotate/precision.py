@@ -226,7 +226,7 @@ def _of_shapes_world(world: ShapesWorld) -> Known:
 
 def _of_folder(where: str) -> Known:
     """Boxes of images that lie in files; names in lower case, as label spaces have them."""
-    from owl_det.ensemble import parse_evaluation
+    from owl_det.evaluation.ensemble import parse_evaluation
 
     entry, _ = parse_evaluation(where)
     # A config needs a training source to be whole; none is opened.

@@ -48,7 +48,7 @@ def add_ensemble(commands: Commands) -> None:
 
 def _ensemble(arguments: argparse.Namespace) -> int:
     """Writes one checkpoint, or evaluates a range of weights and draws the trade-off."""
-    from owl_det import ensemble
+    from owl_det.evaluation import ensemble
 
     if (arguments.weight is None) == (arguments.sweep is None):
         raise UserError("ensemble: give either --weight or --sweep")

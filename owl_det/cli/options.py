@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
-from owl_det import files, ranges
+from owl_det import files
+from owl_det.cli import ranges
 from owl_det.errors import ExitCode, UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"

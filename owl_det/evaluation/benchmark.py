@@ -16,7 +16,8 @@ import jax
 from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
-from owl_det import data_check, files, sharding
+from owl_det import files, sharding
+from owl_det.evaluation import data_check
 from owl_det.inference.ranking import ranking
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol

@@ -23,7 +23,8 @@ from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines import source as source_lib
 from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
 from owl_det import config as config_lib
-from owl_det import data_check, sharding
+from owl_det import sharding
+from owl_det.evaluation import data_check
 from owl_det.inference import dense_features
 from owl_det.config import MeshConfig
 from owl_det.errors import UserError, in_flags

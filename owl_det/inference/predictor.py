@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.image_ops import Geometry
 from owl_det.inference import detections as detections_lib
-from owl_det import ranges
+from owl_det.cli import ranges
 from owl_det.inference import query_boxes
 from owl_det.inference import given_queries
 from owl_det.inference import given_images

@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 
 from data_pipelines import batching
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, data_check, files, sharding, step_folders
+from owl_det import checkpoint, files, sharding, step_folders
+from owl_det.evaluation import data_check
 from owl_det.training import step_shapes
 from owl_det.training import memory
 from owl_det.training import optim

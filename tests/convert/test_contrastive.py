@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from owl_det import checkpoint, cli, ensemble
+from owl_det import checkpoint, cli
+from owl_det.evaluation import ensemble
 from owl_det.convert import formats, models, scenic
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.vit import ImageTower
