@@ -33,8 +33,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import command
-from owl_det.training import memory
 from owl_det.errors import ConfigError
+from owl_det.training import memory
 
 # Kind, side of the image and of a patch in pixels.
 MODELS = {"b16": ("owlv2", 960, 16), "b32": ("owlvit", 768, 32), "tiny": ("owlv2", 160, 16)}

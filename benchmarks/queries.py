@@ -21,10 +21,10 @@ import numpy as np
 from benchmarks import command
 from benchmarks import train_step as train_benchmark
 from benchmarks.inference import peak_resident, reset_peak
-from owl_det.inference.embeddings import QueryEmbeddings
 from owl_det.errors import ConfigError
-from owl_det.modeling import build
+from owl_det.inference.embeddings import QueryEmbeddings
 from owl_det.inference.predictor import Predictor
+from owl_det.modeling import build
 from owl_det.types import LoadedModel
 
 

@@ -20,8 +20,8 @@ import numpy as np
 from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det.inference import embeddings
 from owl_det.errors import DataError
+from owl_det.inference import embeddings
 from owl_det.inference.predictor import Detections, Predictor
 
 

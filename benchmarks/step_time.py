@@ -2,7 +2,7 @@
 
     python -m benchmarks.step_time --config owlv2_l14 --hardware h200 --mesh 8,8,1
 
-compute = FLOPs of the formula (owl_det.training.flops) / (devices x peak x MFU); traffic = what one device
+compute = FLOPs of the formula (training.flops) / (devices x peak x MFU); traffic = what one device
 must send over each mesh axis (benchmarks.collectives, whose count of compiled programs agrees) /
 the bandwidth of that axis. The step takes at least the larger of the two, if all traffic hides
 behind arithmetic, and at most their sum. Input, evaluation and checkpoints are left out.
@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from benchmarks import collectives, command
 from owl_det import sharding
-from owl_det.training import flops
 from owl_det.config import Config, MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.training import flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,6 @@ import numpy as np
 
 from benchmarks import command
 from owl_det import sharding
-from owl_det.training import flops
-from owl_det.training import step_shapes
 from owl_det.config import (
     ClipConfig,
     Config,
@@ -45,7 +43,7 @@ from owl_det.errors import ConfigError
 from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
 from owl_det.resolve import resolve
-from owl_det.training import train_step
+from owl_det.training import flops, step_shapes, train_step
 from owl_det.types import Batch, Predictions, Targets, batch_of
 
 VARIANTS = ("dense", "dropped")

@@ -156,8 +156,8 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     from absl import logging
 
     from owl_det import checkpoint
-    from owl_det.training import loop
     from owl_det.optional import is_installed, leave_accelerators_to_jax
+    from owl_det.training import loop
 
     _join_processes()
     stop.join_processes()

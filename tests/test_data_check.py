@@ -10,11 +10,11 @@ from PIL import Image
 
 from data_pipelines import source as source_lib
 from data_pipelines.features import Record
-from owl_det.evaluation import data_check
-from owl_det.training import loop
 from owl_det.config import Config
 from owl_det.errors import DataError
+from owl_det.evaluation import data_check
 from owl_det.resolve import resolve
+from owl_det.training import loop
 from tests import tiny
 
 GOOD = {"bbox": [4, 4, 20, 10]}

@@ -10,11 +10,9 @@ import jax
 import pytest
 
 from owl_det import path_rules, sharding
-from owl_det.training import flops
-from owl_det.training import dry_run
-from owl_det.training import step_shapes
 from owl_det.config import MeshConfig
 from owl_det.errors import ConfigError
+from owl_det.training import dry_run, flops, step_shapes
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")

@@ -7,9 +7,9 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from owl_det.errors import DataError
 from owl_det.inference import embeddings
 from owl_det.inference.embeddings import ImageEmbeddings
-from owl_det.errors import DataError
 from owl_det.types import TokenEmbeddings
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli
-from owl_det.evaluation import ensemble
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import CheckpointError, ConfigError, DataError
+from owl_det.evaluation import ensemble
 from tests import tiny
 
 

@@ -19,13 +19,10 @@ import pytest
 import safetensors.numpy
 
 from owl_det import checkpoint, cli
-from owl_det.inference import export
-from owl_det.inference import stablehlo
-from owl_det.inference import embeddings
-from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
-from owl_det.modeling import build
+from owl_det.inference import embeddings, export, ranking, stablehlo
 from owl_det.inference.predictor import Predictor
+from owl_det.modeling import build
 from owl_det.types import LoadedModel, Params
 from tests import tiny
 

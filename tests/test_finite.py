@@ -13,10 +13,9 @@ import safetensors.numpy
 from flax import serialization
 
 from owl_det import checkpoint, cli, finite
-from owl_det.inference import export
-from owl_det.inference import stablehlo
 from owl_det.convert import models
 from owl_det.errors import CheckpointError
+from owl_det.inference import export, stablehlo
 from owl_det.types import LoadedModel
 from tests import tiny
 from tests.convert import hf_folder

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_pipelines.image_ops import UnreadableImage
-from owl_det.inference import given_images
 from owl_det.errors import DataError
+from owl_det.inference import given_images
 
 RGB = np.random.default_rng(0).integers(2, 256, (6, 9, 3), np.uint8)
 

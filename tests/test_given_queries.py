@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from data_pipelines import tokenizer
-from owl_det.inference import given_queries
 from owl_det.config import TextTowerConfig
-from owl_det.inference.detections import Detections
 from owl_det.errors import DataError
+from owl_det.inference import given_queries
+from owl_det.inference.detections import Detections
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import image_ops
-from owl_det.inference.ranking import ranking
+from owl_det.inference import ranking
 from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
 from owl_det.types import TokenEmbeddings
@@ -260,9 +260,9 @@ def test_boxes_in_the_padding_take_no_places(query_chunk: int) -> None:
 
 
 def test_a_stretched_image_has_no_padding() -> None:
-    assert np.asarray(
-        ranking.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")
-    ).tolist() == [[True, True, True, True, False, True]]
+    assert np.asarray(ranking.shows_image(jnp.asarray(PLACES[None]), WIDE, "stretch")).tolist() == [
+        [True, True, True, True, False, True]
+    ]
     shown = np.asarray(ranking.shows_image(jnp.asarray(PLACES[None]), WIDE, "pad"))[0]
     assert np.flatnonzero(shown).tolist() == sorted(SHOWN)
     pixels = ranking.pixel_boxes(PLACES.astype(np.float32), 40, 100, "pad")

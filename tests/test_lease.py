@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from owl_det.training import lease
 from owl_det.errors import UserError
+from owl_det.training import lease
 from owl_det.training.lease import Lease
 
 

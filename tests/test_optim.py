@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from owl_det import path_rules, sharding
-from owl_det.training import optim
 from owl_det.config import MeshConfig, OptimizerConfig, ScheduleConfig
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
-from owl_det.training import train_step
+from owl_det.training import optim, train_step
 from tests import tiny
 
 

@@ -16,18 +16,17 @@ from data_pipelines.input import TrainInput
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli, sharding
-from owl_det.inference import given_images
-from owl_det.inference import embeddings
-from owl_det.inference import detections as detections_lib
-from owl_det.inference import predictor as predictor_lib
 from owl_det.checkpoint import LoadedModel
 from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
-from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation.evaluate import Evaluate
-from owl_det.modeling import build
+from owl_det.inference import detections as detections_lib
+from owl_det.inference import embeddings, given_images
+from owl_det.inference import predictor as predictor_lib
+from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Detections, Predictor
+from owl_det.modeling import build
 from tests import tiny
 
 SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from owl_det import sharding
-from owl_det.training import step_shapes
 from owl_det.config import MeshConfig
-from owl_det.training import train_step
+from owl_det.training import step_shapes, train_step
 from owl_det.types import Batch
 from tests import tiny
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from owl_det.training import loop
 from owl_det.errors import ConfigError
+from owl_det.training import loop
 from tests import tiny
 from tests.training_command import command, environment
 

@@ -27,9 +27,9 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.pseudo_records import PseudoRecord
 from data_pipelines.readers.image_text import Sample, Unreadable
 from owl_det import boxes as box_lib
-from owl_det.inference.ranking import ranking
 from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
+from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
 from owl_det.scoring import class_logits
 from owl_det.types import LoadedModel, Params, TokenEmbeddings

@@ -81,8 +81,8 @@ def add_evaluate(commands: Commands) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     """A table on stdout; JSON with `--out`, pictures with `--pictures`."""
     from owl_det import checkpoint
-    from owl_det.inference import stablehlo
     from owl_det.evaluation import benchmark
+    from owl_det.inference import stablehlo
 
     settings = benchmark.settings(
         arguments.dataset,

@@ -107,8 +107,7 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check_queries(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a query of no use, before the model is loaded."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import given_queries
-    from owl_det.inference import given_images
+    from owl_det.inference import given_images, given_queries
 
     if arguments.query:
         given_queries.texts(arguments.query)

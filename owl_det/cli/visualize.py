@@ -40,8 +40,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
     from owl_det import checkpoint, viz
-    from owl_det.inference import given_queries
-    from owl_det.inference import dense_features
+    from owl_det.inference import dense_features, given_queries
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)

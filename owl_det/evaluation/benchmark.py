@@ -17,14 +17,13 @@ from data_pipelines import source as source_lib
 from data_pipelines.source import Source
 from owl_det import config as config_lib
 from owl_det import files, sharding
-from owl_det.evaluation import data_check
-from owl_det.inference.ranking import ranking
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
-from owl_det.evaluation import by_category
+from owl_det.evaluation import by_category, data_check
 from owl_det.evaluation import pictures as pictures_lib
 from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
+from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
 
 KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")

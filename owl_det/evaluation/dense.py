@@ -24,13 +24,13 @@ from data_pipelines import source as source_lib
 from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
 from owl_det import config as config_lib
 from owl_det import sharding
-from owl_det.evaluation import data_check
-from owl_det.inference import dense_features
 from owl_det.config import MeshConfig
 from owl_det.errors import UserError, in_flags
+from owl_det.evaluation import data_check
 from owl_det.evaluation.benchmark import columns
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy
+from owl_det.inference import dense_features
 from owl_det.modeling.region_pool import mask_embeddings, region_embeddings
 from owl_det.types import LoadedModel, Params
 

@@ -15,12 +15,12 @@ from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
 from owl_det import sharding
-from owl_det.inference.ranking import ranking
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.pictures import beside_truth
 from owl_det.evaluation.regions import RegionAccuracy
+from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 

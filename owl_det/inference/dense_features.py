@@ -13,9 +13,8 @@ from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
-from owl_det.inference import given_queries
-from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
+from owl_det.inference import given_queries, ranking
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.resnet import ClipResNet

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import Geometry
-from owl_det.inference.ranking import ranking
+from owl_det.inference import ranking
 from owl_det.types import TokenEmbeddings
 
 

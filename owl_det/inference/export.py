@@ -29,11 +29,9 @@ import owl_det
 from data_pipelines import prompts, tokenizer
 from owl_det import boxes as box_lib
 from owl_det import checkpoint
-from owl_det.inference import stablehlo
-from owl_det.inference import embeddings
-from owl_det.inference.ranking import ranking
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference.ranking.ranking import Functions
+from owl_det.inference import embeddings, ranking, stablehlo
+from owl_det.inference.ranking import Functions
 from owl_det.optional import installation, is_installed, leave_accelerators_to_jax
 from owl_det.types import LoadedModel, Params
 

@@ -16,17 +16,19 @@ from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.image_ops import Geometry
-from owl_det.inference import detections as detections_lib
 from owl_det.cli import ranges
-from owl_det.inference import query_boxes
-from owl_det.inference import given_queries
-from owl_det.inference import given_images
-from owl_det.inference import stablehlo
-from owl_det.inference import embeddings
-from owl_det.inference.ranking import ranking
+from owl_det.errors import ConfigError, DataError
+from owl_det.inference import detections as detections_lib
+from owl_det.inference import (
+    embeddings,
+    given_images,
+    given_queries,
+    query_boxes,
+    ranking,
+    stablehlo,
+)
 from owl_det.inference.detections import Detections, Proposals
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
-from owl_det.errors import ConfigError, DataError
 from owl_det.inference.given_images import ImageLike, Images
 from owl_det.inference.query_boxes import Box
 from owl_det.types import LoadedModel, Params, TokenEmbeddings

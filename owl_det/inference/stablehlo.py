@@ -31,7 +31,7 @@ from data_pipelines import prompts, tokenizer
 from owl_det import finite
 from owl_det.config import ModelConfig
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.inference.ranking.ranking import Functions
+from owl_det.inference.ranking import Functions
 from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 

@@ -13,11 +13,9 @@ from jax.sharding import Mesh
 
 from owl_det import config as config_lib
 from owl_det import path_rules, sharding
-from owl_det.training import flops
-from owl_det.training import step_shapes
-from owl_det.training import optim
 from owl_det.config import Config
 from owl_det.resolve import check_attention
+from owl_det.training import flops, optim, step_shapes
 from owl_det.types import TrainState
 
 GIB = 2**30

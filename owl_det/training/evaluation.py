@@ -17,8 +17,8 @@ from owl_det.config import Config
 from owl_det.evaluation import comparison, image_text
 from owl_det.evaluation.evaluate import Evaluate, summary
 from owl_det.evaluation.image_text import EvaluateTowers
-from owl_det.training.metric_log import MetricLog
 from owl_det.modeling import build
+from owl_det.training.metric_log import MetricLog
 from owl_det.types import TrainState
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import jax
 
 from owl_det import sharding
-from owl_det.training import step_shapes
 from owl_det.config import Config, ImageTowerConfig, MeshConfig, TextTowerConfig
 from owl_det.modeling.token_drop import num_kept
+from owl_det.training import step_shapes
 
 
 def flops_per_image(config: Config, texts_per_image: float) -> float:

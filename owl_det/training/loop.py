@@ -18,26 +18,22 @@ from jax.sharding import Mesh
 from data_pipelines import batching
 from data_pipelines.input import TrainInput
 from owl_det import checkpoint, files, sharding, step_folders
-from owl_det.evaluation import data_check
-from owl_det.training import step_shapes
-from owl_det.training import memory
-from owl_det.training import optim
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
 from owl_det.distillation import branches
 from owl_det.distillation.teachers import Teachers, check_same_text, open_teachers
 from owl_det.errors import ExitCode, UserError
-from owl_det.evaluation import comparison
+from owl_det.evaluation import comparison, data_check
+from owl_det.modeling import build
+from owl_det.resolve import check_attention
+from owl_det.stop_signal import Stopped, StopSignal
+from owl_det.training import gradients, memory, optim, step_shapes, train_step
 from owl_det.training.evaluation import evaluate, open_all
 from owl_det.training.lease import Lease
 from owl_det.training.metric_log import MetricLog
-from owl_det.modeling import build
 from owl_det.training.progress import Progress
-from owl_det.resolve import check_attention
 from owl_det.training.step_profile import StepProfile
-from owl_det.stop_signal import Stopped, StopSignal
-from owl_det.training import gradients, train_step
 from owl_det.types import Batch, TrainState, batch_of
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
-from owl_det.training import optim
 from owl_det.config import Config
 from owl_det.distillation import branches, step_inputs
 from owl_det.distillation.branch import BranchInputs
@@ -24,6 +23,7 @@ from owl_det.modeling.build import call, make_detector, model_params
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.random_streams import RandomStream, stream_keys
 from owl_det.modeling.token_drop import gather_tokens
+from owl_det.training import optim
 from owl_det.types import Batch, ImageFeatures, Params, Targets
 
 Losses = tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]  # to minimise, to log

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from owl_det import sharding
-from owl_det.training import optim
 from owl_det.config import Config
 from owl_det.distillation import branches, step_inputs
 from owl_det.distillation.teachers import Teachers
 from owl_det.modeling.build import BRANCHES, init_params
-from owl_det.training import gradients
+from owl_det.training import gradients, optim
 from owl_det.training.objectives import OBJECTIVES, context_of, split_batch
 from owl_det.types import Batch, Params, TrainState
 

@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks import collectives
 from owl_det import sharding
-from owl_det.training import step_shapes
 from owl_det.config import MeshConfig
+from owl_det.training import step_shapes
 from tests import tiny
 
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}

@@ -3,8 +3,8 @@
 import pytest
 
 from benchmarks import collectives, step_time
-from owl_det.training import flops
 from owl_det.sharding import AXES
+from owl_det.training import flops
 
 
 def _config(sizes: list[int]):

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from owl_det import checkpoint, cli
-from owl_det.evaluation import ensemble
 from owl_det.convert import formats, models, scenic
+from owl_det.evaluation import ensemble
+from owl_det.inference.predictor import Predictor
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.vit import ImageTower
-from owl_det.inference.predictor import Predictor
 from tests import tiny
 from tests.convert import hf_folder
 from tests.convert import test_scenic as scenic_files

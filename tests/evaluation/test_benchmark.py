@@ -24,8 +24,8 @@ from owl_det.evaluation.benchmark import Location
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
 from owl_det.inference.export import export
-from owl_det.modeling import build
 from owl_det.inference.predictor import Predictor
+from owl_det.modeling import build
 from tests import tiny
 
 NAMES = ("cat", "dog")

@@ -16,12 +16,12 @@ from PIL import Image
 from data_pipelines.features import Category, Record
 from data_pipelines.regions import Regions
 from owl_det import checkpoint, cli, sharding
-from owl_det.inference import dense_features
 from owl_det.config import MeshConfig
-from owl_det.inference.dense_features import Embedded, Functions
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation import dense
 from owl_det.evaluation.dense import CategoryRecall, EvaluateRegions, Location
+from owl_det.inference import dense_features
+from owl_det.inference.dense_features import Embedded, Functions
 from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS
 from owl_det.types import LoadedModel
