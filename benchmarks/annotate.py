@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     model = LoadedModel(
         params=jax.jit(lambda: build.init_params(config, jax.random.key(0)))(),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts=arguments.prompts,
         step=0,
@@ -92,10 +92,10 @@ def stages(annotator: Annotator, samples: Sequence[Sample]) -> dict[str, dict[st
     """Seconds an image of each part, and its share of their sum; decoding is on one thread."""
     batch = list(samples[: annotator.batch_size])
     b = len(batch)
-    side = annotator.model.model.image_size
+    side = annotator.model.config.image_size
     pixels = np.zeros((annotator.batch_size, side, side, 3), np.uint8)
     queries = list({q for sample in batch for q in annotator.space.of_image(sample.texts)})
-    detector = Detector(annotator.model.model, annotator.model.preprocess)
+    detector = Detector(annotator.model.config, annotator.model.preprocess)
     tower = jax.jit(lambda params, x: detector.apply({"params": params}, x, method="encode_image"))
     image_seconds = seconds(lambda: tower(annotator.model.params, pixels)) / b
     all_seconds = seconds(lambda: annotator.score(pixels, [()] * annotator.batch_size, {})) / b
@@ -128,7 +128,7 @@ def whole_job(annotator: Annotator, samples: Sequence[Sample]) -> dict[str, floa
 
 def growth(model: LoadedModel, batch_size: int, queries: int) -> dict[str, float]:
     """Seconds to encode so many shared queries once, and to run an image with them."""
-    side = model.model.image_size
+    side = model.config.image_size
     pixels = np.zeros((batch_size, side, side, 3), np.uint8)
     names = _names(queries)
     annotator = Annotator(model, LabelSpace(curated=names), batch_size=batch_size)

@@ -77,7 +77,7 @@ def save_teacher(folder: Path) -> str:
     loaded = LoadedModel(
         kind="towers",
         params=build.init_params(config, jax.random.key(0)),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

@@ -79,7 +79,7 @@ def run(checkpoint: str, num_images: int, shots: int) -> dict[str, Any]:
     if num_images < 1 or shots < 1:
         raise DataError("--num_images and --shots: must be positive")
     predictor = Predictor.load(checkpoint)
-    side = predictor.model.model.image_size
+    side = predictor.model.config.image_size
     world = ShapesWorld(split="test", image_size=side, num_images=num_images)
     pixels = [np.asarray(world[index].image) for index in range(num_images)]
     images = predictor.embed_images(pixels, batch_size=32)

@@ -61,7 +61,7 @@ def prepare_ours(
     size = arguments.batch_size
     model = huggingface.read(arguments.folder)
     settings: Any = dataclasses.replace(
-        model.model,
+        model.config,
         remat=arguments.remat,
         dtype=arguments.dtype,
         attention=arguments.attention,

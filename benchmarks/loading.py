@@ -29,7 +29,7 @@ def measure(path: str) -> dict[str, object]:
     predictor = Predictor.load(path)
     jax.block_until_ready(predictor.model.params)
     times.append(time.perf_counter())
-    side = predictor.model.model.image_size
+    side = predictor.model.config.image_size
     picture = np.full((side, side, 3), 128, np.uint8)
     for _ in range(1 + NUM_CALLS):
         predictor.detect([picture], QUERIES)

@@ -84,14 +84,14 @@ def compare(folder: Path) -> dict[str, Any]:
     import transformers  # pyright: ignore[reportMissingImports]
 
     ours = huggingface.read(str(folder))
-    side = ours.model.image_size
+    side = ours.config.image_size
     pixels = np.random.default_rng(1).integers(0, 256, (1, side, side, 3), np.uint8)
-    tokens = ClipTokenizer(ours.model.text.num_positions).encode_all(TEXTS)
+    tokens = ClipTokenizer(ours.config.text.num_positions).encode_all(TEXTS)
     start = time.monotonic()
     found = _ours(ours, pixels, tokens)
     our_seconds = time.monotonic() - start
 
-    kind = "owlv2" if ours.model.has_objectness_head else "owlvit"
+    kind = "owlv2" if ours.config.has_objectness_head else "owlvit"
     name = {"owlvit": "OwlViT", "owlv2": "Owlv2"}[kind]
     model = getattr(transformers, f"{name}ForObjectDetection").from_pretrained(folder).eval()
     mean, std = np.array(ours.preprocess.mean), np.array(ours.preprocess.std)
@@ -114,7 +114,7 @@ def compare(folder: Path) -> dict[str, Any]:
     return {
         "model": name,
         "image_size": side,
-        "patch_size": ours.model.image.patch_size,
+        "patch_size": ours.config.image.patch_size,
         "max_abs_difference": {
             key: float(np.abs(value.numpy() - found[key]).max()) for key, value in theirs.items()
         },
@@ -124,7 +124,7 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def _ours(model: Any, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    detector = Detector(model.model, model.preprocess)
+    detector = Detector(model.config, model.preprocess)
 
     @jax.jit
     def forward(params: Any) -> tuple[ImageFeatures, Any, Predictions]:

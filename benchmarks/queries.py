@@ -35,7 +35,7 @@ def make_predictor(model: str, seed: int = 0) -> Predictor:
     return Predictor(
         LoadedModel(
             params=params,
-            model=config.model,
+            config=config.model,
             preprocess=config.preprocess,
             eval_prompts="none",
             step=0,
@@ -46,7 +46,7 @@ def make_predictor(model: str, seed: int = 0) -> Predictor:
 def random_queries(predictor: Predictor, count: int, seed: int = 0) -> QueryEmbeddings:
     """Embeddings of `count` queries in one prompt."""
     rng = np.random.default_rng(seed)
-    shape = (1, count, predictor.model.model.embedding_dim)
+    shape = (1, count, predictor.model.config.embedding_dim)
     return QueryEmbeddings(
         embeddings=rng.standard_normal(shape, np.float32),
         names=tuple(map(str, range(count))),
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if min(arguments.repeats, *arguments.queries) < 1:
         raise ConfigError("--repeats and --queries: must be positive")
     predictor = make_predictor(arguments.model)
-    side = predictor.model.model.image_size
+    side = predictor.model.config.image_size
     image = np.random.default_rng(1).integers(0, 256, (side, side, 3), np.uint8)
     queries = {count: random_queries(predictor, count) for count in arguments.queries}
     wall: dict[int, list[float]] = {count: [] for count in queries}

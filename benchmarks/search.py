@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     if min(arguments.num_images, arguments.repeats, arguments.batch_size) < 1:
         raise DataError("--num_images, --repeats and --batch_size: must be positive")
     predictor = Predictor.load(arguments.checkpoint)
-    side, batch_size = predictor.model.model.image_size, arguments.batch_size
+    side, batch_size = predictor.model.config.image_size, arguments.batch_size
     paths = write_images(folder, arguments.num_images, side)
     saved = folder / "embeddings"
 

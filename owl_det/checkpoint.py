@@ -299,8 +299,8 @@ def _load(folder: Path) -> LoadedModel:
     params = _read_item(folder / "params", template)
     finite.require_finite(params, f"{folder}/params")
     if jax.default_backend() != "gpu":  # where cuDNN's attention, if it is asked for, cannot run
-        model = dataclasses.replace(described.model, attention="xla")
-        described = dataclasses.replace(described, model=model)
+        model = dataclasses.replace(described.config, attention="xla")
+        described = dataclasses.replace(described, config=model)
     return dataclasses.replace(described, params=params)
 
 
@@ -333,25 +333,25 @@ def resized(model: LoadedModel, image_size: int) -> LoadedModel:
     Raises `CheckpointError` if the side is no multiple of the patch size, or the model a ResNet,
     whose attention pool is of one size.
     """
-    if image_size == model.model.image_size:
+    if image_size == model.config.image_size:
         return model
-    patch_size = model.model.image.patch_size
+    patch_size = model.config.image.patch_size
     if model.kind == "resnet":
-        raise CheckpointError(f"image size {image_size}: a ResNet takes {model.model.image_size}")
+        raise CheckpointError(f"image size {image_size}: a ResNet takes {model.config.image_size}")
     if image_size <= 0 or image_size % patch_size:
         raise CheckpointError(
             f"image size {image_size}: not a multiple of the patch size {patch_size}"
         )
     image = dict(model.params["image"])
     positions = image["position_embedding"]
-    side = model.model.image_size // patch_size
+    side = model.config.image_size // patch_size
     num_other = positions.shape[0] - side * side
     num_positions = num_other + (image_size // patch_size) ** 2
     image["position_embedding"] = _resize_positions(positions, num_positions)
     return dataclasses.replace(
         model,
         params={**model.params, "image": image},
-        model=dataclasses.replace(model.model, image_size=image_size),
+        config=dataclasses.replace(model.config, image_size=image_size),
     )
 
 
@@ -371,7 +371,7 @@ def save_model(
         "format": FORMAT,
         "kind": model.kind,
         "step": model.step,
-        "model": dataclasses.asdict(model.model),
+        "model": dataclasses.asdict(model.config),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
         "names": list(model.names),
@@ -393,9 +393,9 @@ def save_model(
 def parameter_shapes(model: LoadedModel) -> PyTree:
     """Shapes of the parameters that a model of this kind and description has."""
     if model.kind == "resnet":
-        return resnet.parameter_shapes(model.model, model.preprocess)
+        return resnet.parameter_shapes(model.config, model.preprocess)
     # Shapes do not depend on the attention, and only a GPU traces the one of cuDNN.
-    architecture = dataclasses.replace(model.model, attention="xla")
+    architecture = dataclasses.replace(model.config, attention="xla")
     config = Config(model=architecture, preprocess=model.preprocess)
     shapes = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     return _towers_of(shapes) if model.kind == "towers" else shapes
@@ -419,7 +419,7 @@ def _describe(folder: Path) -> LoadedModel:
     return LoadedModel(
         kind=kind,
         params={},
-        model=model,
+        config=model,
         preprocess=preprocess,
         eval_prompts=run["eval_prompts"],
         step=run["step"],
@@ -466,15 +466,15 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     if source.kind == "resnet":
         raise CheckpointError(f"{config.checkpoint.init_from}: a ResNet is a teacher, no start")
     keys = (*_TRAINING_KEYS, *(_HEAD_KEYS if source.kind == "towers" else ()))
-    theirs, ours = dataclasses.asdict(source.model), dataclasses.asdict(config.model)
+    theirs, ours = dataclasses.asdict(source.config), dataclasses.asdict(config.model)
     model = theirs | {key: ours[key] for key in keys}
     for tower in ("image", "text"):
         model[tower] |= {key: ours[tower][key] for key in _TRAINING_TOWER_KEYS}
     if config.model.image.last_block == "values":  # asked for; the parameters serve both
         model["image"]["last_block"] = "values"
-    if source.kind == "towers" and source.model.text.pooling == "end_token":
+    if source.kind == "towers" and source.config.text.pooling == "end_token":
         model["text"]["num_positions"] = min(
-            source.model.text.num_positions, config.model.text.num_positions
+            source.config.text.num_positions, config.model.text.num_positions
         )
     if config.checkpoint.image_size:
         model["image_size"] = config.checkpoint.image_size
@@ -516,7 +516,7 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
     anew = [name for name, part in is_fresh.items() if all(jax.tree.leaves(part))]
     towers = [name for name in ("image", "text") if name not in anew]
     keeps_heads = loaded.kind == "detector" and not {*target} <= {*TOWERS, *anew}
-    _check_same_architecture(loaded.model, config.model, where, towers, keeps_heads)
+    _check_same_architecture(loaded.config, config.model, where, towers, keeps_heads)
     # Towers have no heads, which are made below; a detector may lack the objectness head.
     theirs = {*TOWERS, *loaded.params} if loaded.kind == "towers" else {*target}
     params = loaded.params | {name: target[name] for name in anew if name in theirs}

@@ -132,7 +132,7 @@ class LoadedModel:
     # `modeling.resnet.ClipResNet`.
     kind: Literal["detector", "towers", "resnet"] = "detector"
     params: Params
-    model: ModelConfig
+    config: ModelConfig
     preprocess: PreprocessConfig
     eval_prompts: str
     step: int

@@ -55,7 +55,7 @@ def measure(path: str, num_images: int, split: str = PANOPTIC) -> dict[str, Any]
     teacher = Teacher(loaded)
     world = PanopticWorld if split == PANOPTIC else ShapesWorld
     source = world(split=split, image_size=IMAGE_SIZE, num_images=num_images)
-    words = tokenizer.build(loaded.model.text, loaded.tokenizer)
+    words = tokenizer.build(loaded.config.text, loaded.tokenizer)
     names = [category.name for category in source.categories]
     texts = np.asarray(teacher.embed_texts(loaded.params, jnp.asarray(words.encode_all(names))))
     accuracy = NameAccuracy(source.categories, texts[None], "boxes")

@@ -20,7 +20,7 @@ def _model(seed: int, **changes: object) -> LoadedModel:
     config = tiny.config(**changes)
     return LoadedModel(
         params=tiny.params(config, seed),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=seed,
@@ -182,7 +182,7 @@ def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str
     model = LoadedModel(
         kind="towers",
         params=tiny.params(config, seed),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=seed,

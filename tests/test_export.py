@@ -48,7 +48,7 @@ def _model(**changes: Any) -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
         params=_params(),
-        model=dataclasses.replace(config.model, **changes),
+        config=dataclasses.replace(config.model, **changes),
         preprocess=config.preprocess,
         eval_prompts="clip_best7",
         step=5,
@@ -147,7 +147,7 @@ def test_the_predict_command_takes_an_export(
 def test_metadata_describes_the_model(exported: Path) -> None:
     metadata = json.loads((exported / stablehlo.METADATA).read_text())
     model = _model()
-    assert metadata["model"]["image"] == dataclasses.asdict(model.model.image)
+    assert metadata["model"]["image"] == dataclasses.asdict(model.config.image)
     assert metadata["fingerprint"] == embeddings.fingerprint(model)
     other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
     assert metadata["fingerprint"] != embeddings.fingerprint(other)

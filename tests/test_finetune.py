@@ -44,7 +44,7 @@ def _towers(seed: int = 3, **changes: Any) -> LoadedModel:
     return LoadedModel(
         kind="towers",
         params={name: value for name, value in params.items() if name in TOWERS},
-        model=config.model,
+        config=config.model,
         preprocess=dataclasses.replace(config.preprocess, resize="bicubic", mean=(0.4, 0.4, 0.4)),
         eval_prompts="none",
         step=0,
@@ -240,7 +240,7 @@ def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path
     config = checkpoint.take_model(config, tmp_path / "new")
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     contrastive, detector = (
-        Detector(towers.model, towers.preprocess),
+        Detector(towers.config, towers.preprocess),
         build.make_detector(config),
     )
     dense, ours = jax.jit(

@@ -33,7 +33,7 @@ def _model(**bad: float) -> LoadedModel:
         flat[name.replace("__", "/")].flat[0] = value
     return LoadedModel(
         params=params,
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

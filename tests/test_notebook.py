@@ -39,7 +39,7 @@ def test_it_runs(
     config = tiny.config()
     model = LoadedModel(
         params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

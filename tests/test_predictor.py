@@ -37,7 +37,7 @@ def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,
@@ -120,7 +120,7 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
             scores=np.zeros(0, np.float32),
         )
         example = transforms.eval_example(
-            record, image_size=model.model.image_size, preprocess=model.preprocess
+            record, image_size=model.config.image_size, preprocess=model.preprocess
         )
         ours = predictor.preprocess(image_ops.decode_image(image))
         difference = np.abs(ours.astype(int) - example.image.astype(int))
@@ -171,7 +171,7 @@ def test_detections_in_photographs_are_those_of_evaluation(
 
 def test_saving_and_loading_changes_nothing(model: LoadedModel, saved: Path) -> None:
     loaded = checkpoint.load_model(saved)
-    assert loaded.model == model.model and loaded.preprocess == model.preprocess
+    assert loaded.config == model.config and loaded.preprocess == model.preprocess
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 

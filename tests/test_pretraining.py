@@ -120,7 +120,7 @@ def clip() -> LoadedModel:
     return LoadedModel(
         kind="towers",
         params=_init(config, seed=5),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

@@ -62,7 +62,7 @@ def save_towers(folder: Path, **changes: Any) -> str:
     loaded = LoadedModel(
         kind="towers",
         params=tiny.params(made, 9),
-        model=made.model,
+        config=made.model,
         preprocess=made.preprocess,
         eval_prompts="none",
         step=0,

@@ -229,11 +229,11 @@ class Annotator:
         self.model, self.space, self.batch_size, self.floor = model, space, batch_size, floor
         self.num_hard_negatives = num_hard_negatives
         self.prompt_mode = prompt_mode or model.eval_prompts
-        self._dtype = np.dtype(model.model.dtype)  # of query embeddings
+        self._dtype = np.dtype(model.config.dtype)  # of query embeddings
         self._templates = prompts.eval_prompts(self.prompt_mode)
         self._num_threads = num_threads or os.cpu_count() or 1
-        self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
-        self._detector = Detector(model.model, model.preprocess)
+        self._tokenizer = tokenizer.build(model.config.text, model.tokenizer)
+        self._detector = Detector(model.config, model.preprocess)
         most = 0 if space.phrases == "none" else space.max_ngrams
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)
@@ -272,7 +272,7 @@ class Annotator:
 
     def encode(self, phrases: Sequence[str], counts: Counter[str]) -> Float[np.ndarray, "q t e"]:
         """Embeddings of the phrases, each in every prompt."""
-        shape = len(phrases), len(self._templates), self.model.model.embedding_dim
+        shape = len(phrases), len(self._templates), self.model.config.embedding_dim
         out = np.zeros(shape, self._dtype)
         for start in range(0, len(phrases), TEXTS_AT_ONCE):
             chunk = phrases[start : start + TEXTS_AT_ONCE]
@@ -302,7 +302,7 @@ class Annotator:
         """Hands a batch to the device; returns before it is done."""
         queries = [self.space.of_image(item.sample.texts, counts) for item in batch]
         cache.add(itertools.chain(*queries))
-        side, size = self.model.model.image_size, self.batch_size
+        side, size = self.model.config.image_size, self.batch_size
         pixels = np.zeros((size, side, side, 3), np.uint8)
         for row, item in enumerate(batch):
             pixels[row] = item.pixels
@@ -390,7 +390,7 @@ class Annotator:
             return sample
         try:
             image = image_ops.decode_image(sample.image)
-            pixels = image_ops.to_square(image, self.model.model.image_size, self.model.preprocess)
+            pixels = image_ops.to_square(image, self.model.config.image_size, self.model.preprocess)
         except UnreadableImage as error:
             return Unreadable(key=sample.key, reason=str(error))
         return Decoded(sample, pixels, image.height, image.width, image_ops.ends_early(image))
@@ -398,7 +398,7 @@ class Annotator:
     def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:
         names = self.space.curated.names
         q, count = self._chunk, -(-len(names) // self._chunk)
-        shape = len(self._templates), q, self.model.model.embedding_dim
+        shape = len(self._templates), q, self.model.config.embedding_dim
         shared, counts = np.zeros((count, *shape), self._dtype), Counter[str]()
         for chunk in range(count):
             part = names[chunk * q : (chunk + 1) * q]
@@ -415,7 +415,7 @@ class Annotator:
         self, queries: Sequence[tuple[str, ...]], cache: "QueryCache | Mapping[str, np.ndarray]"
     ) -> tuple[Float[np.ndarray, "b c2 t q e"], Bool[np.ndarray, "b c2 q"]]:
         b, c, q = self.batch_size, self._num_own, self._chunk
-        shape = b, c, len(self._templates), q, self.model.model.embedding_dim
+        shape = b, c, len(self._templates), q, self.model.config.embedding_dim
         own = np.zeros(shape, self._dtype)
         is_own = np.zeros((b, c, q), bool)
         for row, phrases in enumerate(queries):

@@ -321,7 +321,7 @@ def _remove_partial(folder: Path) -> None:
 def _digest_model(model: LoadedModel) -> str:
     """Of all that stands beside the parameters: architecture, preprocessing, tokeniser."""
     tokenizer = Path(model.tokenizer).read_bytes() if model.tokenizer else b""
-    parts = [dataclasses.asdict(model.model), dataclasses.asdict(model.preprocess)]
+    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.preprocess)]
     return digest([*parts, hashlib.sha256(tokenizer).hexdigest()])
 
 

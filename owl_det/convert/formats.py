@@ -65,7 +65,7 @@ def convert(
 
 def summary(model: LoadedModel) -> dict[str, Any]:
     """What was converted, in few words and numbers."""
-    config, image = model.model, model.model.image
+    config, image = model.config, model.config.image
     if model.kind == "resnet":
         tower = f"ResNet {config.resnet.width}x{'-'.join(map(str, config.resnet.num_blocks))}"
     else:

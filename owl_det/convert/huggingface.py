@@ -347,25 +347,25 @@ def write(target: Path, model: LoadedModel) -> None:
         )
     if model.tokenizer:
         raise CheckpointError(f"{model.tokenizer}: only CLIP's own vocabulary can be written")
-    kind = "owlv2" if model.model.has_objectness_head else "owlvit"
-    _check_expressible(model.model)
+    kind = "owlv2" if model.config.has_objectness_head else "owlvit"
+    _check_expressible(model.config)
     _log_differences(model)
     parameters = models.flatten(model.params)
-    shapes = _their_shapes(kind, model.model)
-    is_contrastive = model.model.contrastive == "softmax"
+    shapes = _their_shapes(kind, model.config)
+    is_contrastive = model.config.contrastive == "softmax"
     tensors = rules.to_theirs(table(kind, is_contrastive), parameters, shapes)
     if lacking := sorted(shapes.keys() - tensors.keys()):
         names = ", ".join(lacking)
         logging.warning("%s: not in our model, written as transformers starts them", names)
         tensors |= _initial(kind, shapes[f"{kind}.visual_projection.weight"])
     target.mkdir(parents=True, exist_ok=True)
-    described = _their_config(kind, model.model)
+    described = _their_config(kind, model.config)
     if model.names:
         described["id2label"] = dict(enumerate(model.names))
         described["label2id"] = {name: index for index, name in enumerate(model.names)}
     _write_json(target / "config.json", described)
     _write_json(target / "preprocessor_config.json", _their_preprocessing(kind, model))
-    clip_vocabulary.write(target, max_length=model.model.text.num_positions)
+    clip_vocabulary.write(target, max_length=model.config.text.num_positions)
     # The weights come last: a folder that was cut short has none.
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
 
@@ -393,7 +393,7 @@ def _check_expressible(model: ModelConfig) -> None:
 
 
 def _log_differences(model: LoadedModel) -> None:
-    config, preprocess = model.model, model.preprocess
+    config, preprocess = model.config, model.preprocess
     if config.head_activation != _HEAD_ACTIVATION:
         logging.warning(
             "model.head_activation: %s; transformers computes gelu (up to 5e-4 apart for each)",
@@ -526,7 +526,7 @@ _OWLVIT = "OwlViTForObjectDetection"
 
 
 def _their_preprocessing(kind: str, model: LoadedModel) -> dict[str, Any]:
-    preprocess, side = model.preprocess, model.model.image_size
+    preprocess, side = model.preprocess, model.config.image_size
     is_stretched = preprocess.geometry == "stretch"
     name = "OwlViT" if is_stretched else "Owlv2"
     return {

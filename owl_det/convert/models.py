@@ -52,7 +52,7 @@ def read(
     parameters = rules.to_ours(table, weights, parameter_shapes(model, preprocess))
     return LoadedModel(
         params=unflatten(parameters),
-        model=model,
+        config=model,
         preprocess=preprocess,
         eval_prompts=EVAL_PROMPTS,
         step=0,

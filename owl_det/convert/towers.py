@@ -43,7 +43,7 @@ def load(
     described = LoadedModel(
         kind=kind,  # pyright: ignore[reportArgumentType]
         params={},
-        model=checked,
+        config=checked,
         preprocess=pixels,
         eval_prompts=models.EVAL_PROMPTS,
         step=0,

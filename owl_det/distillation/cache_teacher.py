@@ -133,7 +133,7 @@ class _Writer:
         of_teacher = self._image or self._dense
         assert of_teacher is not None
         # Captions as the teacher itself reads them, whatever the student's text tower is like.
-        self._tokenizer = tokenizer.build(of_teacher.loaded.model.text, of_teacher.loaded.tokenizer)
+        self._tokenizer = tokenizer.build(of_teacher.loaded.config.text, of_teacher.loaded.tokenizer)
 
     def begin(self, sources: dict[str, Source]) -> None:
         """Writes the manifest and the names, or compares them with those that are there."""
@@ -141,8 +141,8 @@ class _Writer:
             "format": teacher_cache.FORMAT,
             **self._ids,
             "text_id": text_id(self._image.loaded.params) if self._image else "",
-            "teacher_dim": self._image.loaded.model.embedding_dim if self._image else 0,
-            "dense_dim": self._dense.loaded.model.embedding_dim if self._dense else 0,
+            "teacher_dim": self._image.loaded.config.embedding_dim if self._image else 0,
+            "dense_dim": self._dense.loaded.config.embedding_dim if self._dense else 0,
             "signals": sorted(self._wanted),
             "shard_size": self._shard_size,
             "settings": teacher_cache.settings(self._config),

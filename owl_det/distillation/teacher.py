@@ -39,12 +39,12 @@ class Teacher:
     @property
     def module(self) -> Any:
         kind = ClipResNet if self.is_resnet else Detector
-        return kind(self.loaded.model, self.loaded.preprocess)
+        return kind(self.loaded.config, self.loaded.preprocess)
 
     @property
     def stride(self) -> int:
         """Pixels for each token, along an axis."""
-        return STRIDE if self.is_resnet else self.loaded.model.image.patch_size
+        return STRIDE if self.is_resnet else self.loaded.config.image.patch_size
 
     def without_params(self) -> "Teacher":
         """The same for a step, which reads the parameters that were placed."""
@@ -57,9 +57,9 @@ class Teacher:
 
         Towers that pool by the mean take the mean of a crop's tokens without its padding.
         """
-        side, preprocess = self.loaded.model.image_size, self.loaded.preprocess
+        side, preprocess = self.loaded.config.image_size, self.loaded.preprocess
         module, kind = self.module, type(self.module)
-        pools_by_mean = not self.is_resnet and self.loaded.model.image.pooling == "mean"
+        pools_by_mean = not self.is_resnet and self.loaded.config.image.pooling == "mean"
 
         def embed(boxes: Array) -> Array:
             pixels = crops.crop_and_resize(image, boxes, side, preprocess)
@@ -121,7 +121,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
         )
     if teacher.is_resnet:
         return teacher  # takes any size; its tokens are its values already
-    model = teacher.loaded.model
+    model = teacher.loaded.config
     if model.image.pooling == "map":
         raise ConfigError(
             f"config.distill.dense_teacher: {distill.dense_teacher or distill.teacher} pools by "
@@ -133,7 +133,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
     positions = None if is_same else resized.params["image"]["position_embedding"]
     tower = dataclasses.replace(model.image, last_block=distill.dense_last_block)
     model = dataclasses.replace(model, image_size=side, image=tower)
-    return Teacher(dataclasses.replace(teacher.loaded, model=model), positions)
+    return Teacher(dataclasses.replace(teacher.loaded, config=model), positions)
 
 
 def dense_side(config: Config) -> int:
@@ -153,9 +153,9 @@ def _open(path: str, key: str, config: Config) -> Teacher:
         )
     # Precision and kernels are the training's.
     model = dataclasses.replace(
-        loaded.model, dtype=config.model.dtype, attention=config.model.attention, remat="none"
+        loaded.config, dtype=config.model.dtype, attention=config.model.attention, remat="none"
     )
-    return Teacher(dataclasses.replace(loaded, model=model))
+    return Teacher(dataclasses.replace(loaded, config=model))
 
 
 def teacher_id(config: Config, path: str, key: str) -> str:
@@ -174,7 +174,7 @@ def text_id(params: Params) -> str:
 
 def embed_names(dense: Teacher, config: Config) -> Float[np.ndarray, "c f"]:
     """The dense teacher's texts of the names that a branch provides, of unit length."""
-    reader = tokenizer.build(dense.loaded.model.text, dense.loaded.tokenizer)
+    reader = tokenizer.build(dense.loaded.config.text, dense.loaded.tokenizer)
     tokens = reader.encode_all(branches.name_texts(config.distill))
     embed = jax.jit(dense.embed_texts)
     chunks = [

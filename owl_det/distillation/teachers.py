@@ -122,7 +122,7 @@ def open_teachers(config: Config, mesh: Mesh) -> Teachers | None:
         signals=partial(signals_of, config=config, wanted=wanted, image=image, dense=dense),
         embed_boxes=partial(_embed_boxes, image) if image and "embed_boxes" in wanted else None,
         name_tokens=student_name_tokens(config) if "names" in wanted else None,
-        teacher_dim=image.loaded.model.embedding_dim if image else 0,
+        teacher_dim=image.loaded.config.embedding_dim if image else 0,
         teacher_ids=teacher_ids,
         text_id=of_texts,
     )
@@ -256,7 +256,7 @@ def signals_of(
 
 def _check_captions(config: Config, teacher: LoadedModel) -> None:
     """A batch's captions are tokenised for the student; the teacher must read them alike."""
-    ours, theirs = config.model.text, teacher.model.text
+    ours, theirs = config.model.text, teacher.config.text
     if (ours.tokenizer, ours.pooling) != (theirs.tokenizer, "end_token"):
         raise ConfigError(
             "config.distill.hierkd_global: the student's captions are no input for this teacher "

@@ -120,7 +120,7 @@ def run(
         data_check.require_boxes(source)
     # An export is a program for one device.
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
-    detector = Detector(model.model, model.preprocess)
+    detector = Detector(model.config, model.preprocess)
     params = jax.device_put(model.params, sharding.replicated(mesh))
     prompts = prompts or model.eval_prompts
     summaries = {}

@@ -83,7 +83,7 @@ class EvaluateRegions:
     ) -> None:
         """`model` says what is computed; its parameters are given later. `max_images` 0 = all."""
         self.source, self.model = source, model
-        words = tokenizer.build(model.model.text, model.tokenizer)
+        words = tokenizer.build(model.config.text, model.tokenizer)
         self._tokens = [
             words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
             for t in prompts.eval_prompts(eval_prompts)
@@ -91,7 +91,7 @@ class EvaluateRegions:
         self.loader = Loader(
             source,
             mesh,
-            image_size=model.model.image_size,
+            image_size=model.config.image_size,
             preprocess=model.preprocess,
             batch_size=batch_size,
             max_images=max_images,
@@ -272,8 +272,8 @@ def run(
         "kind": model.kind,
         "step": model.step,
         **{key: round(x, 6) if isinstance(x, float) else x for key, x in values.items()},
-        "image_size": model.model.image_size,
-        "last_block": model.model.image.last_block,
+        "image_size": model.config.image_size,
+        "last_block": model.config.image.last_block,
         "prompts": eval_prompts,
         "num_names": len(source.categories),
         "dataset": source.version,

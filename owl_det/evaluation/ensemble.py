@@ -101,7 +101,7 @@ def _fitted(towers: LoadedModel, like: LoadedModel, path: str) -> LoadedModel:
     """The towers with the positions of `like`, whose description they get."""
     config = Config(
         task="contrastive",
-        model=like.model,
+        model=like.config,
         preprocess=like.preprocess,
         checkpoint=CheckpointConfig(init_from=path),
     )
@@ -113,7 +113,7 @@ def _with_the_same_parts(a: LoadedModel, b: LoadedModel) -> tuple[LoadedModel, L
 
     Converted weights have them, and detection training leaves them out.
     """
-    if "none" not in (a.model.contrastive, b.model.contrastive):
+    if "none" not in (a.config.contrastive, b.config.contrastive):
         return a, b
     bare = []
     for model in (a, b):
@@ -122,8 +122,8 @@ def _with_the_same_parts(a: LoadedModel, b: LoadedModel) -> tuple[LoadedModel, L
             logging.warning(
                 "%s: in one of the two checkpoints only, and left out", ", ".join(dropped)
             )
-        config = dataclasses.replace(model.model, contrastive="none")
-        bare.append(dataclasses.replace(model, params=params, model=config))
+        config = dataclasses.replace(model.config, contrastive="none")
+        bare.append(dataclasses.replace(model, params=params, config=config))
     return bare[0], bare[1]
 
 
@@ -207,7 +207,7 @@ class _Measure:
         parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
         sources = _sources({name: entry for name, (entry, _) in parsed.items()})
         self._mesh = sharding.make_mesh(MeshConfig())
-        detector = Detector(model.model, model.preprocess)
+        detector = Detector(model.config, model.preprocess)
         self._texts = evaluations
         self._groups = {name: group for name, (_, group) in parsed.items()}
         self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one

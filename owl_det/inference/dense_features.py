@@ -44,9 +44,9 @@ def functions_of(model: LoadedModel) -> Functions:
     pooling lie in no space shared with texts. A ResNet has both.
     """
     if model.kind == "resnet":
-        clip = ClipResNet(model.model, model.preprocess)
+        clip = ClipResNet(model.config, model.preprocess)
         return Functions(partial(_apply, clip, "encode_text"), partial(_embed_resnet, clip))
-    detector = Detector(model.model, model.preprocess)
+    detector = Detector(model.config, model.preprocess)
     embed = _embed_towers if model.kind == "towers" else _embed_detector
     return Functions(partial(_apply, detector, "encode_text"), partial(embed, detector))
 
@@ -92,7 +92,7 @@ class DenseFeatures:
 
         Raises `CheckpointError` if the tokens lie in no space shared with texts, or are NaN.
         """
-        side, preprocess = self.model.model.image_size, self.model.preprocess
+        side, preprocess = self.model.config.image_size, self.model.preprocess
         pixels = image_ops.to_square(image, side, preprocess)
         tokens = self._embed(self.model.params, pixels[None]).tokens
         if tokens is None:
@@ -110,8 +110,8 @@ class DenseFeatures:
 
     def extent(self, image: Image.Image) -> tuple[float, float]:
         """Height and width of `embed`'s grid in pixels of the image; whole tokens may exceed it."""
-        side, geometry = self.model.model.image_size, self.model.preprocess.geometry
-        patch = resnet.STRIDE if self.model.kind == "resnet" else self.model.model.image.patch_size
+        side, geometry = self.model.config.image_size, self.model.preprocess.geometry
+        patch = resnet.STRIDE if self.model.kind == "resnet" else self.model.config.image.patch_size
         height, width = image_ops.fit_size(image.height, image.width, side, geometry)
         across, down = image_ops.extent(image.height, image.width, geometry)
         rows, columns = math.ceil(height / patch), math.ceil(width / patch)
@@ -125,7 +125,7 @@ class DenseFeatures:
         Raises `DataError` for a query of no use.
         """
         queries = given_queries.texts(queries)
-        words = tokenizer.build(self.model.model.text, self.model.tokenizer)
+        words = tokenizer.build(self.model.config.text, self.model.tokenizer)
         given_queries.check_read(queries, words)
         given_queries.warn(queries)
         for query in queries:

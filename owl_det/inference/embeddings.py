@@ -90,7 +90,7 @@ class ImageEmbeddings:
 
 def fingerprint(model: LoadedModel) -> str:
     """Sixteen hex digits that change with parameters, architecture and preprocessing."""
-    settings = dataclasses.asdict(model.model)
+    settings = dataclasses.asdict(model.config)
     for key in _EXECUTION:
         del settings[key]
     content = hashlib.sha256(

@@ -101,7 +101,7 @@ def _portable(model: LoadedModel, kind: str) -> LoadedModel:
     if kind == "onnx":
         changes["attention"] = "plain"  # ONNX has no choice of platform
         changes["dtype"] = "float32"  # ONNX runtimes have few bfloat16 kernels
-    return dataclasses.replace(model, model=dataclasses.replace(model.model, **changes))
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, **changes))
 
 
 def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
@@ -131,7 +131,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}
     for name, function in _named(ranking.functions_of(model), model, "saved_model").items():
-        inputs, _ = stablehlo.signatures(model.model)[name]
+        inputs, _ = stablehlo.signatures(model.config)[name]
         converted = jax2tf.convert(
             function,
             polymorphic_shapes=[None, *(f"({', '.join(map(str, s))})" for s, _ in inputs.values())],
@@ -151,7 +151,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
         loaded = tf.saved_model.load(str(folder)).signatures
         outputs: Outputs = {}
         for name in FUNCTIONS["saved_model"]:
-            keys, _ = stablehlo.signatures(model.model)[name]
+            keys, _ = stablehlo.signatures(model.config)[name]
             made = loaded[name](**{key: tf.constant(inputs[key]) for key in keys})
             outputs |= {key: value.numpy() for key, value in made.items()}
         return outputs
@@ -170,7 +170,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     for name, function in _named(ranking.functions_of(model), model, "onnx").items():
         symbolic = _symbolic_inputs(model, name)
-        inputs, outputs = stablehlo.signatures(model.model)[name]
+        inputs, outputs = stablehlo.signatures(model.config)[name]
         # jax2onnx replaces parts of jax.numpy while it traces, which Flax's scan does not survive;
         # so it is given the jaxpr, traced beforehand. Results are in the order of the dict's keys.
         jaxpr = jax.make_jaxpr(partial(function, model.params))(*symbolic)
@@ -194,7 +194,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
     def run(inputs: Outputs) -> Outputs:
         outputs: Outputs = {}
         for name in FUNCTIONS["onnx"]:
-            keys, made = stablehlo.signatures(model.model)[name]
+            keys, made = stablehlo.signatures(model.config)[name]
             session = onnxruntime.InferenceSession(
                 folder / f"{name}.onnx", providers=["CPUExecutionProvider"]
             )
@@ -270,7 +270,7 @@ def _named(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
     ) -> dict[str, Array]:
         tokens = functions.embed_tokens(params, image)
-        scores = ranking.score(tokens, query_embeddings, jnp.dtype(model.model.dtype))
+        scores = ranking.score(tokens, query_embeddings, jnp.dtype(model.config.dtype))
         return {
             "boxes_xyxy": box_lib.cxcywh_to_xyxy(tokens.boxes),
             "scores": jnp.where(is_query[None, None, :], scores, 0.0),
@@ -283,7 +283,7 @@ def _named(
 
 
 def _symbolic_inputs(model: LoadedModel, name: str) -> list[jax.ShapeDtypeStruct]:
-    inputs, _ = stablehlo.signatures(model.model)[name]
+    inputs, _ = stablehlo.signatures(model.config)[name]
     scope = jax.export.SymbolicScope()
     return [
         jax.ShapeDtypeStruct(
@@ -307,17 +307,17 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         "format": kind,
         "step": model.step,
         "fingerprint": embeddings.fingerprint(model),
-        "model": dataclasses.asdict(model.model),
+        "model": dataclasses.asdict(model.config),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
         "names": model.names,
         "prompt_templates": prompts.eval_prompts(model.eval_prompts),
         "tokenizer": {
-            "kind": model.model.text.tokenizer,
-            "num_positions": model.model.text.num_positions,
+            "kind": model.config.text.tokenizer,
+            "num_positions": model.config.text.num_positions,
             "file": Path(model.tokenizer).name,  # empty = CLIP's vocabulary
         },
-        "functions": {name: stablehlo.signatures(model.model)[name] for name in FUNCTIONS[kind]},
+        "functions": {name: stablehlo.signatures(model.config)[name] for name in FUNCTIONS[kind]},
         "platforms": stablehlo.PLATFORMS if kind != "onnx" else None,
         "sha256": {str(path.relative_to(folder)): stablehlo.sha256(path) for path in files},
         "written_with": {"owl_det": owl_det.__version__, "jax": jax.__version__},
@@ -336,7 +336,7 @@ def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())
         for name, value in expected.items()
     }
-    tolerance = TOLERANCES[model.model.dtype]
+    tolerance = TOLERANCES[model.config.dtype]
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise UserError(
@@ -349,8 +349,8 @@ def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
 def _sample(model: LoadedModel) -> Outputs:
     """Random images, and texts in two prompts; the last query is a filler."""
     rng = np.random.default_rng(0)
-    side, e = model.model.image_size, model.model.embedding_dim
-    tokens = tokenizer.build(model.model.text, model.tokenizer).encode_all(SAMPLE_QUERIES)
+    side, e = model.config.image_size, model.config.embedding_dim
+    tokens = tokenizer.build(model.config.text, model.tokenizer).encode_all(SAMPLE_QUERIES)
     return {
         "tokens": np.stack([tokens, tokens[::-1]]),
         "image": rng.integers(0, 256, (2, side, side, 3), np.uint8),
@@ -362,6 +362,6 @@ def _sample(model: LoadedModel) -> Outputs:
 def _run(functions: Functions, model: LoadedModel, inputs: Outputs, kind: str) -> Outputs:
     outputs: dict[str, Array] = {}
     for name, function in _named(functions, model, kind).items():
-        keys, _ = stablehlo.signatures(model.model)[name]
+        keys, _ = stablehlo.signatures(model.config)[name]
         outputs |= jax.jit(function)(model.params, *(inputs[key] for key in keys))
     return jax.device_get(outputs)

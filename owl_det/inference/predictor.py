@@ -97,7 +97,7 @@ class Predictor:
         """`functions` are those of an export; without them the model's modules run."""
         self.model = model
         self._functions = functions or ranking.functions_of(model)
-        self._tokenizer = tokenizer.build(model.model.text, model.tokenizer)
+        self._tokenizer = tokenizer.build(model.config.text, model.tokenizer)
         self._encode = jax.jit(self._functions.encode_queries)
         self._embed = jax.jit(self._embed_and_keep, static_argnames="num_tokens")
         self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
@@ -338,7 +338,7 @@ class Predictor:
                 "after the other what embeddings.read does"
             )
         embeddings.check_checkpoint(images.source, images.checkpoint, self.checkpoint)
-        width = self.model.model.embedding_dim
+        width = self.model.config.embedding_dim
         if images.tokens.class_embeddings.shape[2] != width:
             raise DataError(f"{images.source}: class embeddings are not {width} wide")
         asked = self._encoded(queries, prompt_mode)
@@ -412,12 +412,12 @@ class Predictor:
             is_query,
             sizes,
             top_k=top_k,
-            dtype=jnp.dtype(self.model.model.dtype),
+            dtype=jnp.dtype(self.model.config.dtype),
             geometry=self._geometry,
         )
 
     def _side(self, image_size: int | None) -> int:
-        full, patch = self.model.model.image_size, self.model.model.image.patch_size
+        full, patch = self.model.config.image_size, self.model.config.image.patch_size
         side = full if image_size is None else ranges.count("image_size", image_size)
         if self._functions.is_one_size and side != full:
             raise DataError(f"image_size: this export takes images of {full} pixels only")

@@ -40,7 +40,7 @@ def functions_of(model: LoadedModel) -> Functions:
     """Those of a checkpoint."""
     from owl_det.modeling.detector import Detector
 
-    detector = Detector(model.model, model.preprocess)
+    detector = Detector(model.config, model.preprocess)
     return Functions(partial(encode_queries, detector), partial(embed_tokens, detector))
 
 

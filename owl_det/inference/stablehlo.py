@@ -88,7 +88,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
 
     loaded = LoadedModel(
         params=params,
-        model=model,
+        config=model,
         preprocess=preprocess,
         eval_prompts=metadata["eval_prompts"],
         step=metadata["step"],

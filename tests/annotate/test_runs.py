@@ -19,7 +19,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
     model = LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

@@ -36,7 +36,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     config = tiny.config()
     model = LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

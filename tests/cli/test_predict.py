@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.config()
     model = LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,
@@ -158,7 +158,7 @@ def test_a_checkpoint_without_names_needs_a_query(
     config = tiny.config()
     model = LoadedModel(
         params=tiny.params(config),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

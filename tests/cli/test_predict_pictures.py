@@ -16,7 +16,7 @@ def test_the_picture_has_few_boxes_and_the_json_all(tmp_path, capsys):
     saved, config = tmp_path / "model", tiny.config()
     model = LoadedModel(
         params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

@@ -27,7 +27,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = tiny.config()
     model = LoadedModel(
         params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

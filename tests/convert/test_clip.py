@@ -61,7 +61,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
             input_ids=torch.from_numpy(TOKENS),
             pixel_values=torch.from_numpy(arrays.normalised(pixels, towers.preprocess)),
         )
-    detector = Detector(towers.model, towers.preprocess)
+    detector = Detector(towers.config, towers.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:
@@ -79,7 +79,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
 
 
 def test_sizes_and_preprocessing_are_read(towers: LoadedModel) -> None:
-    model = towers.model
+    model = towers.config
     assert (model.image_size, model.image.patch_size, model.embedding_dim) == (24, 8, 12)
     assert (model.text.num_positions, model.text.num_heads, model.image.num_heads) == (6, 2, 4)
     assert towers.preprocess.resize == "bicubic"
@@ -90,7 +90,7 @@ def test_sizes_and_preprocessing_are_read(towers: LoadedModel) -> None:
 def test_a_checkpoint_of_towers_keeps_every_bit(towers: LoadedModel, tmp_path: Path) -> None:
     checkpoint.save_model(tmp_path / "clip", towers)
     loaded = checkpoint.load_model(tmp_path / "clip")
-    assert loaded.kind == "towers" and loaded.model == towers.model
+    assert loaded.kind == "towers" and loaded.config == towers.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
     with pytest.raises(CheckpointError, match="no detection heads"):
         checkpoint.load_detector(tmp_path / "clip")
@@ -107,7 +107,7 @@ def test_a_folder_becomes_a_checkpoint_by_the_command(
     arguments = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--from", "clip"]
     assert cli.main(["convert", *arguments]) == 0, capsys.readouterr().err
     loaded = checkpoint.load_model(tmp_path / "ours")
-    assert loaded.kind == "towers" and loaded.model == towers.model
+    assert loaded.kind == "towers" and loaded.config == towers.config
     assert loaded.preprocess.mean == (0.1, 0.2, 0.3)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
 
@@ -291,7 +291,7 @@ def resnet() -> tuple[Any, LoadedModel]:
 
 def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
     module, loaded = resnet
-    model = ClipResNet(loaded.model, loaded.preprocess)
+    model = ClipResNet(loaded.config, loaded.preprocess)
     pixels, larger = arrays.image(64), arrays.image(96, 1)
     with torch.no_grad():
         grids = [
@@ -330,7 +330,7 @@ def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_pat
     _, model = resnet
     checkpoint.save_model(tmp_path / "rn", model)
     loaded = checkpoint.load_model(tmp_path / "rn")
-    assert loaded.kind == "resnet" and loaded.model == model.model
+    assert loaded.kind == "resnet" and loaded.config == model.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 

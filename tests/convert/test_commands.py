@@ -29,7 +29,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     model = LoadedModel(
         params=models.unflatten(values),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

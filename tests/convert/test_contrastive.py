@@ -66,13 +66,13 @@ def test_the_converted_model_compares_whole_images_with_texts(
     converted: tuple[Path, Path],
 ) -> None:
     loaded = checkpoint.load_model(converted[1])
-    assert loaded.model.contrastive == "softmax" and loaded.kind == "detector"
+    assert loaded.config.contrastive == "softmax" and loaded.kind == "detector"
     theirs = load_file(converted[0] / "model.safetensors")
     (projection,) = (v for n, v in theirs.items() if n.endswith("visual_projection.weight"))
-    detector = Detector(loaded.model, loaded.preprocess)
+    detector = Detector(loaded.config, loaded.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
     variables = {"params": loaded.params}
-    tower = ImageTower(loaded.model, loaded.preprocess)
+    tower = ImageTower(loaded.config, loaded.preprocess)
     class_token = np.asarray(tower.apply({"params": loaded.params["image"]}, image)[0])
     found = np.asarray(detector.apply(variables, image, method="embed_image"))
     np.testing.assert_allclose(found, class_token @ projection.T, atol=1e-5)
@@ -104,7 +104,7 @@ def test_stand_ins_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     config = tiny.config()
     model = checkpoint.LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=3,
@@ -124,7 +124,7 @@ def test_fine_tuning_leaves_them_out_and_says_so(
 ) -> None:
     loaded = checkpoint.load_model(converted[1])
     changes = {
-        "model__has_objectness_head": loaded.model.has_objectness_head,
+        "model__has_objectness_head": loaded.config.has_objectness_head,
         "checkpoint__init_from": "x",
     }
     config = tiny.config(**{**THEIR_HEADS, **SIZES, **changes})
@@ -145,8 +145,8 @@ def test_an_ensemble_with_a_fine_tuned_model_has_the_parts_of_both(
     bare = models.unflatten(
         {n: v + 1 for n, v in models.flatten(loaded.params).items() if n not in OURS}
     )
-    config = dataclasses.replace(loaded.model, contrastive="none")
-    tuned = dataclasses.replace(loaded, params=bare, model=config)
+    config = dataclasses.replace(loaded.config, contrastive="none")
+    tuned = dataclasses.replace(loaded, params=bare, config=config)
     checkpoint.save_model(tmp_path / "tuned", tuned)
     for first, second in ((converted[1], tmp_path / "tuned"), (tmp_path / "tuned", converted[1])):
         ensemble.save(first, second, 0.5, tmp_path / "mixed")

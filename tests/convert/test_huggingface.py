@@ -127,9 +127,9 @@ _COMPILED: dict[Any, Any] = {}
 
 def _forward(model: LoadedModel) -> Any:
     """Compiled once for each architecture."""
-    key = (model.model, model.preprocess)
+    key = (model.config, model.preprocess)
     if key not in _COMPILED:
-        detector = Detector(model.model, model.preprocess)
+        detector = Detector(model.config, model.preprocess)
 
         def forward(params: Any, pixels: Any, tokens: Any) -> dict[str, Any]:
             variables = {"params": params}
@@ -183,7 +183,7 @@ def test_swapped_tensors_are_found(pair: Any, place: str) -> None:
     pixels, tokens = inputs(32, 8)
     expected = their_outputs(theirs, pixels, tokens)
     parameters = models.flatten(ours.params)
-    shapes = huggingface._their_shapes(kind, ours.model)
+    shapes = huggingface._their_shapes(kind, ours.config)
     table = huggingface.table(kind, is_contrastive=True)
     tensors = rules.to_theirs(table, parameters, shapes)
     chosen = [name for name in sorted(tensors) if _place(name) == place]
@@ -237,7 +237,7 @@ def test_round_trip_is_exact(pair: Any, tmp_path: Path) -> None:
     loaded = checkpoint.load_model(there)
     geometry = "stretch" if kind == "owlvit" else "pad"
     assert loaded.preprocess.geometry == geometry
-    assert loaded.model.has_objectness_head == (kind == "owlv2")
+    assert loaded.config.has_objectness_head == (kind == "owlv2")
 
 
 def test_shards_and_half_precision(pair: Any, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_what_transformers_cannot_be_is_not_written(
     config = tiny.config(**changes)
     model = LoadedModel(
         params={},
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=0,

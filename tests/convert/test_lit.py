@@ -197,8 +197,8 @@ def test_embeddings_and_logits_equal_their_formula(
     pixels = arrays.image(PATCH * SIDE)
     file = _stacked(tensors) if is_stacked else tensors
     loaded = lit.load(arrays.weights(file), "spiece.model")
-    assert loaded.model.image.num_layers == loaded.model.text.num_layers == LAYERS
-    detector = Detector(loaded.model, loaded.preprocess)
+    assert loaded.config.image.num_layers == loaded.config.text.num_layers == LAYERS
+    detector = Detector(loaded.config, loaded.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:

@@ -44,7 +44,7 @@ def random_model(
         values[name] = rng.normal(0.4 if name.endswith("scale") else 0, spread, shape)
     params = models.unflatten({n: v.astype(np.float32) for n, v in values.items()})
     return LoadedModel(
-        params=params, model=config.model, preprocess=preprocess, eval_prompts="none", step=0
+        params=params, config=config.model, preprocess=preprocess, eval_prompts="none", step=0
     )
 
 

@@ -221,12 +221,12 @@ def test_numbers_are_those_of_their_module(layout: str, objectness: bool, tmp_pa
         str(save(tmp_path / "checkpoint", layout, tree)), tmp_path / "o", "scenic", "owl_det"
     )
     ours = checkpoint.load_model(tmp_path / "o")
-    assert ours.model.image_size == SIDE * PATCH and ours.model.embedding_dim == 24
-    assert (ours.model.image.num_heads, ours.model.text.num_heads) == (HEADS, TEXT_HEADS)
-    assert ours.model.has_objectness_head == objectness
+    assert ours.config.image_size == SIDE * PATCH and ours.config.embedding_dim == 24
+    assert (ours.config.image.num_heads, ours.config.text.num_heads) == (HEADS, TEXT_HEADS)
+    assert ours.config.has_objectness_head == objectness
     pixels = np.random.default_rng(1).integers(0, 256, (SIDE * PATCH, SIDE * PATCH, 3), np.uint8)
     expected = forward(tree, pixels, TOKENS)
-    detector = Detector(ours.model, ours.preprocess)
+    detector = Detector(ours.config, ours.preprocess)
 
     @jax.jit
     def run(params: Any) -> dict[str, Any]:

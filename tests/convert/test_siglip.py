@@ -54,7 +54,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
             input_ids=torch.from_numpy(TOKENS),
             pixel_values=torch.from_numpy(arrays.normalised(pixels, towers.preprocess)),
         )
-    detector = Detector(towers.model, towers.preprocess)
+    detector = Detector(towers.config, towers.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:
@@ -72,7 +72,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
 
 
 def test_the_model_is_described(towers: LoadedModel) -> None:
-    model = towers.model
+    model = towers.config
     assert (model.image_size, model.embedding_dim, model.contrastive) == (24, 32, "sigmoid")
     assert (model.image.pooling, model.image.pre_norm) == ("map", False)
     assert (model.text.pooling, model.text.is_causal, model.text.num_heads) == ("last", False, 2)

@@ -155,7 +155,7 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     assert counts["shards"] == 1 and counts["shards_there"] == 1
     assert (folder / "shapes" / "000001.safetensors").read_bytes() == before
     TrainInput(cached)
-    other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
+    other = dataclasses.replace(cached, config=dataclasses.replace(cached.config, image_size=16))
     with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
         TrainInput(other)
     source = dataclasses.replace(cached.data.train["shapes"], num_images=11)

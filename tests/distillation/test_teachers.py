@@ -65,7 +65,7 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
     loaded = LoadedModel(
         kind="resnet",
         params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes),
-        model=model,
+        config=model,
         preprocess=preprocess,
         eval_prompts="none",
         step=0,
@@ -129,12 +129,12 @@ def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
     box = np.array([[0.5, 0.25, 1.0, 0.5]], np.float32)
     found = teacher.embed_boxes(loaded.params, jnp.asarray(image), jnp.asarray(box)[:, None])
     pixels = crops.crop_and_resize(
-        jnp.asarray(image), jnp.asarray(box), loaded.model.image_size, loaded.preprocess
+        jnp.asarray(image), jnp.asarray(box), loaded.config.image_size, loaded.preprocess
     )
     _, tokens = teacher.module.apply(
         {"params": loaded.params}, pixels, method=lambda m, x: m.image.embed_all(x)
     )
-    side = loaded.model.image_size // loaded.model.image.patch_size
+    side = loaded.config.image_size // loaded.config.image.patch_size
     content = np.asarray(tokens).reshape(side, side, -1)[: side // 2].reshape(-1, tokens.shape[-1])
     wanted = content.mean(0) / np.linalg.norm(content.mean(0))
     np.testing.assert_allclose(found[0, 0], wanted, atol=1e-5)

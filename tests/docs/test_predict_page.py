@@ -85,7 +85,7 @@ def test_examples_run(
     config = tiny.config()
     model = LoadedModel(
         params=tiny.params(config, seed=1),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

@@ -36,7 +36,7 @@ def model() -> LoadedModel:
     config = tiny.config()
     return LoadedModel(
         params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

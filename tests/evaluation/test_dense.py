@@ -98,7 +98,7 @@ def model() -> LoadedModel:
     return LoadedModel(
         kind="towers",
         params={name: value for name, value in params.items() if name in TOWERS},
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=3,
@@ -184,22 +184,22 @@ def test_every_kind_of_model_has_functions(model: LoadedModel) -> None:
 
     towers = shapes(model)
     assert towers.tokens.shape == (2, 16, 16) and towers.whole.shape == (2, 16)
-    mapped = dataclasses.replace(model.model.image, pooling="map", pre_norm=False)
-    mapped = dataclasses.replace(model.model, image=mapped)
-    attention = shapes(dataclasses.replace(model, model=mapped))
+    mapped = dataclasses.replace(model.config.image, pooling="map", pre_norm=False)
+    mapped = dataclasses.replace(model.config, image=mapped)
+    attention = shapes(dataclasses.replace(model, config=mapped))
     assert attention.tokens is None and attention.whole.shape == (2, 16)
-    detector = shapes(dataclasses.replace(model, kind="detector", model=config.model))
+    detector = shapes(dataclasses.replace(model, kind="detector", config=config.model))
     assert detector.tokens.shape == (2, 16, 16) and detector.whole is None
     resnet = dataclasses.replace(config.model.resnet, width=8, num_blocks=(1, 1, 1, 1), num_heads=4)
     small = dataclasses.replace(config.model, resnet=resnet)
-    clip = shapes(dataclasses.replace(model, kind="resnet", model=small))
+    clip = shapes(dataclasses.replace(model, kind="resnet", config=small))
     assert clip.tokens.shape == (2, 1, 16) and clip.whole.shape == (2, 16)
 
 
 def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
     from owl_det.modeling.detector import Detector
 
-    detector = Detector(model.model, model.preprocess)
+    detector = Detector(model.config, model.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)), jnp.uint8)
     functions = dense_features.functions_of(model)
 

@@ -212,7 +212,7 @@ def _towers(kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     model = {"image_size": 32, **(clip_only if is_clip else siglip_only)}
     checked, preprocess = resolve_model(model, {})
     described = LoadedModel(
-        kind="towers", params={}, model=checked, preprocess=preprocess, eval_prompts="none", step=0
+        kind="towers", params={}, config=checked, preprocess=preprocess, eval_prompts="none", step=0
     )
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
     shapes = {path_rules.path_name(path): leaf.shape for path, leaf in leaves}

@@ -31,7 +31,7 @@ def _save(folder: Path) -> Path:
     config = tiny.config()
     described = LoadedModel(
         params={},
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,

@@ -135,7 +135,7 @@ def _towers(params: Any) -> LoadedModel:
     return LoadedModel(
         kind="towers",
         params=params,
-        model=TOWERS.model,
+        config=TOWERS.model,
         preprocess=TOWERS.preprocess,
         eval_prompts="none",
         step=0,
