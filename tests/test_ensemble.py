@@ -199,7 +199,7 @@ def test_towers_of_another_size_are_averaged_with_a_student(tmp_path: Path) -> N
     ensemble.save(teacher, student, 0.7, tmp_path / "mixed")
     mixed = checkpoint.load_model(tmp_path / "mixed")
     a, b = (checkpoint.load_model(path) for path in (teacher, student))
-    assert mixed.kind == "towers" and mixed.model == b.model
+    assert mixed.kind == "towers" and mixed.config == b.config
     for name in ("patch_kernel", "class_embedding"):
         wanted = 0.3 * a.params["image"][name] + 0.7 * b.params["image"][name]
         np.testing.assert_allclose(mixed.params["image"][name], wanted, rtol=1e-5, atol=1e-7)

@@ -88,7 +88,7 @@ def test_detection_does_not_change(kind: str, converted: tuple[Path, Path], tmp_
     formats.convert(str(tmp_path / "bare"), tmp_path / "ours", "hf", "owl_det")
     other = checkpoint.load_model(tmp_path / "ours")
     names = models.flatten(loaded.params).keys()
-    assert other.model.contrastive == "none"
+    assert other.config.contrastive == "none"
     assert models.flatten(other.params).keys() == names - set(OURS)
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     found = [
@@ -115,7 +115,7 @@ def test_stand_ins_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert any(name.endswith("visual_projection.weight") for name in written)
     formats.convert(str(tmp_path / "theirs"), tmp_path / "back", "hf", "owl_det")
     back = checkpoint.load_model(tmp_path / "back")
-    assert back.model.contrastive == "none"
+    assert back.config.contrastive == "none"
     jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
 
 
@@ -151,7 +151,7 @@ def test_an_ensemble_with_a_fine_tuned_model_has_the_parts_of_both(
     for first, second in ((converted[1], tmp_path / "tuned"), (tmp_path / "tuned", converted[1])):
         ensemble.save(first, second, 0.5, tmp_path / "mixed")
         mixed = checkpoint.load_model(tmp_path / "mixed")
-        assert mixed.model.contrastive == "none"
+        assert mixed.config.contrastive == "none"
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b - 0.5, atol=1e-6), mixed.params, bare
         )

@@ -239,7 +239,7 @@ def test_the_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
     larger = checkpoint.resized(model, 64)
-    assert larger.model.image_size == 64
+    assert larger.config.image_size == 64
     positions = larger.params["image"]["position_embedding"]
     assert positions.shape == (1 + 64, 32)
     before = np.asarray(model.params["image"]["position_embedding"])
