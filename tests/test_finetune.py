@@ -318,7 +318,7 @@ def test_a_student_gets_the_objectness_head_that_its_annotator_lacks(
 
 def test_tokens_of_a_detector_without_class_token_are_the_towers() -> None:
     siglip = _towers(**SIGLIP)
-    detector = Detector(siglip.model, siglip.preprocess)
+    detector = Detector(siglip.config, siglip.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     features, tokens = jax.jit(
         lambda p: (
