@@ -20,9 +20,9 @@ from owl_det.checkpoint import LoadedModel
 from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
-from owl_det.evaluation.evaluate import Evaluate
+from owl_det.evaluation.evaluate import DetectionEvaluator
 from owl_det.inference import detections as detections_lib
-from owl_det.inference import embeddings, given_images
+from owl_det.inference import embeddings, image_inputs
 from owl_det.inference import predictor as predictor_lib
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Detections, Predictor
@@ -129,7 +129,7 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
 
 def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    evaluate = Evaluate(
+    evaluate = DetectionEvaluator(
         build.make_detector(tiny.config()),
         source,
         mesh,
@@ -539,8 +539,8 @@ def test_a_pillow_image_is_prepared_like_its_file(predictor: Predictor, tmp_path
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
     opened = Image.open(tmp_path / "turned.png")
-    ours = given_images.read(opened)
-    theirs = given_images.read(tmp_path / "turned.png")
+    ours = image_inputs.read(opened)
+    theirs = image_inputs.read(tmp_path / "turned.png")
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert ours.size == (20, 30)
 
@@ -709,7 +709,7 @@ def test_a_model_that_computes_nan_is_an_error(model: LoadedModel, part: str) ->
 def test_evaluation_of_a_model_that_computes_nan_is_an_error(model: LoadedModel) -> None:
     params = {**model.params}
     params["box_head"] = jax.tree.map(lambda x: x * np.nan, params["box_head"])
-    measure = Evaluate(
+    measure = DetectionEvaluator(
         build.make_detector(tiny.config()),
         ShapesWorld(split="test", image_size=32, num_images=1),
         sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
@@ -745,7 +745,7 @@ def test_a_training_keeps_the_names_of_its_lists() -> None:
 
 def test_evaluation_gives_no_place_to_the_padding(model: LoadedModel) -> None:
     source = _Wide()
-    measure = Evaluate(
+    measure = DetectionEvaluator(
         build.make_detector(tiny.config()),
         source,
         sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),

@@ -95,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         check_folder("--pictures", arguments.pictures)
     sources = benchmark.open_sources(
-        benchmark.Location(
+        benchmark.BenchmarkLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,
             images=arguments.images,
@@ -171,7 +171,7 @@ def _evaluate_regions(arguments: argparse.Namespace) -> int:
     from owl_det.evaluation import benchmark, dense
 
     source = dense.open_source(
-        dense.Location(
+        dense.RegionDataLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,
             images=arguments.images,

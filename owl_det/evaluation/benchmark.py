@@ -22,7 +22,7 @@ from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
 from owl_det.evaluation import by_category, data_check
 from owl_det.evaluation import pictures as pictures_lib
-from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
+from owl_det.evaluation.evaluate import DetectionEvaluator, pairs_kept, summary
 from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
 
@@ -34,7 +34,7 @@ _MEANS = ("AP", "AP50", "AP75")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Location:
+class BenchmarkLocation:
     """Where a data set lies; what a kind does not need is empty."""
 
     kind: str  # of KINDS
@@ -76,7 +76,7 @@ def settings(
 
 
 @in_flags()
-def open_sources(location: Location) -> dict[str, Source]:
+def open_sources(location: BenchmarkLocation) -> dict[str, Source]:
     """The data sets of a benchmark by name.
 
     Raises `UserError` naming the flag that is missing or does not apply, and `DataError` where
@@ -126,7 +126,7 @@ def run(
     summaries = {}
     for name, source in sources.items():
         started = time.time()
-        measure = Evaluate(
+        measure = DetectionEvaluator(
             detector,
             source,
             mesh,
@@ -215,7 +215,7 @@ def _overall(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check(location: Location) -> None:
+def _check(location: BenchmarkLocation) -> None:
     needs = {
         "odinw": ("images",),
         "shapes_world": (),
@@ -236,7 +236,7 @@ def _check(location: Location) -> None:
         _check_yolo(location)
 
 
-def _require_federated(location: Location, source: Source) -> None:
+def _require_federated(location: BenchmarkLocation, source: Source) -> None:
     """Names that an image of LVIS lacks may still be in it; other files say nothing of that."""
     counts = data_check.counts_of(source)
     if location.kind == "lvis" and counts is not None and not counts.is_federated:
@@ -247,7 +247,7 @@ def _require_federated(location: Location, source: Source) -> None:
         )
 
 
-def _check_yolo(location: Location) -> None:
+def _check_yolo(location: BenchmarkLocation) -> None:
     """A file tells all folders; a folder of labels needs one of images."""
     if os.path.isfile(location.annotations) and location.images:
         raise UserError(
@@ -258,7 +258,7 @@ def _check_yolo(location: Location) -> None:
         raise UserError(f"--annotations: {location.annotations}: no such file or folder")
 
 
-def _entry(location: Location) -> config_lib.Source:
+def _entry(location: BenchmarkLocation) -> config_lib.Source:
     annotations, images = location.annotations, location.images
     if location.kind == "shapes_world":
         return config_lib.ShapesWorldSource(split="test", num_images=1024)
@@ -272,7 +272,7 @@ def _entry(location: Location) -> config_lib.Source:
     return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
 
 
-def _split_list(location: Location) -> str:
+def _split_list(location: BenchmarkLocation) -> str:
     """The file of `--split_list`: a path, or the name of a list of the data set, such as `val`."""
     given = location.split_list
     root = Path(location.annotations).parent
@@ -284,7 +284,7 @@ def _split_list(location: Location) -> str:
     return str(file) if given else ""
 
 
-def _yolo_entry(location: Location) -> config_lib.YoloSource:
+def _yolo_entry(location: BenchmarkLocation) -> config_lib.YoloSource:
     split = cast(Any, location.split)
     if not location.images:
         return config_lib.YoloSource(path=os.path.abspath(location.annotations), split=split)

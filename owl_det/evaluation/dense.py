@@ -68,7 +68,7 @@ class CategoryRecall:
         return {f"recall_at_{k}": float(mean) for k, mean in zip(self._ranks, means, strict=True)}
 
 
-class EvaluateRegions:
+class RegionEvaluator:
     """Measures one model on one source of regions, with as many parameters as there are."""
 
     def __init__(
@@ -209,7 +209,7 @@ def _scalars(accuracy: NameAccuracy) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Location:
+class RegionDataLocation:
     """Where regions lie; what a kind does not need is empty."""
 
     kind: str  # of KINDS
@@ -222,7 +222,7 @@ class Location:
 
 
 @in_flags()
-def open_source(location: Location) -> RegionSource:
+def open_source(location: RegionDataLocation) -> RegionSource:
     """Raises `UserError` naming the flag that is missing or does not apply, and `DataError`."""
     _check(location)
     if location.kind == "shapes_world":
@@ -251,7 +251,7 @@ def run(
 ) -> dict[str, Any]:
     """Measures a model; metrics have 6 digits. `eval_prompts` "" takes those of the checkpoint.
 
-    Raises `UserError` on numbers that are out of range, and as `EvaluateRegions` does.
+    Raises `UserError` on numbers that are out of range, and as `RegionEvaluator` does.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("max_images", max_images, 0)):
         if value < least:
@@ -259,7 +259,7 @@ def run(
     started = time.time()
     mesh = sharding.make_mesh(MeshConfig())
     eval_prompts = eval_prompts or model.eval_prompts
-    measure = EvaluateRegions(
+    measure = RegionEvaluator(
         model,
         source,
         mesh,
@@ -302,7 +302,7 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _shapes_world(location: Location) -> RegionSource:
+def _shapes_world(location: RegionDataLocation) -> RegionSource:
     from data_pipelines.panoptic_world import SPLITS, PanopticWorld
     from data_pipelines.shapes_world import SPLITS as WITHOUT_STUFF
     from data_pipelines.shapes_world import ShapesWorld
@@ -317,7 +317,7 @@ def _shapes_world(location: Location) -> RegionSource:
     return BoxRegions(ShapesWorld(split=split, image_size=size, num_images=count))
 
 
-def _check(location: Location) -> None:
+def _check(location: RegionDataLocation) -> None:
     is_file = location.kind != "shapes_world"
     for name in ("annotations", "images"):
         if is_file and not getattr(location, name):

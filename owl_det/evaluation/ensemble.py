@@ -202,7 +202,7 @@ class _Measure:
 
     def __init__(self, model: LoadedModel, evaluations: dict[str, str], max_images: int):
         from data_pipelines import source as source_lib
-        from owl_det.evaluation.evaluate import Evaluate
+        from owl_det.evaluation.evaluate import DetectionEvaluator
 
         parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
         sources = _sources({name: entry for name, (entry, _) in parsed.items()})
@@ -217,7 +217,7 @@ class _Measure:
             self._source[name] = key
             if key not in self._evaluate:
                 opened = source_lib.build(source, "")
-                self._evaluate[key] = Evaluate(
+                self._evaluate[key] = DetectionEvaluator(
                     detector,
                     opened,
                     self._mesh,

@@ -25,7 +25,7 @@ from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
 
-class Found(NamedTuple):
+class HostPairs(NamedTuple):
     """`inference.TopPairs` of one image, on the host."""
 
     boxes_xyxy: np.ndarray
@@ -48,7 +48,7 @@ def pairs_kept(settings: EvaluationConfig) -> int:
     return settings.top_k or (3000 if settings.protocol == "fixed" else 300)
 
 
-class Evaluate:
+class DetectionEvaluator:
     """Evaluates one source, with as many parameters as there are.
 
     All categories are asked together, in every prompt of `eval_prompts` (probabilities are
@@ -143,7 +143,7 @@ class Evaluate:
             ]
             for i, record in enumerate(records):
                 if record is not None:
-                    of_image = Found(*(np.asarray(x[i]) for x in found))
+                    of_image = HostPairs(*(np.asarray(x[i]) for x in found))
                     picture = self._add(evaluator, record, of_image)
                     if len(pictures) < self.settings.num_pictures:
                         pictures.append(picture())
@@ -161,14 +161,14 @@ class Evaluate:
             return None
 
     def _add(
-        self, evaluator: CocoEvaluator, record: Record, found: Found
+        self, evaluator: CocoEvaluator, record: Record, found: HostPairs
     ) -> Callable[[], np.ndarray]:
         """Adds one image; returns a function that draws it."""
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
         boxes = ranking.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         is_shown = found.scores != ranking.OUTSIDE
-        boxes, found = boxes[is_shown], Found(*(x[is_shown] for x in found))
+        boxes, found = boxes[is_shown], HostPairs(*(x[is_shown] for x in found))
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -192,7 +192,7 @@ class Evaluate:
 
 
 def summary(
-    measure: Evaluate, result: Evaluation, metrics: Metrics, step: int, seconds: float
+    measure: DetectionEvaluator, result: Evaluation, metrics: Metrics, step: int, seconds: float
 ) -> dict[str, Any]:
     """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
     return {

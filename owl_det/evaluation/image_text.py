@@ -23,7 +23,7 @@ RETRIEVAL_RANKS = (1, 5, 10)
 _ROWS = 1024  # of a similarity matrix that exist at once
 
 
-class EvaluateTowers:
+class ImageTextEvaluator:
     """Evaluates two towers on one source, by what its records hold.
 
     Boxes: region accuracy (not of towers with attention pooling, whose tokens lie in no space
@@ -169,7 +169,9 @@ def _unit_length(x: Float[np.ndarray, "*b e"]) -> Float32[np.ndarray, "*b e"]:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def summary(measure: EvaluateTowers, values: dict[str, float], step: int, seconds: float) -> Any:
+def summary(
+    measure: ImageTextEvaluator, values: dict[str, float], step: int, seconds: float
+) -> Any:
     """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
     return {
         "step": step,

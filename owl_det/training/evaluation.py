@@ -15,8 +15,8 @@ from data_pipelines import source as source_lib
 from owl_det import files
 from owl_det.config import Config
 from owl_det.evaluation import comparison, image_text
-from owl_det.evaluation.evaluate import Evaluate, summary
-from owl_det.evaluation.image_text import EvaluateTowers
+from owl_det.evaluation.evaluate import DetectionEvaluator, summary
+from owl_det.evaluation.image_text import ImageTextEvaluator
 from owl_det.modeling import build
 from owl_det.training.metric_log import MetricLog
 from owl_det.types import TrainState
@@ -24,7 +24,7 @@ from owl_det.types import TrainState
 
 def open_all(
     config: Config, mesh: Mesh, before_batch: Callable[[], None] = lambda: None
-) -> list[Evaluate | EvaluateTowers]:
+) -> list[DetectionEvaluator | ImageTextEvaluator]:
     """The evaluations of `config.data.eval`; each calls `before_batch` before a batch.
 
     Raises `DataError` if a data set is missing, malformed or empty.
@@ -33,7 +33,7 @@ def open_all(
     settings = dataclasses.replace(
         config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
     )
-    make = Evaluate if config.task == "detection" else EvaluateTowers
+    make = DetectionEvaluator if config.task == "detection" else ImageTextEvaluator
     evaluations = [
         make(
             detector,
@@ -52,7 +52,7 @@ def open_all(
 
 
 def evaluate(
-    evaluations: Sequence[Evaluate | EvaluateTowers],
+    evaluations: Sequence[DetectionEvaluator | ImageTextEvaluator],
     state: TrainState,
     folder: Path,
     log: MetricLog,
@@ -68,7 +68,7 @@ def evaluate(
     (folder / "eval").mkdir(exist_ok=True)
     (folder / "pictures").mkdir(exist_ok=True)
     for measure in evaluations:
-        if isinstance(measure, EvaluateTowers):
+        if isinstance(measure, ImageTextEvaluator):
             entry = _measure_towers(measure, state, log)
         else:
             entry = _measure_detection(measure, state, folder, log, is_last)
@@ -87,7 +87,9 @@ def evaluate(
     return summaries
 
 
-def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
+def _measure_towers(
+    measure: ImageTextEvaluator, state: TrainState, log: MetricLog
+) -> dict[str, Any]:
     started = time.time()
     values = measure(build.model_params(state.params))
     step = int(state.step)
@@ -98,7 +100,7 @@ def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) 
 
 
 def _measure_detection(
-    measure: Evaluate, state: TrainState, folder: Path, log: MetricLog, is_last: bool
+    measure: DetectionEvaluator, state: TrainState, folder: Path, log: MetricLog, is_last: bool
 ) -> dict[str, Any]:
     """The summary of one set, on process 0; results and pictures go to the workdir."""
     from owl_det import viz

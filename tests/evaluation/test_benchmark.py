@@ -20,7 +20,7 @@ from owl_det.checkpoint import LoadedModel
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
 from owl_det.evaluation import benchmark, by_category
-from owl_det.evaluation.benchmark import Location
+from owl_det.evaluation.benchmark import BenchmarkLocation
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
 from owl_det.inference.export import export
@@ -214,14 +214,16 @@ def test_sets_without_the_split_are_an_error(dataset, tmp_path):
     root = tmp_path / "odinw"
     shutil.copytree(dataset, root / "birds/test")
     (root / "birds/test/instances.json").rename(root / "birds/test/_annotations.coco.json")
-    assert list(benchmark.open_sources(Location(kind="odinw", images=str(root), split="test")))
+    assert list(
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root), split="test"))
+    )
     with pytest.raises(UserError, match="birds: holds no valid or val.*another --split"):
-        benchmark.open_sources(Location(kind="odinw", images=str(root)))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root)))
     with pytest.raises(UserError, match="no such folder"):
-        benchmark.open_sources(Location(kind="odinw", images=str(root / "nowhere")))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root / "nowhere")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no data sets"):
-        benchmark.open_sources(Location(kind="odinw", images=str(tmp_path / "empty")))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(tmp_path / "empty")))
 
 
 def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path):
@@ -230,7 +232,7 @@ def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path
     shutil.copy(folder / "instances.json", folder / "_annotations.coco.json")
     (folder / "instances.json").rename(folder / "annotations_without_background.json")
     (source,) = benchmark.open_sources(
-        Location(kind="odinw", images=str(tmp_path / "odinw"))
+        BenchmarkLocation(kind="odinw", images=str(tmp_path / "odinw"))
     ).values()
     assert source.name == "annotations_without_background"
 
@@ -277,7 +279,7 @@ def test_images_that_are_not_there_are_named_before_any_is_measured(tmp_path):
     for index in range(4):
         Image.new("RGB", (16, 16)).save(tmp_path / f"images/{index}.png")
         (tmp_path / f"labels/{index}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    location = Location(
+    location = BenchmarkLocation(
         kind="yolo", annotations=str(tmp_path / "labels"), images=str(tmp_path / "images")
     )
     source = benchmark.open_sources(location)["yolo"]
@@ -311,7 +313,7 @@ def test_yolo_and_voc_folders_open(tmp_path):
         f"<annotation><object><name>cat</name>{box}</object></annotation>"
     )
     for kind, labels in (("yolo", "labels"), ("voc", "xml")):
-        location = Location(
+        location = BenchmarkLocation(
             kind=kind, annotations=str(tmp_path / labels), images=str(tmp_path / "images")
         )
         source = benchmark.open_sources(location)[kind]
@@ -330,7 +332,9 @@ def yolo_root(root: Path) -> Path:
 
 
 def open_yolo(annotations: Path, images: Path | str = "", split: str = "") -> Any:
-    location = Location(kind="yolo", annotations=str(annotations), images=str(images), split=split)
+    location = BenchmarkLocation(
+        kind="yolo", annotations=str(annotations), images=str(images), split=split
+    )
     return benchmark.open_sources(location)["yolo"]
 
 
@@ -387,7 +391,7 @@ def test_a_voc_split_list_is_a_path_or_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def open_voc(split_list: str, images: str = "JPEGImages") -> Any:
-        location = Location(
+        location = BenchmarkLocation(
             kind="voc",
             annotations="VOC2007/Annotations",
             images=f"VOC2007/{images}",
@@ -423,7 +427,7 @@ def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(content))
-    location = Location(kind="ov_coco", annotations=str(file), images=str(tmp_path))
+    location = BenchmarkLocation(kind="ov_coco", annotations=str(file), images=str(tmp_path))
     (source,) = benchmark.open_sources(location).values()
     assert len(source.categories) == len(source) == 65  # images of other categories are left out
     groups = [category.groups for category in source.categories]
@@ -434,7 +438,7 @@ def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
         benchmark.open_sources(location)
 
 
-def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
+def labelled(folder: Path, boxes: list[dict[str, Any]]) -> BenchmarkLocation:
     """A COCO file of one image with these boxes."""
     Image.new("RGB", (16, 16)).save(folder / "a.png")
     content = {
@@ -445,7 +449,9 @@ def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
         ],
     }
     (folder / "labels.json").write_text(json.dumps(content))
-    return Location(kind="coco", annotations=str(folder / "labels.json"), images=str(folder))
+    return BenchmarkLocation(
+        kind="coco", annotations=str(folder / "labels.json"), images=str(folder)
+    )
 
 
 @pytest.mark.parametrize(

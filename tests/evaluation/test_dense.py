@@ -19,7 +19,7 @@ from owl_det import checkpoint, cli, sharding
 from owl_det.config import MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation import dense
-from owl_det.evaluation.dense import CategoryRecall, EvaluateRegions, Location
+from owl_det.evaluation.dense import CategoryRecall, RegionDataLocation, RegionEvaluator
 from owl_det.inference import dense_features
 from owl_det.inference.dense_features import Embedded, Functions
 from owl_det.modeling import build
@@ -120,7 +120,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     monkeypatch.setattr(dense_features, "functions_of", lambda model: functions)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    measure = EvaluateRegions(model, _painted(), mesh, eval_prompts="none", batch_size=batch_size)
+    measure = RegionEvaluator(model, _painted(), mesh, eval_prompts="none", batch_size=batch_size)
     return measure({})
 
 
@@ -254,15 +254,30 @@ def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        (Location(kind="lvis", images="x"), "--annotations: --dataset lvis needs it"),
-        (Location(kind="coco_panoptic", annotations="x"), "--images: --dataset coco_panoptic"),
-        (Location(kind="shapes_world", images="x"), "--images: --dataset shapes_world has none"),
-        (Location(kind="lvis", annotations="x", images="y", segments="z"), "--segments: is for"),
-        (Location(kind="shapes_world", split="tset"), "--split: tset is not one of train"),
-        (Location(kind="coco_panoptic", annotations="a/b.json", images="y"), "a/b: no such folder"),
+        (RegionDataLocation(kind="lvis", images="x"), "--annotations: --dataset lvis needs it"),
+        (
+            RegionDataLocation(kind="coco_panoptic", annotations="x"),
+            "--images: --dataset coco_panoptic",
+        ),
+        (
+            RegionDataLocation(kind="shapes_world", images="x"),
+            "--images: --dataset shapes_world has none",
+        ),
+        (
+            RegionDataLocation(kind="lvis", annotations="x", images="y", segments="z"),
+            "--segments: is for",
+        ),
+        (
+            RegionDataLocation(kind="shapes_world", split="tset"),
+            "--split: tset is not one of train",
+        ),
+        (
+            RegionDataLocation(kind="coco_panoptic", annotations="a/b.json", images="y"),
+            "a/b: no such folder",
+        ),
     ],
 )
-def test_flags_that_do_not_fit_are_named(location: Location, message: str) -> None:
+def test_flags_that_do_not_fit_are_named(location: RegionDataLocation, message: str) -> None:
     with pytest.raises(UserError, match=message):
         dense.open_source(location)
 
@@ -276,7 +291,7 @@ def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
     }
     file = tmp_path / "labels.json"
     file.write_text(json.dumps(content))
-    location = Location(kind="coco", annotations=str(file), images=str(tmp_path))
+    location = RegionDataLocation(kind="coco", annotations=str(file), images=str(tmp_path))
     with pytest.raises(DataError, match="no usable box to measure against: .* 1 without area"):
         dense.open_source(location)
 

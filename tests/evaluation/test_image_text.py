@@ -14,7 +14,7 @@ from owl_det import sharding
 from owl_det.config import Config, EvaluationConfig, ShapesWorldSource
 from owl_det.errors import DataError
 from owl_det.evaluation import image_text
-from owl_det.evaluation.image_text import EvaluateTowers
+from owl_det.evaluation.image_text import ImageTextEvaluator
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
 from owl_det.modeling import build
@@ -124,7 +124,7 @@ def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     data = source.build(entry, "")
     settings = EvaluationConfig(batch_size=4)
     detector: Any = build.make_detector(config)
-    measure = EvaluateTowers(detector, data, mesh, "x", settings=settings, eval_prompts="none")
+    measure = ImageTextEvaluator(detector, data, mesh, "x", settings=settings, eval_prompts="none")
     values = measure(params)
 
     tokens = measure._words.encode_all([c.name for c in data.categories])
@@ -160,7 +160,7 @@ class _Pairs:
 
 
 def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, mesh: Mesh) -> None:
-    measure = EvaluateTowers(
+    measure = ImageTextEvaluator(
         build.make_detector(config),
         _Pairs(),  # pyright: ignore[reportArgumentType]
         mesh,
