@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from owl_det import files
-from owl_det.cli import ranges
 from owl_det.errors import ExitCode, UserError
+from owl_det.inference import ranges
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -92,8 +92,8 @@ def share(flag: str) -> Callable[[str], float]:
         try:
             number = float(text)
         except ValueError:
-            return ranges.share(flag, text)
-        return ranges.share(flag, number)
+            return ranges.fraction(flag, text)
+        return ranges.fraction(flag, number)
 
     return parse
 

@@ -107,13 +107,13 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check_queries(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a query of no use, before the model is loaded."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import given_images, given_queries
+    from owl_det.inference import image_inputs, queries
 
     if arguments.query:
-        given_queries.texts(arguments.query)
+        queries.texts(arguments.query)
     for text in arguments.query_image:
         try:
-            given_images.read(_image_and_box(text)[0])
+            image_inputs.read(_image_and_box(text)[0])
         except UnreadableImage as error:
             raise UserError(f"--query_image: {error}") from None
 

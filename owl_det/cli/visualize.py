@@ -40,11 +40,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
     from owl_det import checkpoint, viz
-    from owl_det.inference import dense_features, given_queries
+    from owl_det.inference import dense_features, queries
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)
-    queries = given_queries.texts(arguments.query) if arguments.query else ()
+    queries = queries.texts(arguments.query) if arguments.query else ()
     model = checkpoint.load_model(arguments.checkpoint)
     if arguments.image_size:
         model = checkpoint.resized(model, arguments.image_size)

@@ -16,20 +16,19 @@ from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.image_ops import Geometry
-from owl_det.cli import ranges
 from owl_det.errors import ConfigError, DataError
 from owl_det.inference import detections as detections_lib
 from owl_det.inference import (
     embeddings,
-    given_images,
-    given_queries,
+    image_inputs,
     query_boxes,
+    ranges,
     ranking,
     stablehlo,
 )
 from owl_det.inference.detections import Detections, Proposals
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
-from owl_det.inference.given_images import ImageLike, Images
+from owl_det.inference.image_inputs import ImageLike, Images
 from owl_det.inference.query_boxes import Box
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
@@ -75,7 +74,7 @@ class _Asked(NamedTuple):
 class Predictor:
     """A frozen detector. Preprocessing is that of training and evaluation.
 
-    Images are one or many: files, bytes, Pillow images, arrays (`given_images`). Queries are texts,
+    Images are one or many: files, bytes, Pillow images, arrays (`image_inputs`). Queries are texts,
     or the `QueryEmbeddings` that `encode_queries` makes of texts and `encode_image_queries` of
     images. All scores are probabilities as the model gives them. Boxes that lie in the padding of
     an image that is no square are never returned, and take no place of those that are.
@@ -373,7 +372,7 @@ class Predictor:
 
     def _prepared(self, given: ImageLike, side: int, where: str) -> _Prepared:
         """Reads and preprocesses one image; an error names the file."""
-        image = given_images.read(given, where)
+        image = image_inputs.read(given, where)
         try:
             return _Prepared(self.preprocess(image, side), (image.height, image.width))
         except image_ops.UnreadableImage as error:
@@ -483,8 +482,8 @@ class Predictor:
             embeddings.check_checkpoint("queries", queries.checkpoint, self.checkpoint)
             everything = np.ones(len(queries), bool)
             return _Asked(queries.embeddings, queries.names, everything)
-        texts = given_queries.texts(queries)
-        return _Asked(self._encode_texts(texts, mode), texts, given_queries.is_asked(texts))
+        texts = queries.texts(queries)
+        return _Asked(self._encode_texts(texts, mode), texts, queries.is_asked(texts))
 
     def _prompts(self, mode: str | None) -> str:
         """Raises `DataError` for a mode that is none."""
@@ -502,8 +501,8 @@ class Predictor:
         """Embeddings of texts, from memory if they were asked lately."""
         key = queries, mode
         if key not in self._texts:
-            given_queries.check_read(queries, self._tokenizer)
-            given_queries.warn(queries)
+            queries.check_read(queries, self._tokenizer)
+            queries.warn(queries)
             self._texts[key] = self._run_text_tower(queries, mode)
             ranking.require_finite("queries", self._texts[key])
         self._texts.move_to_end(key)
@@ -544,15 +543,15 @@ class Predictor:
 def _each_image(images: Any) -> Iterator[ImageLike]:
     if isinstance(images, ImageEmbeddings):
         raise DataError("images: are embedded already; search them")
-    return given_images.each(images)
+    return image_inputs.each(images)
 
 
 def _check(*, nms_iou: float | None = None, **options: Any) -> None:
     """Raises `DataError` for an option that is out of its range."""
     if nms_iou is not None:
-        ranges.share("nms_iou", nms_iou)
+        ranges.fraction("nms_iou", nms_iou)
     for name, value in options.items():
-        (ranges.share if name == "threshold" else ranges.count)(name, value)
+        (ranges.fraction if name == "threshold" else ranges.count)(name, value)
 
 
 def _names_of(names: Any, num_images: int, what: str) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines.image_ops import UnreadableImage
 from owl_det.errors import DataError
-from owl_det.inference import given_images
+from owl_det.inference import image_inputs
 
 RGB = np.random.default_rng(0).integers(2, 256, (6, 9, 3), np.uint8)
 
@@ -29,7 +29,7 @@ class Tensor:
 
 
 def _read_all(images: Any) -> list[np.ndarray]:
-    return [np.asarray(given_images.read(image)) for image in given_images.each(images)]
+    return [np.asarray(image_inputs.read(image)) for image in image_inputs.each(images)]
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_files_that_are_no_images_are_named(
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableImage, match=message):
-        given_images.read(tmp_path / name)
+        image_inputs.read(tmp_path / name)
 
 
 def test_paths_that_are_none_are_said_to_be(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_paths_that_are_none_are_said_to_be(tmp_path: Path) -> None:
         ("a\0b", "is no path"),
     ):
         with pytest.raises(UnreadableImage, match=message):
-            given_images.read(path)
+            image_inputs.read(path)
 
 
 def test_a_broken_file_that_pillow_opened_is_named(file: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_broken_file_that_pillow_opened_is_named(file: Path) -> None:
     file.write_bytes(content[: len(content) // 2])
     with pytest.raises(UnreadableImage, match=r"a picture\.png: damaged"):
         with Image.open(file) as opened:
-            given_images.read(opened)
+            image_inputs.read(opened)
     with pytest.raises(UnreadableImage, match="image 3: image of 0 x 5 pixels"):
-        given_images.read(Image.new("RGB", (0, 5)), "image 3")
+        image_inputs.read(Image.new("RGB", (0, 5)), "image 3")
 
 
 def test_a_file_that_is_spelt_otherwise_is_named(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_file_that_is_spelt_otherwise_is_named(tmp_path: Path) -> None:
     Image.fromarray(RGB).save(real, format="JPEG")
     for spelt in ("Photos/m\u00fcll.jpg", "photos/mu\u0308ll.JPG", "PHOTOS/M\u00dcLL.jpeg"):
         with pytest.raises(UnreadableImage, match="did you mean '.*m\u00fcll.JPG'"):
-            given_images.read(f"{tmp_path}/{spelt}")
+            image_inputs.read(f"{tmp_path}/{spelt}")
     with pytest.raises(UnreadableImage, match="did you mean '.*Photos/m\u00fcll.JPG'"):
-        given_images.read(f"{tmp_path}\\Photos\\m\u00fcll.JPG".replace("\\Ph", "/Ph"))
+        image_inputs.read(f"{tmp_path}\\Photos\\m\u00fcll.JPG".replace("\\Ph", "/Ph"))
     with pytest.raises(UnreadableImage, match=r"no such file$"):
-        given_images.read(tmp_path / "Photos" / "other.jpg")
+        image_inputs.read(tmp_path / "Photos" / "other.jpg")

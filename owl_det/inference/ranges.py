@@ -7,7 +7,7 @@ from typing import Any
 from owl_det.errors import DataError
 
 
-def share(name: str, value: Any) -> float:
+def fraction(name: str, value: Any) -> float:
     """A number in [0, 1]. Raises `DataError` for any other value, NaN included."""
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
     if not 0 <= number <= 1:
