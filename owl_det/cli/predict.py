@@ -107,10 +107,10 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check_queries(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a query of no use, before the model is loaded."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import image_inputs, queries
+    from owl_det.inference import image_inputs, text_queries
 
     if arguments.query:
-        queries.texts(arguments.query)
+        text_queries.texts(arguments.query)
     for text in arguments.query_image:
         try:
             image_inputs.read(_image_and_box(text)[0])

@@ -40,11 +40,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
     from owl_det import checkpoint, viz
-    from owl_det.inference import dense_features, queries
+    from owl_det.inference import dense_features, text_queries
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)
-    queries = queries.texts(arguments.query) if arguments.query else ()
+    queries = text_queries.texts(arguments.query) if arguments.query else ()
     model = checkpoint.load_model(arguments.checkpoint)
     if arguments.image_size:
         model = checkpoint.resized(model, arguments.image_size)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_pipelines import image_ops, prompts, tokenizer
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import ranking
+from owl_det.inference import ranking, text_queries
 from owl_det.modeling import resnet
 from owl_det.modeling.detector import Detector
 from owl_det.modeling.resnet import ClipResNet
@@ -124,10 +124,10 @@ class DenseFeatures:
 
         Raises `DataError` for a query of no use.
         """
-        queries = queries.texts(queries)
+        queries = text_queries.texts(queries)
         words = tokenizer.build(self.model.config.text, self.model.tokenizer)
-        queries.check_read(queries, words)
-        queries.warn(queries)
+        text_queries.check_read(queries, words)
+        text_queries.warn(queries)
         for query in queries:
             if not words.fits(query):
                 logging.warning("Query %r is cut to %d tokens", query, words.num_positions)

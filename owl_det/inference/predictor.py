@@ -25,6 +25,7 @@ from owl_det.inference import (
     ranges,
     ranking,
     stablehlo,
+    text_queries,
 )
 from owl_det.inference.detections import Detections, Proposals
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
@@ -482,8 +483,8 @@ class Predictor:
             embeddings.check_checkpoint("queries", queries.checkpoint, self.checkpoint)
             everything = np.ones(len(queries), bool)
             return _Asked(queries.embeddings, queries.names, everything)
-        texts = queries.texts(queries)
-        return _Asked(self._encode_texts(texts, mode), texts, queries.is_asked(texts))
+        texts = text_queries.texts(queries)
+        return _Asked(self._encode_texts(texts, mode), texts, text_queries.is_asked(texts))
 
     def _prompts(self, mode: str | None) -> str:
         """Raises `DataError` for a mode that is none."""
@@ -501,8 +502,8 @@ class Predictor:
         """Embeddings of texts, from memory if they were asked lately."""
         key = queries, mode
         if key not in self._texts:
-            queries.check_read(queries, self._tokenizer)
-            queries.warn(queries)
+            text_queries.check_read(queries, self._tokenizer)
+            text_queries.warn(queries)
             self._texts[key] = self._run_text_tower(queries, mode)
             ranking.require_finite("queries", self._texts[key])
         self._texts.move_to_end(key)

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines import tokenizer
 from owl_det.config import TextTowerConfig
 from owl_det.errors import DataError
-from owl_det.inference import queries
+from owl_det.inference import text_queries
 from owl_det.inference.detections import Detections
 
 
@@ -26,8 +26,8 @@ from owl_det.inference.detections import Detections
     ],
 )
 def test_lists_of_every_kind_are_taken(queries: Any) -> None:
-    assert queries.texts(queries) == ("cat", "dog")
-    assert queries.texts("cat") == ("cat",)
+    assert text_queries.texts(queries) == ("cat", "dog")
+    assert text_queries.texts("cat") == ("cat",)
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_lists_of_every_kind_are_taken(queries: Any) -> None:
 )
 def test_what_is_no_list_of_texts_is_one_clear_line(queries: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        queries.texts(queries)
+        text_queries.texts(queries)
 
 
 def test_a_text_is_asked_once() -> None:
-    asked = queries.is_asked(["cat", "Dog", "dog ", "CAT", "cats"])
+    asked = text_queries.is_asked(["cat", "Dog", "dog ", "CAT", "cats"])
     assert asked.tolist() == [True, True, False, False, True]
 
 
 def test_a_text_of_which_nothing_is_read_is_refused() -> None:
     words = tokenizer.build(TextTowerConfig())
-    queries.check_read(["cat"], words)
+    text_queries.check_read(["cat"], words)
     with pytest.raises(DataError, match="queries: 1: .* has nothing that the text tower reads"):
-        queries.check_read(["cat", "&nbsp;"], words)
+        text_queries.check_read(["cat", "&nbsp;"], words)
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_what_is_probably_not_meant_is_said(
     queries: list[str], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="absl"):
-        queries.warn(["a red cat.", "St. Bernard", "black-and-white dog"])
+        text_queries.warn(["a red cat.", "St. Bernard", "black-and-white dog"])
         assert not caplog.messages
-        queries.warn(queries)
+        text_queries.warn(queries)
     assert len(caplog.messages) == 1
     assert re.search(said, caplog.messages[0])
 
