@@ -26,7 +26,7 @@ from PIL import Image
 from benchmarks import command
 from benchmarks import train_step as train_benchmark
 from data_pipelines.pseudo_records import ShardWriter, encode_image
-from data_pipelines.readers.image_text import Sample
+from data_pipelines.readers.image_text_shards import Sample
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.annotate.label_spaces import Curated, LabelSpace

@@ -12,7 +12,7 @@ def default() -> ConfigDict:
     return ConfigDict(dataclasses.asdict(schema.Config())).lock()
 
 
-def add_source(group: ConfigDict, name: str, source: schema.Source) -> None:
+def add_source(group: ConfigDict, name: str, source: schema.SourceConfig) -> None:
     """Adds a data source to `config.data.train` or `config.data.eval`."""
     with group.unlocked():
         group[name] = ConfigDict(dataclasses.asdict(source)).lock()

@@ -23,7 +23,6 @@ from data_pipelines import (
     batching,
     query_sets,
     sampling,
-    source,
     teacher_cache,
     teacher_regions,
     tokenizer,
@@ -32,6 +31,7 @@ from data_pipelines import (
 from data_pipelines.batching import Arrays
 from data_pipelines.features import Names, Record
 from data_pipelines.image_ops import UNREADABLE_SHARE, UnreadableImage, is_tolerable
+from data_pipelines.open_source import open_source
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
@@ -48,7 +48,7 @@ class TrainInput:
         """Opens all sources. Raises `DataError` if one is missing, malformed or empty."""
         data = config.data
         self.config = config
-        self.sources = [source.build(entry, data.path) for entry in data.train.values()]
+        self.sources = [open_source(entry, data.path) for entry in data.train.values()]
         self.mixture = sampling.Mixture(
             [len(s) for s in self.sources], [s.weight for s in data.train.values()], config.seed
         )

@@ -22,9 +22,8 @@ from safetensors import SafetensorError, safe_open
 from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.source import Source
-from data_pipelines.teacher_regions import Regions
-from owl_det.config import Config, ShapesWorldSource
-from owl_det.config import Source as SourceEntry
+from data_pipelines.teacher_regions import TeacherRegions
+from owl_det.config import Config, ShapesWorldSource, SourceConfig
 from owl_det.errors import DataError
 
 FORMAT = 2
@@ -73,7 +72,7 @@ def wanted_signals(config: Config) -> set[str]:
     return set().union(*wanted) - without
 
 
-def describe(source: Source, entry: SourceEntry) -> dict[str, Any]:
+def describe(source: Source, entry: SourceConfig) -> dict[str, Any]:
     """What a cache holds of a source, so that another one is told apart."""
     found: dict[str, Any] = {"version": source.version, "num_images": len(source)}
     if isinstance(entry, ShapesWorldSource):  # whose version is that of the drawing alone
@@ -145,7 +144,7 @@ class TeacherCache:
         self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def arrays(
-        self, places: list[tuple[int, int]], example: Example, drawn: Regions, packed: Arrays
+        self, places: list[tuple[int, int]], example: Example, drawn: TeacherRegions, packed: Arrays
     ) -> Arrays:
         """`teacher/<name>` of one example, float32, with zeros for fillers.
 

@@ -371,7 +371,7 @@ class PseudoBoxesSource:
     hard_negatives: int = 0
 
 
-Source = (
+SourceConfig = (
     ShapesWorldSource
     | CocoSource
     | VocSource
@@ -401,8 +401,8 @@ class AugmentConfig:
 class DataConfig:
     path: str = ""  # root of the data set, for every source that names none of its own
     tokenizer: str = ""  # tokenizer.json or spiece.model; empty = CLIP's vocabulary, built in
-    train: dict[str, Source] = field(default_factory=dict)
-    eval: dict[str, Source] = field(default_factory=dict)
+    train: dict[str, SourceConfig] = field(default_factory=dict)
+    eval: dict[str, SourceConfig] = field(default_factory=dict)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     max_instances: int = 100
     max_queries: int = 100  # of one image or mosaic

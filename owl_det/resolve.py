@@ -24,7 +24,7 @@ from owl_det.config import (
     PreprocessConfig,
     PseudoBoxesSource,
     ShapesWorldSource,
-    Source,
+    SourceConfig,
 )
 from owl_det.errors import ConfigError, UserError
 
@@ -462,7 +462,7 @@ def _check_densevlm(densevlm: DenseVlmConfig) -> None:
     )
 
 
-def _may_have_captions(source: Source) -> bool:
+def _may_have_captions(source: SourceConfig) -> bool:
     kinds = (ShapesWorldSource, ImageTextSource, PseudoBoxesSource)
     return isinstance(source, kinds) or (isinstance(source, CocoSource) and bool(source.captions))
 

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 from data_pipelines import image_ops, label_ops, prompts, tokenizer
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.pseudo_records import PseudoRecord
-from data_pipelines.readers.image_text import Sample, Unreadable
+from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from owl_det import boxes as box_lib
 from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace

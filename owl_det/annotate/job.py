@@ -24,8 +24,8 @@ from jaxtyping import PyTree
 
 from data_pipelines import pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
-from data_pipelines.readers import image_text
-from data_pipelines.readers.image_text import ImageTextShards, Sample, Unreadable
+from data_pipelines.readers import image_text_inputs
+from data_pipelines.readers.image_text_shards import ImageTextShards, Sample, Unreadable
 from owl_det import checkpoint, console, path_rules
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
@@ -46,7 +46,7 @@ class Settings:
     """What the records depend on, and how they are made."""
 
     checkpoint: str
-    input: str  # as in `image_text.open_shards`
+    input: str  # as in `image_text_inputs.open_shards`
     output: str
     labels: str = "union"  # as in `label_spaces.make`
     vocabularies: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class Job:
         _check(settings)
         self.settings, self.folder = settings, Path(settings.output)
         self.report: dict[str, Any] | None = None  # once all shards are complete
-        self.shards = image_text.open_shards(settings.input, settings.num_shards)
+        self.shards = image_text_inputs.open_shards(settings.input, settings.num_shards)
         self.space = label_spaces.make(settings.labels, settings.vocabularies, settings.max_ngrams)
         if settings.hard_negatives and not self.space.curated.names:
             raise DataError(

@@ -170,7 +170,7 @@ def _evaluate_regions(arguments: argparse.Namespace) -> int:
     from owl_det import checkpoint
     from owl_det.evaluation import benchmark, dense
 
-    source = dense.open_source(
+    source = dense.open_region_source(
         dense.RegionDataLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,

@@ -19,11 +19,11 @@ from absl import logging
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from data_pipelines import source as source_lib
 from data_pipelines import teacher_cache, tokenizer, transforms
 from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
 from owl_det import checkpoint, config_file, files, sharding
 from owl_det.config import AugmentConfig, Config, MeshConfig
@@ -78,7 +78,7 @@ def run(
     mesh = sharding.make_mesh(MeshConfig())
     batch_size = -(-batch_size // mesh.size) * mesh.size
     sources = {
-        name: source_lib.build(entry, config.data.path) for name, entry in config.data.train.items()
+        name: open_source(entry, config.data.path) for name, entry in config.data.train.items()
     }
     folder = Path(output)
     writer = _Writer(config, wanted, folder, mesh, shard_size)
@@ -133,7 +133,9 @@ class _Writer:
         of_teacher = self._image or self._dense
         assert of_teacher is not None
         # Captions as the teacher itself reads them, whatever the student's text tower is like.
-        self._tokenizer = tokenizer.build(of_teacher.loaded.config.text, of_teacher.loaded.tokenizer)
+        self._tokenizer = tokenizer.build(
+            of_teacher.loaded.config.text, of_teacher.loaded.tokenizer
+        )
 
     def begin(self, sources: dict[str, Source]) -> None:
         """Writes the manifest and the names, or compares them with those that are there."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import jax
 
-from data_pipelines import source as source_lib
+from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
 from owl_det import config as config_lib
 from owl_det import files, sharding
@@ -84,14 +84,12 @@ def open_sources(location: BenchmarkLocation) -> dict[str, Source]:
     """
     _check(location)
     if location.kind != "odinw":
-        source = source_lib.build(_entry(location), "")
+        source = open_source(_entry(location), "")
         _require_federated(location, source)
         return {location.kind: source}
     folders = _odinw_folders(Path(location.images), "test" if location.split == "test" else "valid")
     return {
-        name: source_lib.build(
-            config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
-        )
+        name: open_source(config_lib.CocoSource(annotations=str(file), images=str(file.parent)), "")
         for name, file in folders.items()
     }
 
@@ -258,7 +256,7 @@ def _check_yolo(location: BenchmarkLocation) -> None:
         raise UserError(f"--annotations: {location.annotations}: no such file or folder")
 
 
-def _entry(location: BenchmarkLocation) -> config_lib.Source:
+def _entry(location: BenchmarkLocation) -> config_lib.SourceConfig:
     annotations, images = location.annotations, location.images
     if location.kind == "shapes_world":
         return config_lib.ShapesWorldSource(split="test", num_images=1024)

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32
 
 from data_pipelines import image_ops, prompts, tokenizer
-from data_pipelines import source as source_lib
-from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
+from data_pipelines.named_regions import BoxRegions, NamedRegions, RegionSource, region_tokens
+from data_pipelines.open_source import open_source
 from owl_det import config as config_lib
 from owl_det import sharding
 from owl_det.config import MeshConfig
@@ -143,7 +143,7 @@ class RegionEvaluator:
         accuracy: Mapping[str, NameAccuracy],
         counts: dict[str, int],
         tokens: Float[Array, "b n e"],
-        regions: Sequence[Regions | None],
+        regions: Sequence[NamedRegions | None],
     ) -> None:
         side = math.isqrt(tokens.shape[1])
         boxes, masks = self._targets(tokens.shape[0], side, regions)
@@ -160,7 +160,7 @@ class RegionEvaluator:
                 counts[name] += len(which)
 
     def _targets(
-        self, num_rows: int, side: int, regions: Sequence[Regions | None]
+        self, num_rows: int, side: int, regions: Sequence[NamedRegions | None]
     ) -> tuple[Float32[np.ndarray, "b r 4"], Bool[np.ndarray, "b r n"]]:
         """Boxes (cxcywh) and the tokens inside masks; rows beyond an image's regions are empty."""
         geometry = self.model.preprocess.geometry
@@ -189,7 +189,7 @@ def _pool(
 
 
 def _add_whole(
-    recall: CategoryRecall, whole: Float[np.ndarray, "b e"], regions: Sequence[Regions | None]
+    recall: CategoryRecall, whole: Float[np.ndarray, "b e"], regions: Sequence[NamedRegions | None]
 ) -> None:
     for row, found in enumerate(regions):
         if found is not None:
@@ -222,7 +222,7 @@ class RegionDataLocation:
 
 
 @in_flags()
-def open_source(location: RegionDataLocation) -> RegionSource:
+def open_region_source(location: RegionDataLocation) -> RegionSource:
     """Raises `UserError` naming the flag that is missing or does not apply, and `DataError`."""
     _check(location)
     if location.kind == "shapes_world":
@@ -236,7 +236,7 @@ def open_source(location: RegionDataLocation) -> RegionSource:
         segments = Path(location.segments) if location.segments else beside
         return CocoPanopticReader(annotations, images, segments)
     entry = config_lib.CocoSource(annotations=str(annotations), images=str(images))
-    boxes = source_lib.build(entry, "")
+    boxes = open_source(entry, "")
     data_check.require_boxes(boxes)
     return BoxRegions(boxes)
 

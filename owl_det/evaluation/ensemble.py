@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from owl_det import checkpoint, sharding
-from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
+from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, SourceConfig
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.detector import Detector, without_contrastive
 from owl_det.resolve import resolve
@@ -32,7 +32,7 @@ _FREE += ("position_init", "class_prior", "class_initial_scale")
 
 _NUMBERS: dict[str, type[int] | type[float]] = {
     field.name: field.type
-    for schema in typing.get_args(Source)
+    for schema in typing.get_args(SourceConfig)
     for field in dataclasses.fields(schema)
     if field.type in (int, float)
 }
@@ -201,7 +201,7 @@ class _Measure:
     """AP of one model after the other on the same evaluations."""
 
     def __init__(self, model: LoadedModel, evaluations: dict[str, str], max_images: int):
-        from data_pipelines import source as source_lib
+        from data_pipelines.open_source import open_source
         from owl_det.evaluation.evaluate import DetectionEvaluator
 
         parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
@@ -216,7 +216,7 @@ class _Measure:
             key = repr(source)
             self._source[name] = key
             if key not in self._evaluate:
-                opened = source_lib.build(source, "")
+                opened = open_source(source, "")
                 self._evaluate[key] = DetectionEvaluator(
                     detector,
                     opened,
@@ -252,7 +252,7 @@ class _Measure:
         return values
 
 
-def _sources(entries: dict[str, Any]) -> dict[str, Source]:
+def _sources(entries: dict[str, Any]) -> dict[str, SourceConfig]:
     """Evaluation sources as a config would read them."""
     # A config needs a training source to be whole; none is opened.
     data = {"train": {"none": {"kind": "shapes_world"}}, "eval": entries}

@@ -11,7 +11,7 @@ import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from data_pipelines import source as source_lib
+from data_pipelines.open_source import open_source
 from owl_det import files
 from owl_det.config import Config
 from owl_det.evaluation import comparison, image_text
@@ -37,7 +37,7 @@ def open_all(
     evaluations = [
         make(
             detector,
-            source_lib.build(entry, config.data.path),
+            open_source(entry, config.data.path),
             mesh,
             name,
             settings=settings,

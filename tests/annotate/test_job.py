@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import image_ops, pseudo_records, source
+from data_pipelines import image_ops, pseudo_records
 from data_pipelines.features import Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.input import TrainInput
-from data_pipelines.readers.image_text import Sample, Unreadable
+from data_pipelines.open_source import open_source
+from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
 from data_pipelines.tokenizer import ClipTokenizer
@@ -364,7 +365,7 @@ def test_corrupt_images_are_quarantined_and_counted(saved: Path, tmp_path: Path)
     lines = (out / "quarantine-00000-of-00001.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["1.png", "3.png"]
     assert json.loads((out / "report.json").read_text())["unreadable"] == 2
-    reader = source.build(PseudoBoxesSource(min_image_score=0.1), str(out))
+    reader = open_source(PseudoBoxesSource(min_image_score=0.1), str(out))
     assert [image_ops.image_size(reader[i].image) for i in range(len(reader))] == [(32, 32)] * 2  # pyright: ignore[reportArgumentType]
 
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from data_pipelines.features import Category, Record
-from data_pipelines.regions import Regions
+from data_pipelines.named_regions import NamedRegions
 from owl_det import checkpoint, cli, sharding
 from owl_det.config import MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
@@ -40,7 +40,7 @@ class _Painted:
         for i, name in enumerate(NAMES)
     )
 
-    def __init__(self, blocks: list[np.ndarray], regions: list[Regions]) -> None:
+    def __init__(self, blocks: list[np.ndarray], regions: list[NamedRegions]) -> None:
         self.blocks, self._regions = blocks, regions
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class _Painted:
             scores=np.zeros(0, np.float32),
         )
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         return self._regions[index]
 
 
@@ -70,7 +70,7 @@ def _painted() -> _Painted:
     second[2:, :2] = 2
     segments = [np.kron(blocks, np.ones((8, 8), int)) for blocks in (first, second)]
     regions = [
-        Regions(
+        NamedRegions(
             size=(32, 32),
             boxes_xyxy=np.array([[8, 8, 24, 24], [24, 0, 32, 8], [0, 0, 32, 32]], np.float32),
             names=("cat", "dog", "grass"),
@@ -78,7 +78,7 @@ def _painted() -> _Painted:
             segments=np.choose(segments[0], [0, 1, -1, 2]).astype(np.int32),
             present=("cat", "dog", "grass"),
         ),
-        Regions(
+        NamedRegions(
             size=(32, 32),
             boxes_xyxy=np.array([[0, 16, 16, 32], [0, 0, 32, 32]], np.float32),
             names=("dog", "sky"),
@@ -279,7 +279,7 @@ def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
 )
 def test_flags_that_do_not_fit_are_named(location: RegionDataLocation, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        dense.open_source(location)
+        dense.open_region_source(location)
 
 
 def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     location = RegionDataLocation(kind="coco", annotations=str(file), images=str(tmp_path))
     with pytest.raises(DataError, match="no usable box to measure against: .* 1 without area"):
-        dense.open_source(location)
+        dense.open_region_source(location)
 
 
 def test_clusters_are_shared_by_images_and_numbered_by_size() -> None:

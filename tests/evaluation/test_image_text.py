@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from data_pipelines import source
 from data_pipelines.features import Category, Record
+from data_pipelines.open_source import open_source
 from owl_det import sharding
 from owl_det.config import Config, EvaluationConfig, ShapesWorldSource
 from owl_det.errors import DataError
@@ -121,7 +121,7 @@ def test_region_accuracy_leaves_crowds_and_several_names_out() -> None:
 
 def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     entry = ShapesWorldSource(split="image_text_test", image_size=32, num_images=11)
-    data = source.build(entry, "")
+    data = open_source(entry, "")
     settings = EvaluationConfig(batch_size=4)
     detector: Any = build.make_detector(config)
     measure = ImageTextEvaluator(detector, data, mesh, "x", settings=settings, eval_prompts="none")

@@ -26,7 +26,6 @@ from data_pipelines.readers.folder_shards import FolderShards, open_folder
 from data_pipelines.readers.image_text_shards import (
     ImageTextShards,
     LocatedShards,
-    Place,
     Sample,
     Unreadable,
     cut,
@@ -36,8 +35,6 @@ from data_pipelines.readers.tfrecord_shards import TfRecordShards
 from data_pipelines.shapes_world import SPLITS, ShapesWorld
 from owl_det import files
 from owl_det.errors import DataError
-
-__all__ = ["ImageTextShards", "LocatedShards", "Place", "Sample", "Unreadable"]
 
 _COMPRESSED_TARS = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _NO_RECORDS = (".idx", ".index", ".json", ".txt", ".md5")  # files that lie beside .tfrecord files

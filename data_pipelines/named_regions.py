@@ -14,7 +14,7 @@ from data_pipelines.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions:
+class NamedRegions:
     """The regions of one image; each has one name and, where there are masks, at least a pixel."""
 
     size: tuple[int, int]  # height, width of the raw image
@@ -28,7 +28,7 @@ class Regions:
 class RegionSource(Source, Protocol):
     """A source that also knows regions. Its categories belong to the group "thing" or "stuff"."""
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         """Of the record at `index`. Raises `DataError` where its masks are malformed."""
         ...
 
@@ -51,13 +51,13 @@ class BoxRegions:
     def __getitem__(self, index: int) -> Record:
         return self.source[index]
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         record = self.source[index]
         rows = [
             i for i, names in enumerate(record.names) if len(names) == 1 and not record.is_crowd[i]
         ]
         every = (name for names in (*record.names, record.not_exhaustive) for name in names)
-        return Regions(
+        return NamedRegions(
             size=image_ops.image_size(record.image),
             boxes_xyxy=record.boxes_xyxy[rows],
             names=tuple(record.names[i][0] for i in rows),

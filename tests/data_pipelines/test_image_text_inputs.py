@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines.readers import image_text, tar_shards
-from data_pipelines.readers.image_text import Sample, Unreadable
+from data_pipelines.readers import image_text_inputs, tar_shards
+from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.errors import DataError, UserError
 
@@ -31,7 +31,7 @@ def _tar(path: Path, members: list[tuple[str, bytes]]) -> None:
 
 
 def _all(where: Path | str, num_shards: int = 0) -> list[list[Sample | Unreadable]]:
-    shards = image_text.open_shards(str(where), num_shards)
+    shards = image_text_inputs.open_shards(str(where), num_shards)
     return [list(shards.samples(i)) for i in range(len(shards))]
 
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_gone_is_no_damage(tmp_path: Path) -> None:
     """The file system's failures are raised: a shard must not end with what came before."""
     path = tmp_path / "x.tar"
     _tar(path, [(f"{i}.png", _png(i)) for i in range(3)])
-    shards = image_text.open_shards(str(path))
+    shards = image_text_inputs.open_shards(str(path))
     found = shards.samples(0)
     assert next(found).key == "0"
     path.unlink()
@@ -84,7 +84,7 @@ def test_compressed_tfrecords_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("tensorflow", reason="needs TensorFlow")
     (tmp_path / "a.tfrecord.gz").write_bytes(b"")
     with pytest.raises(DataError, match="a.tfrecord.gz: is compressed"):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut in data", "cut at header", "bad header"])
@@ -179,7 +179,7 @@ def test_a_captions_file_may_spell_names_in_several_ways(tmp_path: Path) -> None
 def test_a_captions_file_is_utf8(tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_bytes('{"file": "a.png", "text": "é"}'.encode("latin-1"))
     with pytest.raises(DataError, match="line 1"):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
 
 
 def test_file_names_that_are_no_utf8_are_written_out(tmp_path: Path) -> None:
@@ -191,9 +191,9 @@ def test_file_names_that_are_no_utf8_are_written_out(tmp_path: Path) -> None:
 def test_texts_beside_images_are_part_of_the_version(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(_png(1))
     (tmp_path / "b.txt").write_text("a cat")
-    before = image_text.open_shards(str(tmp_path)).version
+    before = image_text_inputs.open_shards(str(tmp_path)).version
     (tmp_path / "b.txt").write_text("a black cat")
-    assert image_text.open_shards(str(tmp_path)).version != before
+    assert image_text_inputs.open_shards(str(tmp_path)).version != before
 
 
 def test_a_malformed_pax_header_is_damage(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_a_name_of_absurd_length_is_damage(tmp_path: Path, kind: bytes, size: in
 def test_captions_files_are_checked(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "captions.jsonl").write_text(line)
     with pytest.raises(DataError, match=message):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
 
 
 def test_inputs_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
@@ -265,10 +265,10 @@ def test_inputs_that_cannot_be_opened_are_named(tmp_path: Path) -> None:
         ("shapes_world:train:3", 4),
     ):
         with pytest.raises(DataError, match=r"absent|no images|shapes_world|--shards"):
-            image_text.open_shards(where, num_shards)
+            image_text_inputs.open_shards(where, num_shards)
     _tar(tmp_path / "x.tar", [])
     with pytest.raises(DataError, match="--shards"):
-        image_text.open_shards(str(tmp_path), 2)
+        image_text_inputs.open_shards(str(tmp_path), 2)
 
 
 # --- captions of other tools ---------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_a_name_that_two_images_may_have_is_neithers(
     for name in ("a.png", "A.png", "b.png"):
         (tmp_path / name).write_bytes(_png(1))
     (tmp_path / "metadata.csv").write_text("file_name,text\na.PNG,a dog\nb.png,a cat\n")
-    image_text.open_shards(str(tmp_path))
+    image_text_inputs.open_shards(str(tmp_path))
     assert "1 of its 2 images are not in the folder, such as a.PNG" in caplog.text
 
 
@@ -382,11 +382,12 @@ def test_texts_beside_the_images_come_before_a_table(tmp_path: Path) -> None:
 
 def test_json_beside_the_images_comes_last_and_costs_no_image(tmp_path: Path) -> None:
     _images(tmp_path, 3)
-    before = image_text.open_shards(str(tmp_path)).version
+    before = image_text_inputs.open_shards(str(tmp_path)).version
     for i, content in enumerate(('{"shapes": [], "imagePath": "0.png"}', "[1]", "{")):
         (tmp_path / f"{i}.json").write_text(content)
     assert _captions_of(tmp_path) == {"0.png": (), "1.png": (), "2.png": ()}
-    assert image_text.open_shards(str(tmp_path)).version == before  # labels are no part of it
+    # Labels are not part of it.
+    assert image_text_inputs.open_shards(str(tmp_path)).version == before
     (tmp_path / "2.json").write_text('{"caption": "two"}')
     assert _captions_of(tmp_path) == {"0.png": (), "1.png": (), "2.png": ("two",)}
     (tmp_path / "0.txt").write_text("text")
@@ -407,7 +408,7 @@ def test_malformed_tables_are_named(tmp_path: Path, content: str, message: str) 
     _images(tmp_path)
     (tmp_path / "metadata.csv").write_text(content)
     with pytest.raises(DataError, match=message):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -576,7 +577,7 @@ def test_compressed_tar_files_are_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"")
     for where in (tmp_path, tmp_path / name):
         with pytest.raises(DataError, match="is compressed; decompress it first"):
-            image_text.open_shards(str(where))
+            image_text_inputs.open_shards(str(where))
 
 
 @pytest.mark.parametrize("left", [1, 11, 12, 100])
@@ -610,10 +611,10 @@ def test_folders_without_images_say_what_is_there(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub/notes.md").write_text("x")
     with pytest.raises(DataError, match=r"no images, .tar or .tfrecord files there; only 1 .md"):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
     _tar(tmp_path / "sub" / "x.tar", [])
     with pytest.raises(DataError, match=r"its shards lie in subfolders, such as sub/x\.tar"):
-        image_text.open_shards(str(tmp_path))
+        image_text_inputs.open_shards(str(tmp_path))
 
 
 def test_shards_in_subfolders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -638,4 +639,4 @@ def test_tar_files_joined_by_cat_are_damage(tmp_path: Path) -> None:
 
 def test_addresses_are_refused() -> None:
     with pytest.raises(UserError, match="--input: gs://bucket/x is an address"):
-        image_text.open_shards("gs://bucket/x")
+        image_text_inputs.open_shards("gs://bucket/x")

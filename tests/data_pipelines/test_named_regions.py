@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_pipelines.regions import BoxRegions, region_tokens
+from data_pipelines.named_regions import BoxRegions, region_tokens
 from data_pipelines.shapes_world import ShapesWorld
 
 
