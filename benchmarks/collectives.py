@@ -31,9 +31,9 @@ from jax.sharding import Mesh
 from benchmarks import command
 from owl_det import sharding
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.errors import ConfigError
 from owl_det.modeling.token_drop import num_kept
-from owl_det.resolve import resolve
 from owl_det.training import step_shapes
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

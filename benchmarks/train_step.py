@@ -39,10 +39,10 @@ from owl_det.config import (
     ShapesWorldSource,
     TextTowerConfig,
 )
+from owl_det.config.resolve import resolve
 from owl_det.errors import ConfigError
 from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
-from owl_det.resolve import resolve
 from owl_det.training import flops, step_shapes, train_step
 from owl_det.types import Batch, Predictions, Targets, batch_of
 

@@ -37,10 +37,10 @@ from data_pipelines import prompts, tokenizer
 from owl_det import config as config_lib
 from owl_det import files, finite, path_rules, same_run, step_folders
 from owl_det.config import Config, ModelConfig
+from owl_det.config.resolve import resolve, resolve_model
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build, resnet
 from owl_det.modeling.detector import TOWERS, without_contrastive
-from owl_det.resolve import resolve, resolve_model
 from owl_det.types import LoadedModel, Params, TrainState
 
 FORMAT = 1  # of the run file

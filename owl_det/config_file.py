@@ -18,11 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import owl_det
 from owl_det import files
 from owl_det.config import Config
+from owl_det.config.resolve import resolve, typed
 from owl_det.errors import ConfigError, UserError
 from owl_det.near_paths import hint
-from owl_det.resolve import resolve, typed
 
 _CHANGE = re.compile(r"(?P<dashes>--?)(?P<no>no)?config\.(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 _WIDTH = 300  # characters kept of an error in somebody's config file
@@ -92,11 +93,10 @@ def _listed(shipped: Mapping[str, Path]) -> str:
 
 
 def _shipped() -> dict[str, Path]:
-    """The configs of this package by name, wherever it is installed."""
-    spec = importlib.util.find_spec("configs")
-    folders = (spec.submodule_search_locations if spec else None) or []
-    found = [file for folder in folders for file in sorted(Path(folder).glob("*.py"))]
-    return {file.stem: file for file in found if file.stem not in ("__init__", "base")}
+    """The configs of this package by name: a wheel has them inside, a checkout beside it."""
+    inside = _PACKAGE / "configs"
+    folder = inside if inside.is_dir() else _PACKAGE.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.py")) if file.stem != "__init__"}
 
 
 def _load_json(file: Path) -> dict[str, Any]:
@@ -149,17 +149,19 @@ def _described(error: Exception, file: Path) -> str:
         near = re.search(r'Did you mean "(.+?)"', message)
         message = f"no such key {key[1]!r}" + (f"; did you mean {near[1]!r}?" if near else "")
     message = textwrap.shorten(message, _WIDTH, placeholder=" …")
+    # The last line that its writer may have written: no library's, and no preset's.
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith((_LIBRARIES, _STANDARD, "<frozen"))
-        and Path(frame.filename) != Path(__file__)
+        if Path(frame.filename) == file.absolute()
+        or not frame.filename.startswith((_LIBRARIES, _STANDARD, str(_PACKAGE), "<frozen"))
     ]
     place = f"{_short(own[-1].filename)}, line {own[-1].lineno}" if own else str(file)
     return f"{place}: {kind}: {message}" if message else f"{place}: {kind}"
 
 
 _LIBRARIES, _STANDARD = sysconfig.get_path("purelib"), sysconfig.get_path("stdlib")
+_PACKAGE = Path(owl_det.__file__).parent
 
 
 def _short(path: str) -> str:

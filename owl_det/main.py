@@ -19,7 +19,7 @@ _KEYS = """\
 keys of the config:
   --config.KEY=VALUE changes one, as --config.batch_size=16, --config.data.path=my/data,
   --config.optimizer.learning_rate=1e-4 or --config.data.augment.mosaic_sizes="(1, 2)".
-  owl_det/config.py lists all keys with what they mean; --dry_run prints them as they are.
+  owl_det/config/ lists all keys with what they mean; --dry_run prints them as they are.
 
 files in the workdir: config.json, metrics.jsonl, checkpoints/, eval/, pictures/. The same command
 goes on from the latest checkpoint.

@@ -12,9 +12,9 @@ import pytest
 from owl_det import config as config_lib
 from owl_det import sharding
 from owl_det.config import MeshConfig, ModelConfig
+from owl_det.config.resolve import check_attention, resolve
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import check_attention, resolve
 from owl_det.training import step_shapes, train_step
 
 NAMES = (

@@ -19,8 +19,8 @@ from ml_collections import config_flags
 from configs import densevlm_b16
 from owl_det import path_rules
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.training import optim, train_step
 
 NAMES = (

@@ -11,9 +11,9 @@ from PIL import Image
 from data_pipelines.features import Record
 from data_pipelines.open_source import open_source
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
 from owl_det.evaluation import data_check
-from owl_det.resolve import resolve
 from owl_det.training import loop
 from tests import tiny
 

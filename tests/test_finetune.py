@@ -16,12 +16,12 @@ from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS, Detector
-from owl_det.resolve import resolve
 from owl_det.training import loop
 from owl_det.types import LoadedModel
 from tests import tiny

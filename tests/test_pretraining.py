@@ -10,9 +10,9 @@ import pytest
 
 from owl_det import checkpoint, path_rules, sharding
 from owl_det.config import Config, MeshConfig
+from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.training import train_step
 from owl_det.types import LoadedModel
 from tests import tiny

@@ -7,8 +7,8 @@ import numpy as np
 
 from data_pipelines.input import TrainInput
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.types import Batch, batch_of
 
 

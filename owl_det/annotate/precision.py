@@ -24,8 +24,8 @@ from data_pipelines.readers.folder import FolderReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.annotate import label_spaces
 from owl_det.config import CocoSource, VocSource, YoloSource
+from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
-from owl_det.resolve import resolve
 
 IOU = 0.5
 NO_NAME = "no name"  # phrases that are no name of the source, such as "circle and"

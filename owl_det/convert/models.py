@@ -9,12 +9,12 @@ import numpy as np
 from owl_det import path_rules
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.config.resolve import resolve_model
 from owl_det.convert import rules
 from owl_det.convert.rules import Table
 from owl_det.convert.weights import Weights
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import resolve_model
 from owl_det.types import Params
 
 # How the authors evaluate every published detector.

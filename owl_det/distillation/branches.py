@@ -79,7 +79,8 @@ def name_texts(distill: DistillConfig) -> list[str]:
 def check(config: Config) -> None:
     """Raises `ConfigError` if an active branch cannot run under the other keys of the config.
 
-    The schema checks what it knows by itself; this also looks at `custom` branches.
+    The schema checks an entry's own keys, `config.resolve` what every distillation asks; the rest
+    is asked here, before any data is read.
     """
     for name, (branch, entry) in active(config.distill).items():
         _check_branch(name, branch, entry, config)

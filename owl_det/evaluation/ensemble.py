@@ -19,9 +19,9 @@ from absl import logging
 
 from owl_det import checkpoint, sharding
 from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, SourceConfig
+from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.detector import Detector, without_contrastive
-from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 
 BATCH_SIZE = 32  # of evaluation
@@ -238,7 +238,7 @@ class _Measure:
     def __call__(self, model: LoadedModel) -> dict[str, float]:
         whole = sharding.replicated(self._mesh)
         params = jax.tree.map(lambda x: jax.device_put(np.asarray(x), whole), model.params)
-        results = {key: e(params).evaluator.compute() for key, e in self._evaluate.items()}
+        results = {key: evaluate(params).metrics for key, evaluate in self._evaluate.items()}
         values: dict[str, float] = {}
         for name, key in self._source.items():
             group = self._groups[name]

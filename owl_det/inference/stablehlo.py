@@ -30,9 +30,9 @@ from jaxtyping import Array, Float, Int32, UInt8
 from data_pipelines import prompts, tokenizer
 from owl_det import finite
 from owl_det.config import ModelConfig
+from owl_det.config.resolve import resolve_model
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference.ranking import Functions
-from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 VERSION = 1  # of the metadata

@@ -4,7 +4,7 @@ import contextlib
 import errno
 import itertools
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,19 +17,20 @@ from jax.sharding import Mesh
 
 from data_pipelines import batching
 from data_pipelines.input import TrainInput
+from data_pipelines.source import Source
 from owl_det import checkpoint, files, sharding, step_folders
 from owl_det import config as config_lib
 from owl_det.checkpoint import Checkpoints
 from owl_det.config import Config
+from owl_det.config.resolve import check_attention
 from owl_det.distillation import branches
 from owl_det.distillation.teachers import Teachers, check_same_text, open_teachers
 from owl_det.errors import ExitCode, UserError
-from owl_det.evaluation import comparison, data_check
+from owl_det.evaluation import data_check
 from owl_det.modeling import build
-from owl_det.resolve import check_attention
 from owl_det.stop_signal import Stopped, StopSignal
 from owl_det.training import gradients, memory, optim, step_shapes, train_step
-from owl_det.training.evaluation import evaluate, open_all
+from owl_det.training.evaluation import Evaluations
 from owl_det.training.lease import Lease
 from owl_det.training.metric_log import MetricLog
 from owl_det.training.progress import Progress
@@ -86,8 +87,8 @@ class _Training:
     ):
         self._config, self._folder, self._stop, self._lease = config, folder, stop, lease
         self._data = TrainInput(config)
-        self._evaluations = open_all(config, mesh, stop.check)
-        _check_data(config, self._data, {e.name: e.source for e in self._evaluations})
+        self._evaluations = Evaluations(config, mesh, stop.check)
+        _check_data(config, self._data, self._evaluations.sources)
         opened = open_teachers(config, mesh)
         ids = opened.teacher_ids if opened else ()
         self._checkpoints = Checkpoints(folder, config, ids, self._data.names)
@@ -119,9 +120,7 @@ class _Training:
             self._progress = Progress(self._config, self._log, self._first_step)
             stack.callback(self._progress.close)
             if self._config.evaluation.before_training and self._first_step == 0:
-                before = self._evaluate(is_last=False)
-                if is_first:
-                    comparison.write_before(self._folder, before)
+                self._evaluate_before_training()
             if lacks_evaluation:  # killed between the save and its end
                 self._evaluate(is_last=not to_train)
             code = self._steps(batches)
@@ -142,7 +141,7 @@ class _Training:
             if _due(step, config.checkpoint.every_steps) or is_last or is_stopped:
                 self._save()
             is_evaluated = _due(step, config.evaluation.every_steps) or is_last
-            if is_stopped and not (is_last and not self._evaluations):
+            if is_stopped and not (is_last and not config.data.eval):
                 return self._stopped()
             if is_evaluated:
                 self._progress.flush()
@@ -169,7 +168,14 @@ class _Training:
         self._progress.add(step, metrics, counts)
 
     def _evaluate(self, is_last: bool) -> dict[str, dict[str, object]]:
-        return evaluate(self._evaluations, self._state, self._folder, self._log, is_last)
+        return self._evaluations.measure(self._state, self._folder, self._log, is_last=is_last)
+
+    def _evaluate_before_training(self) -> None:
+        from owl_det.evaluation import comparison
+
+        summaries = self._evaluate(is_last=False)
+        if jax.process_index() == 0:
+            comparison.write_before(self._folder, summaries)
 
     def _save(self) -> None:
         self._progress.flush()  # so that no state after a NaN is ever saved
@@ -240,7 +246,7 @@ def _of_first_process(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
 
 
-def _check_data(config: Config, data: TrainInput, evaluated: dict[str, data_check.Source]) -> None:
+def _check_data(config: Config, data: TrainInput, evaluated: Mapping[str, Source]) -> None:
     trained = dict(zip(config.data.train, data.sources, strict=True))
     data_check.log_what_was_read("train", trained)
     data_check.log_what_was_read("eval", evaluated)
@@ -257,7 +263,8 @@ def _check_data(config: Config, data: TrainInput, evaluated: dict[str, data_chec
 
 
 def _check_before_reading(config: Config, num_shards: int) -> None:
-    """Raises `ConfigError` for what only the devices and the parameters' names tell."""
+    """Raises `ConfigError` for what only branches, devices and the parameters' names tell."""
+    branches.check(config)
     step_shapes.batch_shapes(config, num_shards)
     if config.optimizer.clip.scope in branches.PER_EXAMPLE:
         gradients.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)

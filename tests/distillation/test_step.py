@@ -18,13 +18,13 @@ from configs import quickstart
 from data_pipelines.input import TrainInput
 from owl_det import checkpoint, path_rules, sharding
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
+from owl_det.config.resolve import resolve
 from owl_det.distillation import branch, branches, hierkd, select, step_inputs, teachers
 from owl_det.distillation.branch import BranchInputs
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import ranking
 from owl_det.modeling import build
 from owl_det.modeling.detector import Detector
-from owl_det.resolve import resolve
 from owl_det.training import loop, objectives, train_step
 from owl_det.types import Targets
 from tests import tiny, tiny_distillation

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from owl_det import checkpoint
+from owl_det.config.resolve import resolve_model
 from owl_det.distillation import crops, teachers
 from owl_det.distillation.teacher import Teacher
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
-from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel
 from tests import tiny, tiny_distillation
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from owl_det import checkpoint, path_rules
+from owl_det.config.resolve import resolve_model
 from owl_det.convert import clip, formats, models, siglip
 from owl_det.convert.rules import LAYER, Rule
-from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel
 from tests.convert import hf_folder, test_lit, test_scenic
 from tests.mutations import harness, raw, trees, weight_files

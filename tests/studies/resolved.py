@@ -7,7 +7,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from owl_det.config import Config
-from owl_det.resolve import resolve
+from owl_det.config.resolve import resolve
 from studies import arms
 from studies.arms import Arm
 
