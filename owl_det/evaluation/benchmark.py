@@ -21,8 +21,8 @@ from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
 from owl_det.evaluation import by_category, data_check
-from owl_det.evaluation import pictures as pictures_lib
-from owl_det.evaluation.evaluate import DetectionEvaluator, pairs_kept, summary
+from owl_det.evaluation.evaluate import DetectionEvaluator, DetectionMeasurement, pairs_kept
+from owl_det.evaluation.evaluator import summary
 from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
 
@@ -124,7 +124,7 @@ def run(
     summaries = {}
     for name, source in sources.items():
         started = time.time()
-        measure = DetectionEvaluator(
+        evaluator = DetectionEvaluator(
             detector,
             source,
             mesh,
@@ -134,16 +134,16 @@ def run(
             tokenizer_file=model.tokenizer,
             functions=functions,
         )
-        result = measure(params)
-        metrics = result.evaluator.compute()
+        result = evaluator(params)
+        metrics = result.metrics
         if results is not None:
             result.evaluator.write_results(results)
         summaries[name] = {
-            **summary(measure, result, metrics, model.step, time.time() - started),
+            **summary(evaluator, result, model.step, time.time() - started),
             **by_category.content(metrics),
         }
         if pictures is not None:
-            pictures_lib.write(Path(pictures), name, result.pictures, result.evaluator, metrics)
+            _draw(Path(pictures), name, result)
     return {
         **_overall(list(summaries.values())),
         "protocol": settings.protocol,
@@ -152,6 +152,12 @@ def run(
         "max_images": settings.max_images,
         "datasets": summaries,
     }
+
+
+def _draw(folder: Path, name: str, result: DetectionMeasurement) -> None:
+    from owl_det.evaluation import pictures
+
+    pictures.write(folder, name, result.pictures, result.evaluator, result.metrics)
 
 
 def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:

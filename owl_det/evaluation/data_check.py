@@ -7,11 +7,11 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.features import Record
-from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.image_ops import UnreadableImage, is_tolerable
 from data_pipelines.label_counts import LabelCounts, dropped_text
 from data_pipelines.source import Source
 from owl_det.config import Config
-from owl_det.errors import DataError
+from owl_det.errors import DataError, SourceError
 
 _LOOKED_AT = 256  # records of a source that does not count its labels
 
@@ -76,6 +76,20 @@ def require_boxes(source: Source) -> None:
     if counts is not None and not counts.num_boxes:
         raise DataError(
             f"{source.name}: no usable box to measure against: {told(source)}; mend its labels"
+        )
+
+
+def require_files(source: Source, max_images: int = 0) -> None:
+    """Raises `DataError` if of a folder's first images more than 1 % are not there; 0 = all."""
+    missing_of: Callable[[int], list[str]] | None = getattr(source, "missing", None)
+    num_images = min(len(source), max_images or len(source))
+    missing = missing_of(num_images) if missing_of else []
+    if not is_tolerable(len(missing), num_images):
+        raise SourceError(
+            f"{source.name}: {len(missing)} of {num_images} images are not there, such as "
+            f"{missing[0]}",
+            keys="add them, or correct the key `images` of the source",
+            flags="add them, or correct --images",
         )
 
 

@@ -117,13 +117,11 @@ class RegionEvaluator:
             dense_features.mean_of_prompts(texts), [category.name for category in categories]
         )
         counts: dict[str, int] = dict.fromkeys(_METRICS, 0)
-        for indices, images, is_readable, _ in self.loader.batches(
-            f"regions of {self.source.name}"
-        ):
-            embedded = self._embed(params, images)
+        for batch in self.loader.batches(f"regions of {self.source.name}"):
+            embedded = self._embed(params, batch.images)
             regions = [
-                self.source.regions(index) if is_readable[row] else None
-                for row, index in enumerate(indices)
+                self.source.regions(index) if batch.is_readable[row] else None
+                for row, index in enumerate(batch.indices)
             ]
             if embedded.tokens is not None:
                 self._add_regions(accuracy, counts, embedded.tokens, regions)

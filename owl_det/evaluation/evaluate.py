@@ -1,24 +1,22 @@
 """Runs a detector over a source and measures it; training and `owl-det evaluate` share it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from data_pipelines import image_ops, prompts, tokenizer
 from data_pipelines.features import Category, Record
-from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator, Metrics
 from owl_det.evaluation.loader import Loader
-from owl_det.evaluation.pictures import beside_truth
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
@@ -26,7 +24,7 @@ from owl_det.types import Params
 
 
 class HostPairs(NamedTuple):
-    """`inference.TopPairs` of one image, on the host."""
+    """`ranking.TopPairs` of one image, on the host."""
 
     boxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -34,13 +32,41 @@ class HostPairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What one pass over a data set gave."""
+class DetectionMeasurement:
+    """What one pass over a data set gave. Implements `evaluator.Measurement`."""
 
     evaluator: CocoEvaluator
-    pictures: list[np.ndarray]
+    pictures: list[np.ndarray]  # predictions beside the truth
     num_unreadable: int
     regions: RegionAccuracy | None = None
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Raises `DataError` without any ground truth."""
+        return self.evaluator.compute()
+
+    def scalars(self) -> dict[str, float]:
+        regions = self.regions.scalars() if self.regions else {}
+        return {**self.metrics.scalars(), **regions}
+
+    def headline(self) -> str:
+        return f"AP {self.metrics.AP:.3f}, AP50 {self.metrics.AP50:.3f}"
+
+    def write(
+        self, workdir: Path, name: str, step: int, *, with_plots: bool
+    ) -> UInt8[np.ndarray, "H W 3"] | None:
+        """Writes `eval/results_<name>.json`, the pictures of this step and, if asked, plots."""
+        from owl_det import viz
+        from owl_det.evaluation import pictures
+
+        self.evaluator.write_results(workdir / "eval" / f"results_{name}.json")
+        if with_plots:
+            pictures.write_plots(workdir / "pictures", name, self.evaluator, self.metrics)
+        if not self.pictures:
+            return None
+        sheet = pictures.sheet(self.pictures)
+        viz.save_png(workdir / "pictures" / f"{name}_{step:07d}.png", sheet)
+        return sheet
 
 
 def pairs_kept(settings: EvaluationConfig) -> int:
@@ -118,7 +144,7 @@ class DetectionEvaluator:
         )
         return found, tokens.class_embeddings if self.settings.region_accuracy else None
 
-    def __call__(self, params: Params) -> Evaluation:
+    def __call__(self, params: Params) -> DetectionMeasurement:
         """Detects in every readable image. Only process 0 collects results.
 
         Raises `DataError` if more than 1 % of the images cannot be read, `CheckpointError` if the
@@ -131,44 +157,34 @@ class DetectionEvaluator:
         if self.settings.region_accuracy:
             regions = RegionAccuracy(self.source.categories, np.asarray(queries))
         pictures: list[np.ndarray] = []
-        for loaded in self.loader.batches(f"evaluate {self.name}"):
-            found, embeddings = self._detect(params, loaded.images, loaded.sizes, queries, is_query)
+        for batch in self.loader.batches(f"evaluate {self.name}"):
+            found, embeddings = self._detect(params, batch.images, batch.sizes, queries, is_query)
             found = jax.tree.map(np.asarray, found)
             ranking.require_finite(self.name, found.scores, found.boxes_xyxy)
             if not _is_first():
                 continue
-            records = [
-                self._record(index) if loaded.is_readable[i] else None
-                for i, index in enumerate(loaded.indices)
-            ]
+            records = self.loader.records(batch)
             for i, record in enumerate(records):
                 if record is not None:
-                    of_image = HostPairs(*(np.asarray(x[i]) for x in found))
-                    picture = self._add(evaluator, record, of_image)
+                    detected = self._in_pixels(
+                        record, HostPairs(*(np.asarray(x[i]) for x in found))
+                    )
+                    self._add(evaluator, record, detected)
                     if len(pictures) < self.settings.num_pictures:
-                        pictures.append(picture())
+                        pictures.append(self._picture(record, detected))
             if regions is not None:
                 regions.add(np.asarray(embeddings), records, self.detector.preprocess.geometry)
-        return Evaluation(evaluator, pictures, self.loader.num_unreadable, regions)
+        return DetectionMeasurement(evaluator, pictures, self.loader.num_unreadable, regions)
 
-    def _record(self, index: int) -> Record | None:
-        """The labels of an image that the loader has read; None if it is gone since."""
-        try:
-            return self.source[index]
-        except UnreadableImage as error:
-            logging.warning("Skipped image %d of %s: %s", index, self.name, error)
-            self.loader.num_unreadable += 1
-            return None
-
-    def _add(
-        self, evaluator: CocoEvaluator, record: Record, found: HostPairs
-    ) -> Callable[[], np.ndarray]:
-        """Adds one image; returns a function that draws it."""
+    def _in_pixels(self, record: Record, found: HostPairs) -> HostPairs:
+        """The pairs whose box is in the image, with boxes in its pixels."""
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
         boxes = ranking.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         is_shown = found.scores != ranking.OUTSIDE
-        boxes, found = boxes[is_shown], HostPairs(*(x[is_shown] for x in found))
+        return HostPairs(boxes[is_shown], found.scores[is_shown], found.query[is_shown])
+
+    def _add(self, evaluator: CocoEvaluator, record: Record, found: HostPairs) -> None:
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -181,32 +197,22 @@ class DetectionEvaluator:
             }
         evaluator.add(
             record.image_id,
-            (height, width),
+            image_ops.image_size(record.image),
             (record.boxes_xyxy[take], np.array([i for _, i in rows], int), record.is_crowd[take]),
-            (boxes, found.scores, np.array([c.id for c in categories], int)[found.query]),
+            (
+                found.boxes_xyxy,
+                found.scores,
+                np.array([c.id for c in categories], int)[found.query],
+            ),
             true_areas=None if record.areas is None else record.areas[take],
             given_id=record.given_id,
             **federated,
         )
-        return lambda: beside_truth(record, categories, boxes, found.scores, found.query)
 
+    def _picture(self, record: Record, found: HostPairs) -> UInt8[np.ndarray, "H W 3"]:
+        from owl_det.evaluation.pictures import beside_truth
 
-def summary(
-    measure: DetectionEvaluator, result: Evaluation, metrics: Metrics, step: int, seconds: float
-) -> dict[str, Any]:
-    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
-    return {
-        "step": step,
-        **{key: round(value, 6) for key, value in metrics.scalars().items()},
-        **(
-            {key: round(value, 6) for key, value in result.regions.scalars().items()}
-            if result.regions
-            else {}
-        ),
-        "unreadable_images": result.num_unreadable,
-        "dataset": measure.source.version,
-        "seconds": round(seconds, 1),
-    }
+        return beside_truth(record, self.source.categories, *found)
 
 
 def _is_first() -> bool:

@@ -1,7 +1,9 @@
 """What a contrastive model knows: zero-shot classification, retrieval, region accuracy."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,6 +23,24 @@ from owl_det.types import Params
 
 RETRIEVAL_RANKS = (1, 5, 10)
 _ROWS = 1024  # of a similarity matrix that exist at once
+
+
+@dataclass(frozen=True)
+class ImageTextMeasurement:
+    """What one pass over a data set gave. Implements `evaluator.Measurement`."""
+
+    values: dict[str, float]  # metrics by name; empty on every process but the first
+    num_unreadable: int
+
+    def scalars(self) -> dict[str, float]:
+        return self.values
+
+    def headline(self) -> str:
+        chosen = (key for key in self.values if "top1" in key or "_r1" in key)
+        return ", ".join(f"{key} {self.values[key]:.3f}" for key in chosen)
+
+    def write(self, workdir: Path, name: str, step: int, *, with_plots: bool) -> None:
+        """Nothing: there are no results of images, and nothing to draw."""
 
 
 class ImageTextEvaluator:
@@ -68,7 +88,7 @@ class ImageTextEvaluator:
             return apply(method="embed_image_and_patches")
         return apply(method="embed_image"), None
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params) -> ImageTextMeasurement:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).
 
         `cut_captions` counts the distinct captions that are longer than the text tower's positions.
@@ -84,11 +104,9 @@ class ImageTextEvaluator:
         regions = RegionAccuracy(categories, np.stack(names))
         embeddings: list[np.ndarray] = []
         captions: list[str] = []
-        for indices, images, is_readable, _ in self.loader.batches(f"evaluate {self.name}"):
-            whole, dense = self._embed(params, images)
-            records = [
-                self.source[i] if is_readable[row] else None for row, i in enumerate(indices)
-            ]
+        for batch in self.loader.batches(f"evaluate {self.name}"):
+            whole, dense = self._embed(params, batch.images)
+            records = self.loader.records(batch)
             whole = _unit_length(np.asarray(whole))
             _add_single_named(zero_shot, whole, records)
             if dense is not None:
@@ -103,7 +121,8 @@ class ImageTextEvaluator:
             truth = np.array([distinct[text] for text in captions])
             values |= retrieval(np.stack(embeddings), self._texts(params, list(distinct)), truth)
             values["cut_captions"] = float(sum(not self._words.fits(text) for text in distinct))
-        return values if jax.process_index() == 0 else {}
+        values = values if jax.process_index() == 0 else {}
+        return ImageTextMeasurement(values, self.loader.num_unreadable)
 
     def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
         """Embeddings of unit length, computed in chunks of one shape."""
@@ -167,16 +186,3 @@ def _chunks(tokens: Int32[np.ndarray, "u l"]) -> Iterator[Int32[np.ndarray, "c l
 def _unit_length(x: Float[np.ndarray, "*b e"]) -> Float32[np.ndarray, "*b e"]:
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def summary(
-    measure: ImageTextEvaluator, values: dict[str, float], step: int, seconds: float
-) -> Any:
-    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
-    return {
-        "step": step,
-        **{key: round(value, 6) for key, value in values.items()},
-        "unreadable_images": measure.loader.num_unreadable,
-        "dataset": measure.source.version,
-        "seconds": round(seconds, 1),
-    }

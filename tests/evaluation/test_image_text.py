@@ -125,7 +125,7 @@ def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     settings = EvaluationConfig(batch_size=4)
     detector: Any = build.make_detector(config)
     measure = ImageTextEvaluator(detector, data, mesh, "x", settings=settings, eval_prompts="none")
-    values = measure(params)
+    values = measure(params).scalars()
 
     tokens = measure._words.encode_all([c.name for c in data.categories])
     pixels = np.stack([np.asarray(data[i].image) for i in range(11)])
@@ -168,7 +168,7 @@ def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, m
         settings=EvaluationConfig(batch_size=8),
         eval_prompts="clip_best7",
     )
-    values = measure(params)
+    values = measure(params).scalars()
     directions = ("image_to_text", "text_to_image")
     ranks = {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
     assert values.keys() == {*ranks, "cut_captions"}
