@@ -23,27 +23,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from owl_det import presets
 from owl_det.config import CocoSource
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "finetune"
-    config.batch_size = 16
-    config.num_steps = 5000
-    config.checkpoint.model_from_init = True
-    data = config.data
-    base.add_source(data.train, "train", CocoSource(annotations="train.json"))
-    base.add_source(data.eval, "val", CocoSource(annotations="val.json"))
-    data.augment.flip = True
-    data.augment.crop_probability = 0.5
-    data.augment.photometric = 0.2
-    data.max_distinct_queries = 1024
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.text_learning_rate = 2e-6
-    config.schedule.warmup_steps = 200
-    config.model.remat = "dots"
-    config.evaluation.before_training = True
-    config.evaluation.every_steps = 1000
+    presets.use_finetuning(config)
+    presets.add_source(config.data.train, "train", CocoSource(annotations="train.json"))
+    presets.add_source(config.data.eval, "val", CocoSource(annotations="val.json"))
     return config

@@ -23,7 +23,6 @@ from owl_det import files
 from owl_det.config import Config
 from owl_det.config.resolve import resolve, typed
 from owl_det.errors import ConfigError, UserError
-from owl_det.near_paths import hint
 
 _CHANGE = re.compile(r"(?P<dashes>--?)(?P<no>no)?config\.(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
 _WIDTH = 300  # characters kept of an error in somebody's config file
@@ -84,7 +83,7 @@ def _find(name: str) -> Path:
     if stem in shipped:
         return shipped[stem]
     near = difflib.get_close_matches(stem, shipped, n=1)
-    meant = hint(name) or (f"; did you mean {near[0]}?" if near else "")
+    meant = files.did_you_mean(name) or (f"; did you mean {near[0]}?" if near else "")
     raise ConfigError(f"--config: {name}: no such file{meant or _listed(shipped)}")
 
 
@@ -101,7 +100,7 @@ def _shipped() -> dict[str, Path]:
 
 def _load_json(file: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text("utf-8-sig"))
+        tree = json.loads(files.read_text(file, "utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
     except json.JSONDecodeError as error:

@@ -10,7 +10,7 @@ from owl_det import config_file, main
 from owl_det.errors import ConfigError, ExitCode
 from tests import tiny
 
-START = "from configs import base\n\ndef get_config():\n    config = base.default()\n"
+START = "from owl_det import presets\n\ndef get_config():\n    config = presets.base()\n"
 
 
 @pytest.fixture
