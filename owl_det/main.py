@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _spelt(arguments: Sequence[str]) -> list[str]:
     """`--dry-run` is `--dry_run`; a config's keys are looked up as they are."""
-    from owl_det import config_file  # here, where Ctrl-C is one line
+    from owl_det.config import config_file  # here, where Ctrl-C is one line
 
     return [
         argument if config_file.is_change(argument) else options.with_underscores([argument])[0]
@@ -47,7 +47,7 @@ def _spelt(arguments: Sequence[str]) -> list[str]:
 
 
 def _run(given: list[str]) -> int:
-    from owl_det import config_file
+    from owl_det.config import config_file
 
     arguments, changes = _parser().parse_known_args(given)
     # A value may stand behind its key: --config.seed 3.

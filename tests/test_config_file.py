@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from owl_det import config as config_lib
-from owl_det import config_file, main
+from owl_det import main
+from owl_det.config import config_file
 from owl_det.errors import ConfigError, ExitCode
 from tests import tiny
 

@@ -25,7 +25,8 @@ from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
-from owl_det import checkpoint, config_file, files, sharding
+from owl_det import checkpoint, files, sharding
+from owl_det.config import config_file
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.distillation import branches, teachers
 from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
