@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data_pipelines import label_ops, pseudo_records, shapes_world
+from data_pipelines import label_ops, phrases, pseudo_records, shapes_world
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.readers import image_text_inputs, pseudo_boxes
 from data_pipelines.readers.folder import FolderReader
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det.annotate import label_spaces
 from owl_det.config import CocoSource, VocSource, YoloSource
 from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
@@ -137,7 +136,7 @@ def _right(
 
 def _holds(phrase: str, name: str) -> bool:
     """True if the name's words stand next to each other in the phrase, punctuation aside."""
-    words, of_name = (sum(label_spaces.split_words(text), []) for text in (phrase, name))
+    words, of_name = (sum(phrases.split_words(text), []) for text in (phrase, name))
     starts = range(len(words) - len(of_name) + 1)
     return any(words[start : start + len(of_name)] == of_name for start in starts)
 

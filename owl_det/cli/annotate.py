@@ -87,17 +87,18 @@ def _annotate(arguments: argparse.Namespace) -> int:
     `LOSSES` if of the images of this process's shards more than one, and more than 1 %, were
     unreadable, if a shard gave no image, or if one is damaged.
     """
-    from owl_det.annotate import job, summary
+    from owl_det.annotate import summary
+    from owl_det.annotate.run import run_job, settings_of, shard_range
 
-    done = job.run(
-        job.from_arguments(arguments),
+    done = run_job(
+        settings_of(arguments),
         shard_index=arguments.shard_index,
         shard_step=arguments.shard_step,
         runner=arguments.runner,
         beam_options=arguments.beam_option,
     )
     print(json.dumps(summary.as_json(done.counts())))
-    mine = job.share(len(done.shards), arguments.shard_index, arguments.shard_step)
+    mine = shard_range(len(done.shards), arguments.shard_index, arguments.shard_step)
     said = summary.of_job(done, mine)
     for line in (*said.lines, *said.losses):
         print(f"owl-det: {line}", file=sys.stderr)

@@ -12,7 +12,7 @@ from PIL import Image
 from data_pipelines import pseudo_records
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import checkpoint, cli
-from owl_det.annotate import job
+from owl_det.annotate import job, run
 from owl_det.checkpoint import LoadedModel
 from owl_det.errors import DataError
 from tests import tiny
@@ -198,7 +198,7 @@ def test_a_shard_that_another_process_completes_is_no_error(
     def second(writer: pseudo_records.ShardWriter, summary: dict[str, object]) -> None:
         monkeypatch.setattr(pseudo_records.ShardWriter, "finish", finish)
         opened.run_shard(0)
-        job._remove_partial(tmp_path)
+        run.remove_partial(tmp_path)
         finish(writer, summary)
 
     monkeypatch.setattr(pseudo_records.ShardWriter, "finish", second)

@@ -11,7 +11,8 @@ import pytest
 
 from data_pipelines import shapes_world
 from owl_det import cli
-from owl_det.annotate import job, label_spaces
+from owl_det.annotate import label_spaces
+from owl_det.annotate.run import settings_of
 from owl_det.config import ShapesWorldSource
 from studies import arms, claims, owl_st, report
 from studies.arms import Arm
@@ -59,7 +60,7 @@ def test_commands_are_understood(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> N
     def note(arguments: Any) -> int:
         seen.append(arguments.command)
         if arguments.command == "annotate":
-            settings = job.from_arguments(arguments)
+            settings = settings_of(arguments)
             label_spaces.make(settings.labels, settings.vocabularies)
         return 0
 
