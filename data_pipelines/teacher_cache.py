@@ -23,6 +23,7 @@ from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.source import Source
 from data_pipelines.teacher_regions import TeacherRegions
+from owl_det import files
 from owl_det.config import Config, ShapesWorldSource, SourceConfig
 from owl_det.errors import DataError
 
@@ -87,7 +88,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise DataError(f"{file}: more than {MAX_MANIFEST_BYTES} bytes")
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(files.read_text(file))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); make the cache with owl-det cache-teacher"
@@ -289,7 +290,7 @@ def from_tile(box_cxcywh: np.ndarray, tile_cxcywh: np.ndarray) -> np.ndarray:
 def _opened(path: Path, manifest: dict[str, Any]) -> Any:
     """A file of the cache. Raises `DataError` if it is damaged or of other teachers."""
     try:
-        file = safe_open(path, framework="numpy")
+        file = safe_open(files.fetch(path), framework="numpy")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and run again") from None
     metadata = file.metadata() or {}

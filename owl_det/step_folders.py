@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from owl_det.errors import CheckpointError
-from owl_det.near_paths import hint
+from owl_det.files import did_you_mean
 
 # An owner and a name, as models are called on the Hugging Face hub.
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,4 +49,4 @@ def _meant(root: Path) -> str:
         return f"; this is a model of transformers: {command}" if is_theirs else ""
     if _HUB_NAME.fullmatch(str(root)):
         return f"; if {root} is a model of the Hugging Face hub, {command}"
-    return hint(root)
+    return did_you_mean(root)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from owl_det import checkpoint, cli
+from owl_det import checkpoint, cli, files
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import embeddings, export, ranking, stablehlo
 from owl_det.inference.predictor import Predictor
@@ -82,7 +82,7 @@ def _edit(folder: Path, **changes: Any) -> None:
     metadata = json.loads(file.read_text())
     name = changes.pop("rehash", None)
     if name:
-        metadata["sha256"][name] = stablehlo.sha256(folder / name)
+        metadata["sha256"][name] = files.sha256(folder / name)
     file.write_text(json.dumps(metadata | changes))
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from flax import serialization
 
-from owl_det import checkpoint, cli, finite
+from owl_det import checkpoint, cli, files, finite
 from owl_det.convert import models
 from owl_det.errors import CheckpointError
 from owl_det.inference import export, stablehlo
@@ -117,7 +117,7 @@ def test_an_export_is_refused(tmp_path: Path) -> None:
     params["box_head/dense_2/bias"][1] = np.nan
     safetensors.numpy.save_file(params, file)
     metadata = json.loads((tmp_path / "export" / stablehlo.METADATA).read_text())
-    metadata["sha256"][stablehlo.PARAMS] = stablehlo.sha256(file)
+    metadata["sha256"][stablehlo.PARAMS] = files.sha256(file)
     (tmp_path / "export" / stablehlo.METADATA).write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"1 of the 4 values of box_head/dense_2/bias"):
         stablehlo.load(tmp_path / "export")

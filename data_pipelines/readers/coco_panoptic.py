@@ -23,6 +23,7 @@ from data_pipelines.readers import folder, json_fields
 from data_pipelines.readers.folder import LabelledImage
 from data_pipelines.readers.json_fields import Id
 from data_pipelines.readers.labelled_image import Size
+from owl_det import files
 from owl_det.errors import DataError
 
 MIN_SIDE = 8  # pixels: a region's box is at least as large as a square of this side
@@ -287,7 +288,7 @@ def _categories(
 
 def _decode(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        return image_ops.decode_segment_ids(path.read_bytes(), size)
+        return image_ops.decode_segment_ids(files.read_bytes(path), size)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; correct the folder of segments") from error
     except UnreadableImage as error:

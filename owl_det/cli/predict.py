@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from owl_det import console
+from owl_det import console, files
 from owl_det.cli import options, summary
 from owl_det.cli.images import exit_code, image_paths, picture_paths
 from owl_det.cli.options import Commands
@@ -170,7 +170,7 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     from data_pipelines import image_ops
     from owl_det import viz
 
-    image = np.asarray(image_ops.decode_image(path.read_bytes()))
+    image = np.asarray(image_ops.decode_image(files.read_bytes(path)))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
     names = [str(d["query"]) for d in detections]

@@ -53,7 +53,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     grids: list[np.ndarray] = []
     for path, target in zip(paths, picture_paths(Path(arguments.out), paths), strict=True):
         try:
-            grids.append(features.embed(image_ops.decode_image(path.read_bytes())))
+            grids.append(features.embed(image_ops.decode_image(files.read_bytes(path))))
             read.append((path, target))
         except (UnreadableImage, OSError) as error:
             print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
@@ -62,7 +62,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     texts = features.encode(queries, arguments.prompts) if queries else []
     clusters = dense_features.cluster(grids, arguments.num_clusters)
     for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
-        image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
+        image = image_ops.decode_image(files.read_bytes(path))  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
         coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
         pictures = [viz.show(pixels, "image"), viz.titled(coloured, "clusters")]

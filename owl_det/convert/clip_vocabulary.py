@@ -10,6 +10,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from owl_det import files
 from owl_det.convert.weights import read_json
 from owl_det.errors import CheckpointError
 
@@ -30,10 +31,10 @@ def write(folder: Path, *, max_length: int) -> None:
     """
     merges = read_merges()
     vocabulary = _vocabulary(merges)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    files.write_atomic(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    files.write_atomic(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     whole = json.dumps(_tokenizer_json(merges), ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(whole, "utf-8")
+    files.write_atomic(folder / "tokenizer.json", whole)
     special = {
         "bos_token": _START_TOKEN,
         "eos_token": _END_TOKEN,
@@ -50,7 +51,7 @@ def write(folder: Path, *, max_length: int) -> None:
         "add_prefix_space": False,
     }
     for name, value in (("special_tokens_map", special), ("tokenizer_config", settings)):
-        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        files.write_atomic(folder / f"{name}.json", json.dumps(value, indent=2) + "\n")
 
 
 def own_tokenizer(folder: Path) -> str:
@@ -131,7 +132,7 @@ def read_merges() -> list[str]:
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
         for module in Path(folder).glob("instant_clip_tokenizer*"):
-            data = module.read_bytes()
+            data = files.read_bytes(module)
             start = data.find(_MARK)
             lines = data[start + len(_MARK) :].split(b"\n", _NUM_MERGES)[:_NUM_MERGES]
             if start >= 0 and hashlib.sha256(b"\n".join(lines)).hexdigest() == _SHA256:

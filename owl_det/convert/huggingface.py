@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from safetensors.numpy import save_file
 
+from owl_det import files
 from owl_det.checkpoint import LoadedModel
 from owl_det.config import ModelConfig, PreprocessConfig
 from owl_det.convert import clip_vocabulary, models, rules, settings
@@ -367,7 +368,8 @@ def write(target: Path, model: LoadedModel) -> None:
     _write_json(target / "preprocessor_config.json", _their_preprocessing(kind, model))
     clip_vocabulary.write(target, max_length=model.config.text.num_positions)
     # The weights come last: a folder that was cut short has none.
-    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    with files.atomic(target / "model.safetensors") as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
 
 
 def _check_expressible(model: ModelConfig) -> None:
@@ -545,4 +547,4 @@ def _their_preprocessing(kind: str, model: LoadedModel) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    files.write_atomic(path, json.dumps(value, indent=2) + "\n")

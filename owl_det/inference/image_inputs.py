@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import UnreadableImage
-from owl_det import files, near_paths
+from owl_det import files
 from owl_det.errors import DataError
 
 # A file, its bytes, a Pillow image, or pixels: [h, w, 3], [h, w, 4] or [h, w], channels last or
@@ -77,6 +77,20 @@ def read(image: ImageLike, where: str = "image") -> Image.Image:
         return image_ops.upright_rgb(_from_array(_to_numpy(image, where), where))
     more = "; a list of rows? give np.array(…)" if isinstance(image, (list, tuple)) else ""
     raise DataError(f"{where}: got {_kind(image)}; {_EXPECTED}{more}")
+
+
+def names(labels: Any, num_images: int, what: str) -> tuple[str, ...]:
+    """What the caller calls the images; `image 0` … where there are no labels.
+
+    Raises `DataError`, which begins with `what`, for a label that is no text.
+    """
+    if labels is None:
+        return tuple(f"image {index}" for index in range(num_images))
+    listed = list(labels) if hasattr(labels, "__iter__") else [labels]
+    for index, name in enumerate(listed):
+        if not isinstance(name, (str, os.PathLike)):
+            raise DataError(f"{what}: names: {index}: {name!r} is no text")
+    return tuple(str(name) for name in listed)
 
 
 def _is_one(images: Any) -> bool:
@@ -181,9 +195,9 @@ def _read_file(text: str | bytes) -> Image.Image:
 
 def _decode(file: Path) -> Image.Image:
     try:
-        content = file.read_bytes()
+        content = files.read_bytes(file)
     except FileNotFoundError:
-        hint = near_paths.hint(file)
+        hint = files.did_you_mean(file)
         if not hint and set(file.name) & {*"*?["}:
             hint = "; a pattern? give sorted(glob.glob(…))"
         raise UnreadableImage(f"no such file{hint}") from None

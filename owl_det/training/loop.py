@@ -280,7 +280,7 @@ def _lacks_evaluation(config: Config, folder: Path, step: int) -> bool:
     lacks = True
     if jax.process_index() == 0:
         file = folder / "metrics.jsonl"
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
+        lines = files.read_text(file).splitlines() if file.exists() else []
         entries = (line for line in lines if line.startswith(f'{{"step": {step},'))
         # A line that was cut short has no end; the evaluation is done again.
         is_logged = any('"eval/' in line and line.endswith("}") for line in entries)
