@@ -7,6 +7,7 @@ import pytest
 
 from owl_det import config as config_lib
 from owl_det import main
+from owl_det.cli import options
 from owl_det.config import config_file
 from owl_det.errors import ConfigError, ExitCode
 from tests import tiny
@@ -183,7 +184,7 @@ def test_both_spellings_of_an_option_are_one(run_json: str) -> None:
     parser = main._parser()
     tree = json.loads(Path(run_json).read_text())
     assert tree["num_steps"] == 10
-    given = main._spelt(["--dry-run", "--dry-run-devices=8", "--config.num-steps=3"])
+    given = options.with_underscores(["--dry-run", "--dry-run-devices=8", "--config.num-steps=3"])
     known, changes = parser.parse_known_args(["--config", run_json, "--workdir=w", *given])
     assert known.dry_run and known.dry_run_devices == 8 and changes == ["--config.num-steps=3"]
     assert not parser.parse_args(

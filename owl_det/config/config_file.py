@@ -28,11 +28,6 @@ _CHANGE = re.compile(r"(?P<dashes>--?)(?P<no>no)?config\.(?P<key>[^=]*)(?P<value
 _WIDTH = 300  # characters kept of an error in somebody's config file
 
 
-def is_change(argument: str) -> bool:
-    """True for `--config.KEY=VALUE` and its like, not for `--config=FILE`."""
-    return _CHANGE.fullmatch(argument) is not None
-
-
 def read(path: str, changes: Sequence[str] = ()) -> Config:
     """The checked config of a file, a shipped config's name, or a run's config.json.
 

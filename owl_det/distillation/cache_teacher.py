@@ -25,31 +25,16 @@ from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
-from owl_det import checkpoint, files, sharding
-from owl_det.config import config_file
+from owl_det import files, sharding
+from owl_det.checkpoints.identity import parameter_hash
+from owl_det.checkpoints.inherited_model import take_model
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.distillation import branches, teachers
 from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
 from owl_det.errors import ConfigError
-from owl_det.parameter_hash import parameter_hash
 from owl_det.types import Batch, batch_of
 
 _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
-
-
-def read_config(path: str, changes: list[str]) -> Config:
-    """A config file, as `config_file.read` takes it, with `key=value` changes. Raises as that."""
-    for change in changes:
-        if "=" not in change:
-            raise ConfigError(f"--set: {change!r} is not key=value")
-    pairs = [change.removeprefix("config.").partition("=") for change in changes]
-    return config_file.read(path, [f"--config.{key}={_unquoted(value)}" for key, _, value in pairs])
-
-
-def _unquoted(text: str) -> str:
-    """A value may be written as Python does: 'proposals' is proposals."""
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if is_quoted else text
 
 
 def run(
@@ -72,7 +57,7 @@ def run(
             "cache-teacher: shard_size and batch_size must be positive, shard_index in "
             "[0, shard_step)"
         )
-    config = checkpoint.take_model(config, output)
+    config = take_model(config, output)
     wanted = frozenset(teacher_cache.SIGNALS) & branches.needs(config.distill)
     if not wanted:
         raise ConfigError("config.distill: no active branch has teacher outputs to cache")

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from owl_det import cli
+from owl_det.cli import command as command_line
 from owl_det.cli import options
 from owl_det.errors import ExitCode
 
@@ -69,7 +70,7 @@ def test_every_option_says_what_it_is(command: str, capsys: pytest.CaptureFixtur
         cli.main([command, "--help"])
     assert stopped.value.code == 0
     assert "usage: owl-det" in capsys.readouterr().out
-    parser = _subparsers(cli.parser())[command]
+    parser = _subparsers(command_line.parser())[command]
     silent = [action.dest for action in parser._actions if not (action.help or "").strip()]
     assert silent == []
 
