@@ -18,18 +18,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from jaxtyping import PyTree
 
 from data_pipelines import phrases, pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
 from data_pipelines.readers import image_text_inputs
 from data_pipelines.readers.image_text_shards import ImageTextShards, Sample, Unreadable
-from owl_det import checkpoint, path_rules
+from owl_det import files
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import load_detector
 from owl_det.config import digest
 from owl_det.errors import DataError
 from owl_det.types import LoadedModel
@@ -78,7 +77,7 @@ class Job:
             )
         if not self.space.curated.names:
             _require_captions(self.shards, settings.labels)
-        model = checkpoint.load_detector(settings.checkpoint)
+        model = load_detector(settings.checkpoint)
         self.annotator = Annotator(
             model,
             self.space,
@@ -96,6 +95,9 @@ class Job:
         if not file.exists() and pseudo_records.write_new_json(file, ours):
             return
         theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
+        recorded, params = theirs.get("checkpoint"), self.annotator.model.params
+        if recorded != ours["checkpoint"] and recorded == identity.former_parameter_hash(params):
+            ours["checkpoint"] = recorded
         # The same input may have been named otherwise; its version is that of its content.
         different = [key for key in ours if key != "input" and theirs.get(key) != ours[key]]
         if different:
@@ -127,7 +129,7 @@ class Job:
             "batch_size": settings.batch_size,
             "hard_negatives": settings.hard_negatives,
             "checkpoint_step": self.annotator.model.step,
-            "checkpoint": _digest_params(self.annotator.model.params),
+            "checkpoint": identity.parameter_hash(self.annotator.model.params),
             "model": _digest_model(self.annotator.model),
         }
 
@@ -255,19 +257,9 @@ def _check(settings: Settings) -> None:
 
 def _digest_model(model: LoadedModel) -> str:
     """A hash of the architecture, the preprocessing and the tokeniser."""
-    tokenizer = Path(model.tokenizer).read_bytes() if model.tokenizer else b""
+    tokenizer = files.read_bytes(model.tokenizer) if model.tokenizer else b""
     parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.preprocess)]
     return digest([*parts, hashlib.sha256(tokenizer).hexdigest()])
-
-
-def _digest_params(params: PyTree) -> str:
-    """Sixteen hex digits of all names, shapes and values."""
-    content = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        content.update(f"{path_rules.path_name(path)} {array.shape} {array.dtype}".encode())
-        content.update(array.view(np.uint8).data)
-    return content.hexdigest()[:16]
 
 
 def _short(value: Any) -> str:

@@ -18,13 +18,13 @@ import numpy as np
 from absl import logging
 from safetensors.numpy import save_file
 
-from owl_det import files
-from owl_det.checkpoint import LoadedModel
+from owl_det import files, path_rules
 from owl_det.config import ModelConfig, PreprocessConfig
 from owl_det.convert import clip_vocabulary, models, rules, settings
 from owl_det.convert.rules import ALL, LAYER, Ignored, Layout, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.errors import CheckpointError
+from owl_det.types import LoadedModel
 
 # What a config.json leaves out has these values (transformers 5; the text's are those of both).
 _TEXT_DEFAULTS = {
@@ -351,7 +351,7 @@ def write(target: Path, model: LoadedModel) -> None:
     kind = "owlv2" if model.config.has_objectness_head else "owlvit"
     _check_expressible(model.config)
     _log_differences(model)
-    parameters = models.flatten(model.params)
+    parameters = {k: np.asarray(v) for k, v in path_rules.flatten(model.params).items()}
     shapes = _their_shapes(kind, model.config)
     is_contrastive = model.config.contrastive == "softmax"
     tensors = rules.to_theirs(table(kind, is_contrastive), parameters, shapes)

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, path_rules
+from owl_det import path_rules
+from owl_det.checkpoints.load import parameter_shapes
 from owl_det.convert import models, settings
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
 from owl_det.convert.weights import Weights
@@ -49,9 +50,10 @@ def load(
         step=0,
         tokenizer=tokenizer,
     )
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
+    leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(described))
     shapes = {path_rules.path_name(path): leaf.shape for path, leaf in leaves}
-    return dataclasses.replace(described, params=models.unflatten(to_ours(table, weights, shapes)))
+    params = path_rules.unflatten(to_ours(table, weights, shapes))
+    return dataclasses.replace(described, params=params)
 
 
 def find_tokenizer(folder: Path, *names: str) -> str:

@@ -11,7 +11,6 @@ The folder is complete or absent. Reading checks types and shapes before anythin
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,21 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from owl_det import files, finite
+from owl_det import files
+from owl_det.checkpoints import finite
 from owl_det.errors import DataError
-from owl_det.types import LoadedModel, TokenEmbeddings
+from owl_det.types import TokenEmbeddings
 
 FORMAT = "owl_det image embeddings 1"
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(TokenEmbeddings))
-# These decide how fast a model runs, not what it computes.
-_EXECUTION = ("attention", "remat", "scan_unroll")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +42,7 @@ class QueryEmbeddings:
 
     embeddings: Float32[np.ndarray, "t q e"]
     names: tuple[str, ...]
-    checkpoint: str  # `fingerprint` of the model that made them
+    checkpoint: str  # `identity.model_hash` of the model that made them
 
     def __len__(self) -> int:
         return len(self.names)
@@ -80,26 +77,11 @@ class ImageEmbeddings:
     sizes: Int32[np.ndarray, "i 2"]  # height, width in pixels
     names: tuple[str, ...]  # files, or what the caller calls the images
     image_size: int  # side of the padded square, pixels
-    checkpoint: str  # `fingerprint` of the model that made them
+    checkpoint: str  # `identity.model_hash` of the model that made them
     source: str = "embeddings"  # file, for error messages
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def fingerprint(model: LoadedModel) -> str:
-    """Sixteen hex digits that change with parameters, architecture and preprocessing."""
-    settings = dataclasses.asdict(model.config)
-    for key in _EXECUTION:
-        del settings[key]
-    content = hashlib.sha256(
-        json.dumps([settings, dataclasses.asdict(model.preprocess)], sort_keys=True).encode()
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        array = np.ascontiguousarray(leaf)
-        content.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        content.update(array.tobytes())
-    return content.hexdigest()[:16]
 
 
 def check_checkpoint(what: str, made_with: str, checkpoint: str) -> None:

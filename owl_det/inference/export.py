@@ -26,9 +26,11 @@ from jaxtyping import Array
 import owl_det
 from data_pipelines import prompts, tokenizer
 from owl_det import boxes as box_lib
-from owl_det import checkpoint, files
+from owl_det import files, path_rules
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import load_detector
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import embeddings, ranking, stablehlo
+from owl_det.inference import ranking, stablehlo
 from owl_det.inference.export_folder import METADATA, is_export
 from owl_det.inference.ranking import DetectorFunctions
 from owl_det.optional import installation, is_installed, leave_accelerators_to_jax
@@ -65,7 +67,7 @@ def export(
         raise CheckpointError(f"{source}: is an export already; give the checkpoint it came from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not empty; choose another folder")
-    model = _portable(checkpoint.load_detector(source), kind)
+    model = _portable(load_detector(source), kind)
     start = time.perf_counter()
     with files.atomic_folder(folder) as scratch:
         runtime = WRITERS[kind](scratch, model)
@@ -101,7 +103,7 @@ def _portable(model: LoadedModel, kind: str) -> LoadedModel:
 
 
 def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
-    flat = {k: np.asarray(v) for k, v in stablehlo.flatten(model.params).items()}
+    flat = {k: np.asarray(v) for k, v in path_rules.flatten(model.params).items()}
     safetensors.numpy.save_file(flat, folder / stablehlo.PARAMS)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
     for name, function in _named(DetectorFunctions.of_model(model), model, "stablehlo").items():
@@ -302,7 +304,7 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         "version": stablehlo.VERSION,
         "format": kind,
         "step": model.step,
-        "fingerprint": embeddings.fingerprint(model),
+        "fingerprint": identity.model_hash(model),
         "model": dataclasses.asdict(model.config),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,

@@ -17,7 +17,6 @@ types are checked before parameters are allocated, and a function that calls out
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -27,7 +26,8 @@ import safetensors
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
-from owl_det import files, finite
+from owl_det import files, path_rules
+from owl_det.checkpoints import finite
 from owl_det.config import ModelConfig
 from owl_det.config.resolve import resolve_model
 from owl_det.errors import CheckpointError, ConfigError
@@ -126,27 +126,6 @@ def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict
     }
 
 
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested dict under names like `image/transformer/blocks/qkv/kernel`."""
-    flat: dict[str, Any] = {}
-    for key, value in sorted(params.items()):
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}/") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """Inverse of `flatten`."""
-    params: Params = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return params
-
-
 def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / METADATA
     try:
@@ -235,7 +214,7 @@ def _read_params(file: Path, functions: list[jax.export.Exported]) -> Params:
             read = {name: tensors.get_tensor(name) for name in sorted(saved)}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: no safetensors file ({error})") from None
-    params = unflatten(read)
+    params = path_rules.unflatten(read)
     finite.require_finite(params, str(file))
     return jax.device_put(params)
 
@@ -244,7 +223,10 @@ def _check_params(
     file: Path, saved: dict[str, tuple[tuple[int, ...], str]], function: jax.export.Exported
 ) -> None:
     (params, *_), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
-    wanted = {name: _signature(aval) for name, aval in flatten(params).items()}
+    try:
+        wanted = {name: _signature(aval) for name, aval in path_rules.flatten(params).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {function.fun_name}: {error}") from None
     for name in sorted(wanted.keys() | saved.keys()):
         if saved.get(name) != (wanted.get(name, ((), ""))[0], "F32"):
             raise CheckpointError(
