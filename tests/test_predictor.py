@@ -15,18 +15,19 @@ from data_pipelines.features import Category, Record
 from data_pipelines.input import TrainInput
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli, sharding
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli, sharding
+from owl_det.checkpoints.load import load_model, save_model
 from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation.evaluate import DetectionEvaluator
 from owl_det.inference import detections as detections_lib
-from owl_det.inference import embeddings, image_inputs
+from owl_det.inference import embeddings, image_inputs, query_encoder
 from owl_det.inference import predictor as predictor_lib
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Detections, Predictor
 from owl_det.modeling import build
+from owl_det.types import LoadedModel
 from tests import tiny
 
 SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]
@@ -47,7 +48,7 @@ def model() -> LoadedModel:
 @pytest.fixture(scope="module")
 def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -170,14 +171,14 @@ def test_detections_in_photographs_are_those_of_evaluation(
 
 
 def test_saving_and_loading_changes_nothing(model: LoadedModel, saved: Path) -> None:
-    loaded = checkpoint.load_model(saved)
+    loaded = load_model(saved)
     assert loaded.config == model.config and loaded.preprocess == model.preprocess
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 
 def test_bad_checkpoints_are_one_clear_error(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint there"):
-        checkpoint.load_model(tmp_path)
+        load_model(tmp_path)
     run = saved / "run" / "metadata"
     text = run.read_text()
     try:
@@ -185,10 +186,10 @@ def test_bad_checkpoints_are_one_clear_error(saved: Path, tmp_path: Path) -> Non
         broken["model"]["image"]["mlp_width"] = 96
         run.write_text(json.dumps(broken))
         with pytest.raises(CheckpointError, match=r"mlp_in/bias is \(2, 64\) there and \(2, 96\)"):
-            checkpoint.load_model(saved)
+            load_model(saved)
         run.write_text("{")
         with pytest.raises(CheckpointError, match="cannot be read"):
-            checkpoint.load_model(saved)
+            load_model(saved)
     finally:
         run.write_text(text)
 
@@ -319,27 +320,27 @@ def test_texts_and_images_are_asked_together(
             np.testing.assert_allclose(a.scores[a.labels == label], wanted, rtol=1e-4)
 
 
-def test_many_texts_are_encoded_in_parts(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [f"thing {i}" for i in range(19)]
-    together = predictor.encode_queries(texts).embeddings
-    predictor.forget_texts()
-    monkeypatch.setattr(predictor_lib, "TEXTS_AT_ONCE", 16)
-    parts = predictor.encode_queries(texts).embeddings
-    assert parts.shape == (1, 19, 16)
-    np.testing.assert_allclose(parts, together, atol=1e-5)
-
-
 def test_texts_are_remembered_up_to_a_number_of_bytes(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor.forget_texts()
-    first = predictor._encode_texts(("a", "b"), "none")
-    assert predictor._encode_texts(("a", "b"), "none") is first
-    monkeypatch.setattr(predictor_lib, "TEXTS_KEPT", first.nbytes)
-    predictor._encode_texts(("c", "d"), "none")
-    assert list(predictor._texts) == [(("c", "d"), "none")]
+    calls: list[int] = []
+
+    def embed_prompts(params: Any, tokens: Any) -> Any:
+        calls.append(tokens.shape[1])
+        return np.ones((*tokens.shape[:2], 16), np.float32)
+
+    encoder = query_encoder.QueryEncoder(model, embed_prompts)
+    first = encoder.encode(["a", "b"], "none").embeddings
+    assert encoder.encode(["a", "b"], "none").embeddings is first and len(calls) == 1
+    monkeypatch.setattr(query_encoder, "TEXTS_KEPT", first.nbytes)
+    encoder.encode(["c", "d"], "none")
+    encoder.encode(["c", "d"], "none")
+    assert len(calls) == 2
+    encoder.encode(["a", "b"], "none")
+    assert len(calls) == 3
+    encoder.forget()
+    encoder.encode(["a", "b"], "none")
+    assert len(calls) == 4
 
 
 def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor) -> None:
@@ -727,7 +728,7 @@ def test_evaluation_of_a_model_that_computes_nan_is_an_error(model: LoadedModel)
 def test_names_stay_with_a_checkpoint(model: LoadedModel, saved: Path, tmp_path: Path) -> None:
     assert Predictor.load(saved).names == ()
     named = dataclasses.replace(model, names=("red circle", "chien à poil"))
-    checkpoint.save_model(tmp_path / "named", named)
+    save_model(tmp_path / "named", named)
     loaded = Predictor.load(tmp_path / "named")
     assert loaded.names == named.names
     assert loaded.checkpoint == Predictor(model).checkpoint, "no part of what is computed"

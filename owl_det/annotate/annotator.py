@@ -80,7 +80,7 @@ def best_queries(
     A score is the mean probability over the t prompts, times `shared_factor` for shared queries.
     Of equal scores the first query wins; a box that no query is asked of scores 0.
     """
-    tokens = ranking.embed_tokens(detector, params, image)
+    tokens = ranking.embed_image_tokens(detector, params, image)
     scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
     return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
 
@@ -94,7 +94,7 @@ def best_and_shared(
     shared_factor: float,
 ) -> tuple[BestQueries, SharedScores]:
     """As `best_queries`, with the scores that hard negatives are mined from."""
-    tokens = ranking.embed_tokens(detector, params, image)
+    tokens = ranking.embed_image_tokens(detector, params, image)
     scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
     best = BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
     if shared_factor != 1:
@@ -175,7 +175,7 @@ def _chunk_scores(
 
 
 # Compiled once in a process for each architecture and shape.
-_encode_queries = jax.jit(ranking.encode_queries, static_argnames="detector")
+_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="detector")
 _best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
 _best_and_shared = jax.jit(best_and_shared, static_argnames=("detector", "shared_factor"))
 
@@ -277,7 +277,7 @@ class Annotator:
         for start in range(0, len(phrases), TEXTS_AT_ONCE):
             chunk = phrases[start : start + TEXTS_AT_ONCE]
             tokens = self._tokens(chunk, counts)
-            embeddings = _encode_queries(self._detector, self.model.params, tokens)
+            embeddings = _embed_prompts(self._detector, self.model.params, tokens)
             out[start : start + len(chunk)] = np.asarray(embeddings).swapaxes(0, 1)[: len(chunk)]
         counts["encoded queries"] += len(phrases)
         return out

@@ -17,7 +17,6 @@ from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
 from owl_det import config as config_lib
 from owl_det import files, sharding
-from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
 from owl_det.evaluation import by_category, data_check
@@ -25,6 +24,7 @@ from owl_det.evaluation.evaluate import DetectionEvaluator, DetectionMeasurement
 from owl_det.evaluation.evaluator import summary
 from owl_det.inference import ranking
 from owl_det.modeling.detector import Detector
+from owl_det.types import LoadedModel
 
 KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")
 SPLITS = {"valid": ("valid", "val", "mini_val"), "test": ("test",)}  # names of ODinW's folders
@@ -103,7 +103,7 @@ def run(
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
     pictures: str | os.PathLike[str] | None = None,
-    functions: ranking.Functions | None = None,
+    functions: ranking.DetectorFunctions | None = None,
 ) -> dict[str, Any]:
     """Measures a model on every data set; the summary is like that of training, and by category.
 

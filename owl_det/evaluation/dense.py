@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32
 
-from data_pipelines import image_ops, prompts, tokenizer
+from data_pipelines import image_ops
 from data_pipelines.named_regions import BoxRegions, NamedRegions, RegionSource, region_tokens
 from data_pipelines.open_source import open_source
 from owl_det import config as config_lib
@@ -30,7 +30,8 @@ from owl_det.evaluation import data_check
 from owl_det.evaluation.benchmark import columns
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy
-from owl_det.inference import dense_features
+from owl_det.inference.dense_features import EmbeddingFunctions, embedding_functions
+from owl_det.inference.text_encoder import TextEncoder, mean_of_prompts
 from owl_det.modeling.region_pool import mask_embeddings, region_embeddings
 from owl_det.types import LoadedModel, Params
 
@@ -80,14 +81,13 @@ class RegionEvaluator:
         eval_prompts: str,
         batch_size: int,
         max_images: int = 0,
+        functions: EmbeddingFunctions | None = None,
     ) -> None:
-        """`model` says what is computed; its parameters are given later. `max_images` 0 = all."""
-        self.source, self.model = source, model
-        words = tokenizer.build(model.config.text, model.tokenizer)
-        self._tokens = [
-            words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
-            for t in prompts.eval_prompts(eval_prompts)
-        ]
+        """`model` says what is computed; its parameters are given later. `max_images` 0 = all.
+
+        `functions` take the place of the model's own.
+        """
+        self.source, self.model, self.eval_prompts = source, model, eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -97,9 +97,11 @@ class RegionEvaluator:
             max_images=max_images,
         )
         whole = sharding.replicated(mesh)
-        functions = dense_features.functions_of(model)
-        self._encode = jax.jit(functions.encode_texts, out_shardings=whole)
-        self._embed = jax.jit(functions.embed, out_shardings=whole)
+        functions = functions or embedding_functions(model)
+        self._encoder = TextEncoder(
+            jax.jit(functions.embed_prompts, out_shardings=whole), model.config, model.tokenizer
+        )
+        self._embed = jax.jit(functions.embed_image, out_shardings=whole)
         self._pool = jax.jit(_pool, out_shardings=whole)
 
     def __call__(self, params: Params) -> dict[str, Any]:
@@ -110,12 +112,11 @@ class RegionEvaluator:
         model or the source does not have is left out. Raises `DataError` where masks are malformed
         and if more than 1 % of the images cannot be read.
         """
-        texts = np.stack([np.asarray(self._encode(params, tokens)) for tokens in self._tokens])
         categories = self.source.categories
+        names = [category.name for category in categories]
+        texts = self._encoder.embed(params, names, self.eval_prompts)
         accuracy = {name: NameAccuracy(categories, texts, name) for name in _METRICS}
-        recall = CategoryRecall(
-            dense_features.mean_of_prompts(texts), [category.name for category in categories]
-        )
+        recall = CategoryRecall(mean_of_prompts(texts), names)
         counts: dict[str, int] = dict.fromkeys(_METRICS, 0)
         for batch in self.loader.batches(f"regions of {self.source.name}"):
             embedded = self._embed(params, batch.images)

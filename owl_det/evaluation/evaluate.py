@@ -10,15 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from data_pipelines import image_ops, prompts, tokenizer
+from data_pipelines import image_ops
 from data_pipelines.features import Category, Record
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import EvaluationConfig
-from owl_det.evaluation.coco import CocoEvaluator, Metrics
+from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.loader import Loader
+from owl_det.evaluation.metrics import Metrics
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.inference import ranking
+from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
@@ -94,19 +96,11 @@ class DetectionEvaluator:
         settings: EvaluationConfig,
         eval_prompts: str,
         tokenizer_file: str = "",
-        functions: ranking.Functions | None = None,
+        functions: ranking.DetectorFunctions | None = None,
     ) -> None:
         """`functions` are those of an export; without them the detector runs."""
         self.source, self.name, self.settings, self.mesh = source, name, settings, mesh
-        self.detector = detector
-        words = tokenizer.build(detector.config.text, tokenizer_file)
-        templates = prompts.eval_prompts(eval_prompts)
-        self.tokens = np.stack(
-            [
-                words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
-                for t in templates
-            ]
-        )
+        self.detector, self.eval_prompts = detector, eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -116,15 +110,15 @@ class DetectionEvaluator:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        run = functions or ranking.Functions(
-            partial(ranking.encode_queries, detector), partial(ranking.embed_tokens, detector)
+        run = functions or ranking.DetectorFunctions.of_detector(detector)
+        self._encoder = TextEncoder(
+            jax.jit(run.embed_prompts, out_shardings=whole), detector.config, tokenizer_file
         )
-        self._encode = jax.jit(run.encode_queries, out_shardings=whole)
         self._detect = jax.jit(partial(self._forward, run), out_shardings=whole)
 
     def _forward(
         self,
-        run: ranking.Functions,
+        run: ranking.DetectorFunctions,
         params: Params,
         images: Any,
         sizes: Any,
@@ -132,7 +126,7 @@ class DetectionEvaluator:
         is_query: Any,
     ) -> tuple[ranking.TopPairs, jax.Array | None]:
         """The best pairs and, where regions are measured, the class embeddings of all tokens."""
-        tokens = run.embed_tokens(params, images)
+        tokens = run.embed_image_tokens(params, images)
         found = ranking.rank(
             tokens,
             queries,
@@ -150,12 +144,14 @@ class DetectionEvaluator:
         Raises `DataError` if more than 1 % of the images cannot be read, `CheckpointError` if the
         model computes NaN.
         """
-        queries = self._encode(params, self.tokens)
-        is_query = np.ones(self.tokens.shape[1], bool)
+        names = [category.name for category in self.source.categories]
+        embedded = self._encoder.embed(params, names, self.eval_prompts)
+        queries = jax.device_put(embedded, sharding.replicated(self.mesh))
+        is_query = np.ones(len(names), bool)
         evaluator = CocoEvaluator(self.source.categories, self.settings.protocol)
         regions = None
         if self.settings.region_accuracy:
-            regions = RegionAccuracy(self.source.categories, np.asarray(queries))
+            regions = RegionAccuracy(self.source.categories, embedded)
         pictures: list[np.ndarray] = []
         for batch in self.loader.batches(f"evaluate {self.name}"):
             found, embeddings = self._detect(params, batch.images, batch.sizes, queries, is_query)

@@ -1,6 +1,5 @@
 """What a contrastive model knows: zero-shot classification, retrieval, region accuracy."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,18 +10,19 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int32
 
-from data_pipelines import prompts, tokenizer
 from data_pipelines.features import Record
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
+from owl_det.inference import ranking
+from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.detector import Detector
 from owl_det.types import Params
 
 RETRIEVAL_RANKS = (1, 5, 10)
-_ROWS = 1024  # of a similarity matrix that exist at once
+_ROWS = 1024  # of a similarity matrix, or texts in the text tower, that exist at once
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class ImageTextEvaluator:
         tokenizer_file: str = "",
     ) -> None:
         self.source, self.name, self.detector = source, name, detector
-        self._words = tokenizer.build(detector.config.text, tokenizer_file)
-        self._templates = prompts.eval_prompts(eval_prompts)
+        self.eval_prompts = eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -77,9 +76,11 @@ class ImageTextEvaluator:
         whole = sharding.replicated(mesh)
         self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
-        self._encode = jax.jit(
-            lambda params, tokens: detector.apply({"params": params}, tokens, method="encode_text"),
-            out_shardings=whole,
+        self._encoder = TextEncoder(
+            jax.jit(partial(ranking.embed_prompts, detector), out_shardings=whole),
+            detector.config,
+            tokenizer_file,
+            names_at_once=_ROWS,
         )
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
@@ -96,12 +97,10 @@ class ImageTextEvaluator:
         Raises `DataError` if more than 1 % of the images cannot be read.
         """
         categories = self.source.categories
-        names = [
-            self._texts(params, [prompts.apply_template(t, c.name) for c in categories])
-            for t in self._templates
-        ]
-        zero_shot = NameAccuracy(categories, np.stack(names), "zero_shot")
-        regions = RegionAccuracy(categories, np.stack(names))
+        names = [category.name for category in categories]
+        prompted = _unit_length(self._encoder.embed(params, names, self.eval_prompts))
+        zero_shot = NameAccuracy(categories, prompted, "zero_shot")
+        regions = RegionAccuracy(categories, prompted)
         embeddings: list[np.ndarray] = []
         captions: list[str] = []
         for batch in self.loader.batches(f"evaluate {self.name}"):
@@ -119,18 +118,12 @@ class ImageTextEvaluator:
         if captions:
             distinct = {text: i for i, text in enumerate(dict.fromkeys(captions))}
             truth = np.array([distinct[text] for text in captions])
-            values |= retrieval(np.stack(embeddings), self._texts(params, list(distinct)), truth)
-            values["cut_captions"] = float(sum(not self._words.fits(text) for text in distinct))
+            texts = _unit_length(self._encoder.embed_texts(params, list(distinct)))
+            values |= retrieval(np.stack(embeddings), texts, truth)
+            fits = self._encoder.tokenizer.fits
+            values["cut_captions"] = float(sum(not fits(text) for text in distinct))
         values = values if jax.process_index() == 0 else {}
         return ImageTextMeasurement(values, self.loader.num_unreadable)
-
-    def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
-        """Embeddings of unit length, computed in chunks of one shape."""
-        if not texts:
-            return np.zeros((0, self.detector.config.embedding_dim), np.float32)
-        tokens = self._words.encode_all(texts)
-        rows = [np.asarray(self._encode(params, part)) for part in _chunks(tokens)]
-        return _unit_length(np.concatenate(rows)[: len(tokens)])
 
 
 def retrieval(
@@ -174,13 +167,6 @@ def _add_single_named(
             rows.append(row)
             names.append(present.pop())
     zero_shot.add_named(embeddings[rows], names)
-
-
-def _chunks(tokens: Int32[np.ndarray, "u l"]) -> Iterator[Int32[np.ndarray, "c l"]]:
-    size = min(_ROWS, len(tokens))
-    for start in range(0, len(tokens), size):
-        part = tokens[start : start + size]
-        yield np.pad(part, ((0, size - len(part)), (0, 0)))
 
 
 def _unit_length(x: Float[np.ndarray, "*b e"]) -> Float32[np.ndarray, "*b e"]:

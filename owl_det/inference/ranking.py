@@ -1,7 +1,8 @@
 """Detection with a frozen model: what evaluation, the predictor and exports share.
 
-An image becomes `TokenEmbeddings` once (`embed_tokens`); `rank` then scores queries against them
-without the image tower, so that detection and search in saved embeddings are the same arithmetic.
+An image becomes `TokenEmbeddings` once (`embed_image_tokens`); `rank` then scores queries against
+them without the image tower, so that detection and search in saved embeddings are the same
+arithmetic.
 """
 
 from collections.abc import Callable
@@ -15,33 +16,38 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 from data_pipelines import image_ops
 from owl_det import boxes as box_lib
-from owl_det import finite
+from owl_det.checkpoints import finite
 from owl_det.errors import CheckpointError
 from owl_det.scoring import class_logits
 from owl_det.types import ImageFeatures, LoadedModel, Params, TokenEmbeddings
 
 if TYPE_CHECKING:  # an exported model is run by this module where Flax is not installed
     from owl_det.modeling.detector import Detector
+    from owl_det.modeling.resnet import ClipResNet
 
 QUERY_CHUNK = 512  # queries scored at once: bounds the memory of the scores
 MIN_SIDE = 0.01  # pixels: a box that shows less of its image, on either axis, shows nothing
 OUTSIDE = -1.0  # below every probability: the score of boxes that show nothing of the image
 
 
-class Functions(NamedTuple):
+class DetectorFunctions(NamedTuple):
     """The pure functions that a predictor runs: of a checkpoint's modules, or of an export."""
 
-    encode_queries: Callable[[Params, Int32[Array, "t q l"]], Float[Array, "t q e"]]
-    embed_tokens: Callable[[Params, UInt8[Array, "b H W 3"]], TokenEmbeddings]
+    embed_prompts: Callable[[Params, Int32[Array, "t q l"]], Float[Array, "t q e"]]
+    embed_image_tokens: Callable[[Params, UInt8[Array, "b H W 3"]], TokenEmbeddings]
     is_one_size: bool = False  # True: images have the side of the model, and no smaller one
 
+    @classmethod
+    def of_model(cls, model: LoadedModel) -> "DetectorFunctions":
+        """The functions of a checkpoint's modules."""
+        from owl_det.modeling.detector import Detector
 
-def functions_of(model: LoadedModel) -> Functions:
-    """Those of a checkpoint."""
-    from owl_det.modeling.detector import Detector
+        return cls.of_detector(Detector(model.config, model.preprocess))
 
-    detector = Detector(model.config, model.preprocess)
-    return Functions(partial(encode_queries, detector), partial(embed_tokens, detector))
+    @classmethod
+    def of_detector(cls, detector: "Detector") -> "DetectorFunctions":
+        """The functions of modules that are there already."""
+        return cls(partial(embed_prompts, detector), partial(embed_image_tokens, detector))
 
 
 class TopPairs(NamedTuple):
@@ -52,8 +58,8 @@ class TopPairs(NamedTuple):
     query: Int[Array, "b k"]
 
 
-def encode_queries(
-    detector: "Detector", params: Params, tokens: Int32[Array, "t q l"]
+def embed_prompts(
+    detector: "Detector | ClipResNet", params: Params, tokens: Int32[Array, "t q l"]
 ) -> Float[Array, "t q e"]:
     """Embeddings of every query in each of its t prompts."""
     t, q, length = tokens.shape
@@ -63,7 +69,7 @@ def encode_queries(
     return cast(Array, embeddings).reshape(t, q, -1)
 
 
-def embed_tokens(
+def embed_image_tokens(
     detector: "Detector", params: Params, image: UInt8[Array, "b H W 3"]
 ) -> TokenEmbeddings:
     """One pass of the image tower. A side below the model's uses a part of the position grid."""
