@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data_pipelines import label_ops, phrases, pseudo_records, shapes_world
+from data_pipelines import label_ops, phrases, pseudo_records, shapes_world, source_text
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.readers import image_text_inputs, pseudo_boxes
 from data_pipelines.readers.folder import FolderReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.config import CocoSource, VocSource, YoloSource
-from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
 
 IOU = 0.5
@@ -225,12 +224,7 @@ def _of_shapes_world(world: ShapesWorld) -> Known:
 
 def _of_folder(where: str) -> Known:
     """Boxes of images that lie in files; names in lower case, as label spaces have them."""
-    from owl_det.evaluation.ensemble import parse_evaluation
-
-    entry, _ = parse_evaluation(where)
-    # A config needs a training source to be whole; none is opened.
-    data = {"train": {"none": {"kind": "shapes_world"}}, "eval": {"truth": entry}}
-    described = resolve({"data": data}).data.eval["truth"]
+    described, _ = source_text.parse_source(where, "config.data.eval.truth")
     if not isinstance(described, CocoSource | VocSource | YoloSource):
         raise DataError(f"--source: kind={described.kind}, but expected coco, voc or yolo")
     source = open_source(described, "")
