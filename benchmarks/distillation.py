@@ -97,7 +97,7 @@ def prepare(config: Config) -> Callable[[], float]:
     state = train_step.init_state(config, teacher_dim=teaching.teacher_dim if teaching else 0)
     state = jax.device_put(state, sharding.state_shardings(state, state.params, mesh))
     step = train_step.jit_train_step(config, mesh, state, teaching)
-    batches = TrainInput(config).batches(0, num_shards=1)
+    batches = TrainInput(config).batches(0, num_data_shards=1)
     batch = jax.device_put(batch_of(next(batches)), sharding.batch_sharding(mesh))
     batches.close()
 

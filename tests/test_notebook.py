@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl_det import checkpoint
+from owl_det.checkpoints.load import save_model
 from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -44,7 +44,7 @@ def test_it_runs(
         eval_prompts="none",
         step=5,
     )
-    checkpoint.save_model(tmp_path / "checkpoint", model)
+    save_model(tmp_path / "checkpoint", model)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if "install" not in c.metadata.get("tags", [])]
     (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))

@@ -16,6 +16,7 @@ from data_pipelines.input import TrainInput
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import cli, sharding
+from owl_det.checkpoints import identity
 from owl_det.checkpoints.load import load_model, save_model
 from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
@@ -432,6 +433,19 @@ def test_suppression_drops_what_a_better_box_covers(
     np.testing.assert_array_equal(found.labels, everything.labels[kept])
     with pytest.raises(DataError, match="nms_iou: 2 is not"):
         predictor.search(embedded, ["a", "b"], nms_iou=2)
+
+
+def test_embeddings_of_an_earlier_version_are_searched(
+    predictor: Predictor, embedded: ImageEmbeddings, model: LoadedModel
+) -> None:
+    """They carry the hash that version 0.1 made of the same model."""
+    former = identity.former_model_hash(model)
+    assert former != predictor.checkpoint
+    found = predictor.search(dataclasses.replace(embedded, checkpoint=former), ["cat"])
+    _assert_same(found, predictor.search(embedded, ["cat"]))
+    queries = predictor.encode_queries(["cat"])
+    former_queries = dataclasses.replace(queries, checkpoint=former)
+    _assert_same(predictor.search(embedded, former_queries), found)
 
 
 def test_embeddings_of_another_checkpoint_are_refused(

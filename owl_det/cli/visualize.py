@@ -39,15 +39,17 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import checkpoint, viz
+    from owl_det import viz
+    from owl_det.checkpoints.image_size import resized
+    from owl_det.checkpoints.load import load_model
     from owl_det.inference import dense_features, text_queries
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)
     queries = text_queries.texts(arguments.query) if arguments.query else ()
-    model = checkpoint.load_model(arguments.checkpoint)
+    model = load_model(arguments.checkpoint)
     if arguments.image_size:
-        model = checkpoint.resized(model, arguments.image_size)
+        model = resized(model, arguments.image_size)
     features = dense_features.DenseFeatures(model)
     read: list[tuple[Path, Path]] = []
     grids: list[np.ndarray] = []

@@ -120,6 +120,11 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
+    @property
+    def has_heads(self) -> bool:
+        """Whether the model is a detector; other tasks train two towers alone."""
+        return self.task == "detection"
+
     def check(self, where: str) -> None:
         """Raises `ConfigError` for a value out of range; `resolve` compares the sections."""
         positive(self, where, "batch_size", "num_steps")

@@ -50,7 +50,7 @@ def section(schema: type[T], tree: Mapping[str, Any], where: str) -> T:
     return made
 
 
-def source(tree: Mapping[str, Any], where: str) -> SourceConfig:
+def data_source(tree: Mapping[str, Any], where: str) -> SourceConfig:
     """A data source of any kind, built and checked. Raises `ConfigError` as `section`."""
     made = _build(SourceConfig, tree, where)
     _check_section(made, where)

@@ -19,7 +19,7 @@ from absl import logging
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from data_pipelines import teacher_cache, tokenizer, transforms
+from data_pipelines import batch_spec, teacher_cache, tokenizer, transforms
 from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
@@ -266,19 +266,9 @@ def _padded(boxes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _batch(arrays: dict[str, np.ndarray]) -> Batch:
-    """A batch of what teachers look at; queries and the rest are of no concern to them."""
+    """A batch of what teachers look at; of queries and all else it holds zeros."""
     b, m = arrays["boxes"].shape[:2]
-    rest = {
-        "is_example": np.ones(b, bool),
-        "image_id": np.zeros(b, np.int32),
-        "original_size": np.zeros((b, 2), np.int32),
-        "is_crowd": np.zeros((b, m), bool),
-        "instance_labels": np.zeros((b, m, 0), bool),
-        "instance_scores": np.ones((b, m), np.float32),
-        "query_table": np.zeros((b, 0), np.int32),
-        "query_index": np.zeros((b, 0), np.int32),
-        "is_query": np.zeros((b, 0), bool),
-        "tile_of_instance": np.zeros((b, m), np.int32),
-        "tile_image_id": np.zeros((b, 1), np.int32),
-    }
-    return batch_of(rest | arrays)
+    sizes = {"b": b, "m": m, "q": 0, "u": b, "l": 0, "t": 1}
+    sizes["H"], sizes["W"] = arrays["image"].shape[1:3]
+    always = {name: f for name, f in batch_spec.FIELDS.items() if f.presence == "always"}
+    return batch_of(batch_spec.zeros(always, sizes) | {"is_example": np.ones(b, bool)} | arrays)

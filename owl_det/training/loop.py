@@ -18,9 +18,12 @@ from jax.sharding import Mesh
 from data_pipelines import batching
 from data_pipelines.input import TrainInput
 from data_pipelines.source import Source
-from owl_det import checkpoint, files, sharding, step_folders
 from owl_det import config as config_lib
-from owl_det.checkpoint import Checkpoints
+from owl_det import files, sharding
+from owl_det.checkpoints import step_folders
+from owl_det.checkpoints.adapt import adapt
+from owl_det.checkpoints.load import load_model
+from owl_det.checkpoints.store import Checkpoints
 from owl_det.config import Config
 from owl_det.config.resolve import check_attention
 from owl_det.distillation import branches
@@ -314,8 +317,8 @@ def _start(
         return state
     params = None
     if config.checkpoint.init_from:
-        loaded = checkpoint.load_model(config.checkpoint.init_from)
-        params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
+        loaded = load_model(config.checkpoint.init_from)
+        params = jax.tree.map(np.asarray, adapt(loaded, config))
         logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
     if opened is not None:
         check_same_text(opened, params, config)
@@ -331,7 +334,7 @@ def _device_batches(
     placement = sharding.batch_sharding(mesh)
     host_batches = data.batches(
         first_step,
-        num_shards=sharding.num_data_shards(mesh),
+        num_data_shards=sharding.num_data_shards(mesh),
         process=jax.process_index(),
         num_processes=jax.process_count(),
     )

@@ -20,14 +20,15 @@ from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
 from data_pipelines.tokenizer import ClipTokenizer
-from owl_det import checkpoint, cli
+from owl_det import cli
 from owl_det.annotate import job, label_spaces, report
 from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.annotate.run import run_job, shard_range
-from owl_det.checkpoint import LoadedModel
+from owl_det.checkpoints.load import save_model
 from owl_det.config import PseudoBoxesSource
 from owl_det.errors import DataError
 from owl_det.inference.predictor import Predictor
+from owl_det.types import LoadedModel
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")
@@ -48,7 +49,7 @@ def model() -> LoadedModel:
 @pytest.fixture(scope="module")
 def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -505,7 +506,7 @@ def test_another_preprocessing_is_another_job(
     run_job(_settings(saved, tmp_path / "records"), shard_index=0)
     preprocess = dataclasses.replace(model.preprocess, pad_value=0.0)
     other = tmp_path / "other"
-    checkpoint.save_model(other, dataclasses.replace(model, preprocess=preprocess))
+    save_model(other, dataclasses.replace(model, preprocess=preprocess))
     with pytest.raises(DataError, match="another model"):
         run_job(_settings(other, tmp_path / "records"))
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from owl_det import checkpoint, cli
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli
+from owl_det.checkpoints.load import save_model
+from owl_det.types import LoadedModel
 from tests import tiny
 
 
@@ -25,7 +26,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         step=5,
     )
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks import image_queries as benchmark
 from data_pipelines.shapes_world import ShapesWorld, object_names
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
+from owl_det.checkpoints.load import save_model
+from owl_det.types import LoadedModel
 from tests import tiny
 
 
@@ -41,7 +41,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         eval_prompts="none",
         step=5,
     )
-    checkpoint.save_model(tmp_path / "model", model)
+    save_model(tmp_path / "model", model)
     flags = ["--checkpoint", str(tmp_path / "model"), "--num_images", "6"]
     assert benchmark.main([*flags, "--out", str(tmp_path / "found.json")]) == 0
     found = json.loads(capsys.readouterr().out)

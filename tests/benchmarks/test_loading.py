@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from benchmarks import loading
-from owl_det import checkpoint
+from owl_det.checkpoints.load import save_model
 from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -23,7 +23,7 @@ def test_it_prints_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         eval_prompts="none",
         step=5,
     )
-    checkpoint.save_model(tmp_path / "model", model)
+    save_model(tmp_path / "model", model)
     assert loading.main([str(tmp_path / "model")]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert 0 < printed["detect_s"] < printed["first_detect_s"]  # the first call compiles

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks import search as benchmark
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
+from owl_det.checkpoints.load import save_model
 from owl_det.inference.predictor import Detections
+from owl_det.types import LoadedModel
 from tests import tiny
 
 
@@ -23,7 +23,7 @@ def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         eval_prompts="none",
         step=5,
     )
-    checkpoint.save_model(tmp_path / "model", model)
+    save_model(tmp_path / "model", model)
     flags = ["--checkpoint", str(tmp_path / "model"), "--num_images", "5", "--batch_size", "2"]
     assert benchmark.main([*flags, "--repeats", "2"]) == 0
     found = json.loads(capsys.readouterr().out)

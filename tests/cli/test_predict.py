@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from owl_det import checkpoint, cli, viz
+from owl_det import cli, viz
+from owl_det.checkpoints.load import save_model
 from owl_det.inference import embeddings
 from owl_det.inference.predictor import Predictor
 from owl_det.types import LoadedModel
@@ -33,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         names=NAMES,
     )
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -163,7 +164,7 @@ def test_a_checkpoint_without_names_needs_a_query(
         eval_prompts="none",
         step=0,
     )
-    checkpoint.save_model(tmp_path / "bare", model)
+    save_model(tmp_path / "bare", model)
     assert cli.main(["predict", str(images), "--checkpoint", str(tmp_path / "bare")]) == 2
     assert "at least one --query or --query_image" in capsys.readouterr().err
 

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from owl_det import checkpoint, cli
+from owl_det import cli
+from owl_det.checkpoints.load import save_model
 from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -21,7 +22,7 @@ def test_the_picture_has_few_boxes_and_the_json_all(tmp_path, capsys):
         eval_prompts="none",
         step=5,
     )
-    checkpoint.save_model(saved, model)
+    save_model(saved, model)
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).convert("P").save(tmp_path / "a.png")
     flags = ["--checkpoint", str(saved), "--query", "cat", "--query", "dog", "--threshold", "0"]

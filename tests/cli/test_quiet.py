@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from owl_det import checkpoint
+from owl_det.checkpoints.load import save_model
 from owl_det.modeling import build
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -32,7 +32,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eval_prompts="none",
         step=0,
     )
-    checkpoint.save_model(folder / "model", model)
+    save_model(folder / "model", model)
     _run("sample", "--out", folder / "images")
     return folder
 

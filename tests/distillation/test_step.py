@@ -297,7 +297,7 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     state = jax.device_put(state, placement)
     step = train_step.jit_train_step(made, mesh, state, teaching)
-    batches = TrainInput(made).batches(0, num_shards=4)
+    batches = TrainInput(made).batches(0, num_data_shards=4)
     for _ in range(50):
         batch = jax.device_put(tiny.to_batch(next(batches)), sharding.batch_sharding(mesh))
         state, metrics = step(state, batch)

@@ -15,8 +15,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import ov_coco
-from owl_det import checkpoint, cli, sharding
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli, sharding
+from owl_det.checkpoints.load import save_model
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
 from owl_det.evaluation import benchmark, by_category
@@ -26,6 +26,7 @@ from owl_det.evaluation.loader import Loader
 from owl_det.inference.export import export
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling import build
+from owl_det.types import LoadedModel
 from tests import tiny
 
 NAMES = ("cat", "dog")
@@ -46,7 +47,7 @@ def model() -> LoadedModel:
 @pytest.fixture(scope="module")
 def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipelines import panoptic_world, shapes_world
-from owl_det import checkpoint, cli
+from owl_det import cli
 from owl_det import config as config_lib
+from owl_det.checkpoints.load import save_model
 from owl_det.config import Config
 from owl_det.types import LoadedModel
 from studies import distillation, teacher_quality
@@ -157,7 +158,7 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
         return vectors
 
     eye = np.eye(len(names), dtype=np.float32)
-    monkeypatch.setattr(teacher_quality.checkpoint, "load_model", lambda path: _towers({}))
+    monkeypatch.setattr(teacher_quality, "load_model", lambda path: _towers({}))
     monkeypatch.setattr(teacher_quality.Teacher, "embed_texts", lambda *_: eye)
     monkeypatch.setattr(teacher_quality.Teacher, "embed_boxes", know)
     monkeypatch.setattr(teacher_quality.jax, "jit", lambda function: function)
@@ -171,7 +172,7 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
 
 @pytest.mark.nightly
 def test_quality_of_fresh_towers_is_chance(quality: Any, tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "towers", _towers(tiny.params(TOWERS)))
+    save_model(tmp_path / "towers", _towers(tiny.params(TOWERS)))
     metrics = quality()
     assert metrics["num_images"] == 8 and metrics["boxes_top1"] < 0.2
     assert metrics["recall_at_1"] <= metrics["recall_at_10"] <= metrics["recall_at_100"] <= 1

@@ -5,19 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from owl_det.config import ModelConfig
+from owl_det.config.roles import keys_of
 from owl_det.errors import CheckpointError
 
-# Keys of the model that concern training only; the parameters mean the same.
-TRAINING_KEYS = (
-    "contrastive",
-    "class_prior",
-    "class_initial_scale",
-    "dtype",
-    "attention",
-    "remat",
-    "scan_unroll",
-)
-TRAINING_TOWER_KEYS = ("droplayer_rate", "dropout_rate")
+# The parameters mean the same whatever these are.
+_FREE = keys_of(ModelConfig, "training", "execution")
 _SHOWN = 3  # keys named in one message
 _REMEDY = "use a new workdir, with config.checkpoint.init_from for its weights"
 
@@ -41,11 +34,9 @@ def check_same_model(saved: Json, current: Json, folder: Path) -> None:
                 )
 
 
-def _architecture(tree: Json, prefix: str = "") -> Json:
-    """Dotted keys, without those that concern training only."""
-    free = (*TRAINING_KEYS, *TRAINING_TOWER_KEYS, "position_init")
-    leaves = leaves_of(tree, prefix)
-    return {key: x for key, x in leaves.items() if key.rpartition(".")[2] not in free}
+def _architecture(tree: Json) -> Json:
+    """Dotted keys, without those that concern training or execution only."""
+    return {key: value for key, value in leaves_of(tree).items() if key not in _FREE}
 
 
 def check_same_input(

@@ -42,6 +42,15 @@ def find(path: str | os.PathLike[str]) -> Path:
     return folder_of(root, step)
 
 
+def has_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """True if `find` finds one."""
+    try:
+        find(path)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _meant(root: Path) -> str:
     command = f"`owl-det convert {root} DST --from hf` makes a checkpoint of it"
     if root.exists():
