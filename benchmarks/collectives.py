@@ -29,6 +29,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from benchmarks import command
+from data_pipelines import batch_spec
 from owl_det import sharding
 from owl_det.config import Config
 from owl_det.config.resolve import resolve
@@ -279,7 +280,7 @@ def _residual_bytes(config: Config, num_shards: int) -> float:
     patches = (model.image_size // model.image.patch_size) ** 2
     tokens = num_kept(patches, config.selection.token_drop_rate) + 1
     images = config.batch_size / num_shards
-    texts = step_shapes.num_table_rows(config, num_shards) / num_shards
+    texts = batch_spec.num_table_rows(config, num_shards) / num_shards
     image = images * tokens * model.image.width * model.image.num_layers
     text = texts * model.text.num_positions * model.text.width * model.text.num_layers
     return 4 * (image + text) * jnp.dtype(model.dtype).itemsize

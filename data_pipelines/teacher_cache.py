@@ -149,7 +149,7 @@ class TeacherCache:
     ) -> Arrays:
         """`teacher/<name>` of one example, float32, with zeros for fillers.
 
-        `places` are the (source, index) of its tiles, `packed` what `batching.pack` made of it.
+        `places` are the (source, index) of its tiles, `packed` is what `pack_example` made of it.
         Raises `DataError` for an image or a box that the cache does not know.
         """
         rows = {

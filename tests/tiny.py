@@ -64,7 +64,7 @@ def params(config: Config, seed: int = 0) -> Any:
 
 def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
     """The first batch, as the pipeline makes it."""
-    batches = TrainInput(config).batches(0, num_shards=num_shards)
+    batches = TrainInput(config).batches(0, num_data_shards=num_shards)
     first = next(batches)
     batches.close()
     return first

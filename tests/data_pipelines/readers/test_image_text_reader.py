@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import batching, tokenizer
+from data_pipelines import tokenizer
+from data_pipelines.batch_spec import COUNTS
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.input import TrainInput
 from data_pipelines.open_source import open_source
@@ -210,7 +211,7 @@ def test_a_training_counts_what_its_pairs_lack(tmp_path: Path) -> None:
     seen: dict[int, dict[str, int]] = {}
     for number in range(12):
         example = data.example(number)
-        counts = dict(zip(batching.COUNTS, example["counts"].tolist(), strict=True))
+        counts = dict(zip(COUNTS, example["counts"].tolist(), strict=True))
         image_id = int(example["image_id"])
         seen[image_id] = counts
         caption = data.sources[0][image_id].captions
