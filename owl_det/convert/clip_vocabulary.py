@@ -18,6 +18,17 @@ SIZE = 49408  # 256 bytes, the same at the end of a word, merges, two special to
 START, END = 49406, 49407
 
 _START_TOKEN, _END_TOKEN = "<|startoftext|>", "<|endoftext|>"
+# What the rules of `tokenizers` cut a text into, and how they write its bytes.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 _MARK = b"#version: 0.2\n"  # the first line of the list
 _NUM_MERGES = SIZE - 2 * 256 - 2
 _SHA256 = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"  # of the merges
@@ -75,9 +86,6 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
     """The same tokeniser in the format of the `tokenizers` library."""
     special = [(START, _START_TOKEN), (END, _END_TOKEN)]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    words += r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
         "truncation": None,
@@ -98,11 +106,11 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
             "pretokenizers": [
                 {
                     "type": "Split",
-                    "pattern": {"Regex": words},
+                    "pattern": {"Regex": _WORDS},
                     "behavior": "Removed",
                     "invert": True,
                 },
-                {**byte_level, "use_regex": True},
+                _BYTE_LEVEL,
             ],
         },
         "post_processor": {
@@ -112,7 +120,7 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
             "trim_offsets": False,
             "add_prefix_space": False,
         },
-        "decoder": {**byte_level, "use_regex": True},
+        "decoder": _BYTE_LEVEL,
         "model": {
             "type": "BPE",
             "dropout": None,

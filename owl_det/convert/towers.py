@@ -136,12 +136,14 @@ def huggingface_model(
     def both(key: str, default: Any) -> Any:
         return shared(source, key, *(value(tower, key, default) for tower in ("vision", "text")))
 
-    embeddings = "vision_model.embeddings"
-    width, _, patch, _ = shape_of(weights, f"{embeddings}.patch_embedding.weight", 4)
-    positions = shape_of(weights, f"{embeddings}.position_embedding.weight", 2)[0]
+    images, texts = "vision_model.embeddings", "text_model.embeddings"
+    width, _, patch, _ = shape_of(weights, f"{images}.patch_embedding.weight", 4)
+    positions = shape_of(weights, f"{images}.position_embedding.weight", 2)[0]
     act = both("hidden_act", activation)
     if act not in ACTIVATIONS:
         raise CheckpointError(f"{source}: hidden_act {act!r} is not one of {list(ACTIVATIONS)}")
+    vocabulary, text_width = shape_of(weights, f"{texts}.token_embedding.weight", 2)
+    text_positions = shape_of(weights, f"{texts}.position_embedding.weight", 2)[0]
     return {
         "image_size": grid_side(weights, positions, num_class_tokens) * patch,
         "activation": ACTIVATIONS[act],
@@ -153,13 +155,9 @@ def huggingface_model(
             **_depth(weights, "vision_model"),
         },
         "text": {
-            "vocabulary_size": shape_of(weights, "text_model.embeddings.token_embedding.weight", 2)[
-                0
-            ],
-            "num_positions": shape_of(
-                weights, "text_model.embeddings.position_embedding.weight", 2
-            )[0],
-            "width": shape_of(weights, "text_model.embeddings.token_embedding.weight", 2)[1],
+            "vocabulary_size": vocabulary,
+            "num_positions": text_positions,
+            "width": text_width,
             "num_heads": value("text", "num_attention_heads", text_heads),
             **_depth(weights, "text_model"),
         },

@@ -16,7 +16,7 @@ from data_pipelines.tokenizer import ClipTokenizer
 from owl_det import path_rules
 from owl_det.checkpoints.load import load_model
 from owl_det.config import PreprocessConfig
-from owl_det.convert import formats, huggingface, rules
+from owl_det.convert import formats, huggingface, huggingface_parameters, rules
 from owl_det.errors import CheckpointError
 from owl_det.modeling.detector import Detector
 from owl_det.types import LoadedModel
@@ -184,8 +184,8 @@ def test_swapped_tensors_are_found(pair: Any, place: str) -> None:
     pixels, tokens = inputs(32, 8)
     expected = their_outputs(theirs, pixels, tokens)
     parameters = path_rules.flatten(ours.params)
-    shapes = huggingface._their_shapes(kind, ours.config)
-    table = huggingface.table(kind, is_contrastive=True)
+    shapes = huggingface_parameters.tensor_shapes(kind, ours.config)
+    table = huggingface_parameters.table(kind, is_contrastive=True)
     tensors = rules.to_theirs(table, parameters, shapes)
     chosen = [name for name in sorted(tensors) if _place(name) == place]
     swapped = [
