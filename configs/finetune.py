@@ -7,9 +7,9 @@ Command:  python -m owl_det.main --config=configs/finetune.py --workdir=W \
           --config.data.train.train.subset=lvis_base.
           CKPT is a workdir or a converted checkpoint: a detector, or towers (CLIP, SigLIP, LiT),
           whose heads then start from random numbers. Architecture, preprocessing and tokeniser come
-          from it; the architecture in config.model is not read. Prompts do not: for a model of bare
-          names (the quickstart's) add --config.data.train_prompts=none
-          --config.data.eval_prompts=none.
+          from it; an architecture in config.model that is not the checkpoint's is refused. Prompts
+          do not: for a model of bare names (the quickstart's) add
+          --config.data.train_prompts=none --config.data.eval_prompts=none.
           Towers are made for 224 px or so: for them add --config.checkpoint.image_size=768 (a
           multiple of the patch size). Smaller sizes train faster on any checkpoint.
 Hardware: one GPU for the B models at their own size (--dry_run prints the memory), with

@@ -14,10 +14,11 @@ import pytest
 
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
+from owl_det.checkpoints import run_file
 from owl_det.checkpoints.adapt import adapt
 from owl_det.checkpoints.inherited_model import take_model
 from owl_det.checkpoints.load import load_model, save_model
-from owl_det.config import Config
+from owl_det.config import Config, config_file
 from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
@@ -79,10 +80,12 @@ def saved(towers: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def _finetune(init_from: Path, **changes: Any) -> Config:
+    """A config that leaves the architecture to the checkpoint, but for what `changes` set."""
+    noise = {"droplayer_rate": 0.0}
     return tiny.config(
+        model={"image": {**noise}, "text": {**noise, "num_positions": 8}},
         checkpoint__init_from=str(init_from),
         checkpoint__model_from_init=True,
-        model__text__num_positions=8,
         **changes,
     )
 
@@ -93,7 +96,6 @@ def _finetune(init_from: Path, **changes: Any) -> Config:
 def test_the_architecture_comes_from_the_checkpoint(saved: Path, tmp_path: Path) -> None:
     config = _finetune(
         saved,
-        model__image__width=8,  # not read
         model__image__droplayer_rate=0.25,
         model__remat="dots",
         checkpoint__image_size=32,
@@ -109,6 +111,57 @@ def test_the_architecture_comes_from_the_checkpoint(saved: Path, tmp_path: Path)
         taken, model=config.model, preprocess=config.preprocess, data=config.data
     )
     assert kept == config, "nothing else changes"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__image__width": 384},
+            r"config.model.image.width: 384 would .* the 32 of the check",
+        ),
+        ({"model__activation": "gelu_tanh"}, "config.model.activation: 'gelu_tanh' would have no"),
+        ({"model__image_size": 64}, "model.image_size: 64 .*; set config.checkpoint.image_size"),
+    ],
+)
+def test_a_key_of_the_model_that_would_be_dropped_is_named(
+    changes: dict[str, Any], message: str, saved: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        take_model(_finetune(saved, **changes), tmp_path)
+
+
+def test_keys_of_the_model_that_are_the_checkpoints_may_stand_in_the_config(
+    saved: Path, tmp_path: Path
+) -> None:
+    config = _finetune(saved, model__image__num_heads=2, model__activation="gelu")
+    assert take_model(config, tmp_path).model == take_model(_finetune(saved), tmp_path).model
+    larger = _finetune(saved, model__image_size=64, checkpoint__image_size=32)
+    assert take_model(larger, tmp_path).model.image_size == 32
+    head = _finetune(saved, model__head_activation="gelu", model__has_objectness_head=False)
+    assert take_model(head, tmp_path).model.head_activation == "gelu", "towers have no heads"
+
+
+@pytest.mark.parametrize("name", ["clipself_shapes", "densevlm_shapes", "distill_shapes"])
+def test_shipped_configs_describe_the_towers_they_start_from(name: str, tmp_path: Path) -> None:
+    """… that `teacher_shapes` (another image size) and `pretrain_shapes` train."""
+    for start in ("teacher_shapes", "pretrain_shapes"):
+        folder = tmp_path / start
+        _write_run_file(folder, config_file.read(start))
+        size = config_file.read(name).model.image_size
+        changes = [
+            f"--config.checkpoint.init_from={folder}",
+            f"--config.checkpoint.image_size={size}",
+        ]
+        taken = take_model(config_file.read(name, changes), tmp_path / "none")
+        assert taken.model.image_size == size
+
+
+def _write_run_file(folder: Path, config: Config) -> None:
+    """A checkpoint without its parameters: what it says of itself."""
+    (folder / "params").mkdir(parents=True)
+    (folder / "run").mkdir()
+    (folder / "run" / "metadata").write_text(json.dumps(run_file.of_training(config, 1, "input")))
 
 
 def test_without_model_from_init_the_config_stays(tmp_path: Path) -> None:
@@ -282,7 +335,7 @@ def test_a_student_starts_from_a_detector_of_another_size(
         towers,
         kind="detector",
         params=adapt(towers, config),
-        model=config.model,
+        config=config.model,
         preprocess=config.preprocess,
     )
     save_model(tmp_path / "annotator", annotator)
@@ -306,7 +359,7 @@ def test_a_student_gets_the_objectness_head_that_its_annotator_lacks(
     params = adapt(towers, config)
     assert "objectness_head" not in params
     annotator = dataclasses.replace(
-        towers, kind="detector", params=params, model=config.model, preprocess=config.preprocess
+        towers, kind="detector", params=params, config=config.model, preprocess=config.preprocess
     )
     save_model(tmp_path / "annotator", annotator)
     fresh = ("^objectness_head/",)
@@ -484,10 +537,6 @@ def test_values_in_the_last_block_may_be_asked_of_any_checkpoint(tmp_path: Path)
     ):
         folder = tmp_path / f"{saved}_{asked}"
         save_model(folder, _towers(model__image__last_block=saved))
-        config = tiny.config(
-            checkpoint__init_from=str(folder),
-            checkpoint__model_from_init=True,
-            model__image__last_block=asked,
-        )
+        config = _finetune(folder, model__image__last_block=asked)
         taken = take_model(config, tmp_path / "none")
         assert taken.model.image.last_block == wanted

@@ -14,10 +14,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from owl_det import path_rules
+from owl_det.config import ModelConfig
+from owl_det.config.roles import keys_of
 from owl_det.types import LoadedModel
 
-# These decide how fast a model runs, not what it computes.
-_EXECUTION = ("attention", "remat", "scan_unroll")
+# These decide how fast a model runs; of the keys of execution only dtype changes what it computes.
+_SPEED = {*keys_of(ModelConfig, "execution")} - {"dtype"}
 
 
 def parameter_hash(params: PyTree) -> str:
@@ -60,6 +62,6 @@ def former_model_hash(model: LoadedModel) -> str:
 def _settings(model: LoadedModel) -> list[dict[str, Any]]:
     """Architecture and preprocessing."""
     architecture = dataclasses.asdict(model.config)
-    for key in _EXECUTION:
+    for key in _SPEED:
         del architecture[key]
     return [architecture, dataclasses.asdict(model.preprocess)]

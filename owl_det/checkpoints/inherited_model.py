@@ -22,8 +22,8 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     `model.image.last_block` where it is "values", `model.has_objectness_head` where
     `checkpoint.fresh` names that head, and the heads' settings where the checkpoint has towers
     only; such towers keep at most as many text positions as `model.text.num_positions` says if they
-    pool at the end token. Raises `CheckpointError` if there is no checkpoint and
-    `ConfigError` if the result does not fit.
+    pool at the end token. Raises `CheckpointError` if there is no checkpoint and `ConfigError` if
+    the result does not fit, or leaves out a key of `config.model` that was set.
     """
     if not config.checkpoint.model_from_init:
         return config
@@ -37,6 +37,7 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
         raise CheckpointError(f"{config.checkpoint.init_from}: a ResNet is a teacher, no start")
     tree = dataclasses.asdict(config)
     tree["model"] = _inherited(source, config)
+    _check_nothing_set_is_dropped(config, tree["model"])
     tree["preprocess"] = dataclasses.asdict(source.preprocess)
     tree["data"]["tokenizer"] = config.data.tokenizer or source.tokenizer
     return resolve(tree)
@@ -53,8 +54,8 @@ def _inherited(source: LoadedModel, config: Config) -> dict[str, Any]:
     if any(re.match(pattern, "objectness_head/") for pattern in config.checkpoint.fresh):
         kept.append("has_objectness_head")
     for key in kept:
-        tower, _, name = key.rpartition(".")
-        (model[tower] if tower else model)[name] = operator.attrgetter(key)(ours)
+        section, name = _place(model, key)
+        section[name] = operator.attrgetter(key)(ours)
     if source.kind == "towers" and source.config.text.pooling == "end_token":
         model["text"]["num_positions"] = min(
             source.config.text.num_positions, ours.text.num_positions
@@ -62,3 +63,30 @@ def _inherited(source: LoadedModel, config: Config) -> dict[str, Any]:
     if config.checkpoint.image_size:
         model["image_size"] = config.checkpoint.image_size
     return model
+
+
+def _check_nothing_set_is_dropped(config: Config, inherited: dict[str, Any]) -> None:
+    """Raises `ConfigError` naming a key of `config.model` that was set and is not what is taken.
+
+    A key was set if its value is not the schema's default. Two keys are upper bounds or have a
+    stand-in: `text.num_positions` and, with `checkpoint.image_size`, `image_size`.
+    """
+    standard = ModelConfig()
+    replaced = {"text.num_positions"} | ({"image_size"} if config.checkpoint.image_size else set())
+    for key in keys_of(ModelConfig, "architecture"):
+        section, name = _place(inherited, key)
+        value, default = (operator.attrgetter(key)(model) for model in (config.model, standard))
+        if key not in replaced and value not in (default, section[name]):
+            is_size = key == "image_size"
+            remedy = "set config.checkpoint.image_size instead" if is_size else "leave it out"
+            raise ConfigError(
+                f"config.model.{key}: {value!r} would have no effect, as "
+                f"config.checkpoint.model_from_init takes the {section[name]!r} of the checkpoint; "
+                f"{remedy}, or unset model_from_init"
+            )
+
+
+def _place(model: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
+    """The section that a dotted key of the model lies in, and its name there."""
+    section, _, name = key.rpartition(".")
+    return (model[section] if section else model), name

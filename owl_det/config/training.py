@@ -110,8 +110,9 @@ class CheckpointConfig:
     every_steps: int = 1000
     keep: int = 2
     init_from: str = ""  # workdir or checkpoint whose parameters start the training
-    # Architecture, preprocessing and tokeniser are those of `init_from`, not of config.model; what
-    # concerns training only (noise, precision, memory) stays as config.model says.
+    # Architecture, preprocessing and tokeniser are those of `init_from`; a key of config.model that
+    # asks for another architecture is an error. What concerns training only (noise, precision,
+    # memory) stays as config.model says.
     model_from_init: bool = False
     # Path patterns (regex) of parameters that start anew, not from `init_from`; of a tower that
     # does so as a whole, the architecture may differ too.
