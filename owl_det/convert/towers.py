@@ -136,14 +136,12 @@ def huggingface_model(
     def both(key: str, default: Any) -> Any:
         return shared(source, key, *(value(tower, key, default) for tower in ("vision", "text")))
 
-    images, texts = "vision_model.embeddings", "text_model.embeddings"
-    width, _, patch, _ = shape_of(weights, f"{images}.patch_embedding.weight", 4)
-    positions = shape_of(weights, f"{images}.position_embedding.weight", 2)[0]
+    embeddings = "vision_model.embeddings"
+    width, _, patch, _ = shape_of(weights, f"{embeddings}.patch_embedding.weight", 4)
+    positions = shape_of(weights, f"{embeddings}.position_embedding.weight", 2)[0]
     act = both("hidden_act", activation)
     if act not in ACTIVATIONS:
         raise CheckpointError(f"{source}: hidden_act {act!r} is not one of {list(ACTIVATIONS)}")
-    vocabulary, text_width = shape_of(weights, f"{texts}.token_embedding.weight", 2)
-    text_positions = shape_of(weights, f"{texts}.position_embedding.weight", 2)[0]
     return {
         "image_size": grid_side(weights, positions, num_class_tokens) * patch,
         "activation": ACTIVATIONS[act],
@@ -155,13 +153,18 @@ def huggingface_model(
             **_depth(weights, "vision_model"),
         },
         "text": {
-            "vocabulary_size": vocabulary,
-            "num_positions": text_positions,
-            "width": text_width,
+            **_text_sizes(weights),
             "num_heads": value("text", "num_attention_heads", text_heads),
             **_depth(weights, "text_model"),
         },
     }
+
+
+def _text_sizes(weights: Weights) -> dict[str, int]:
+    embeddings = "text_model.embeddings"
+    vocabulary, width = shape_of(weights, f"{embeddings}.token_embedding.weight", 2)
+    num_positions = shape_of(weights, f"{embeddings}.position_embedding.weight", 2)[0]
+    return {"vocabulary_size": vocabulary, "num_positions": num_positions, "width": width}
 
 
 def _depth(weights: Weights, tower: str) -> dict[str, int]:
