@@ -15,12 +15,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "bccd"
-    presets.use_bccd(config)
+    small.use_bccd(config)
     for group, split in ((config.data.train, "trainval"), (config.data.eval, "test")):
-        presets.add_source(group, "bccd", presets.bccd_source(split))
+        presets.add_source(group, "bccd", small.bccd_source(split))
     return config

@@ -16,12 +16,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "clipself_b16"
-    presets.use_token_distillation(config)
+    towers.use_token_distillation(config)
     config.model.image.patch_size = 16
     config.batch_size = 16
     config.num_steps = 44_358  # six epochs of COCO's 118,287 images

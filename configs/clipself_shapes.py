@@ -12,11 +12,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "clipself_shapes"
-    presets.use_shapes_token_distillation(config)
+    small.use_shapes_token_distillation(config)
     config.distill.clipself.weight = 1.0
     return config

@@ -18,6 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import towers
 
 # fmt: off
 THINGS = (
@@ -46,7 +47,7 @@ STUFF = (
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "densevlm_b16"
-    presets.use_token_distillation(config)
+    towers.use_token_distillation(config)
     config.model.image.patch_size = 16
     config.batch_size = 64
     config.num_steps = 11_089  # six epochs of COCO's 118,287 images

@@ -14,12 +14,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "densevlm_shapes"
-    presets.use_shapes_token_distillation(config)
+    small.use_shapes_token_distillation(config)
     config.data.train.shapes.split = "panoptic"
-    presets.use_shapes_names(config)
+    small.use_shapes_names(config)
     return config

@@ -17,13 +17,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "distill_shapes"
-    presets.use_shapes_detection(config)
-    presets.use_tiny_matched_towers(config)
+    small.use_shapes_detection(config)
+    small.use_matched_towers(config)
     config.num_steps = 7000
     config.checkpoint.init_from = "runs/pretrain_panoptic"
     config.checkpoint.model_from_init = True
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
     distill.gridclip_grid.weight = 1.0
     distill.gridclip_image.weight = 10.0
     distill.clipself.weight = 1.0
-    presets.use_shapes_names(config)
+    small.use_shapes_names(config)
     distill.hierkd_instance.weight = 1.0
     distill.hierkd_instance.max_crops = 6
     distill.hierkd_global.weight = 1.0

@@ -25,12 +25,13 @@ from ml_collections import ConfigDict
 
 from owl_det import presets
 from owl_det.config import CocoSource
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "finetune"
-    presets.use_finetuning(config)
+    detectors.use_finetuning(config)
     presets.add_source(config.data.train, "train", CocoSource(annotations="train.json"))
     presets.add_source(config.data.eval, "val", CocoSource(annotations="val.json"))
     return config

@@ -21,14 +21,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "gridclip_b16"
-    presets.use_lvis(config)
-    presets.use_owlvit_training(config)
-    presets.start_from_clip_b16(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
+    detectors.start_from_clip_b16(config)
     config.num_steps = 9_400  # the paper's 24 epochs of 100,170 images, were they single
     config.distill.gridclip_grid.weight = 1.0
     config.distill.gridclip_image.weight = 10.0

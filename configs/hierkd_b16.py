@@ -23,13 +23,14 @@ from ml_collections import ConfigDict
 
 from owl_det import presets
 from owl_det.config import CocoSource
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "hierkd_b16"
-    presets.use_owlvit_training(config)
-    presets.start_from_clip_b16(config)
+    detectors.use_owlvit_training(config)
+    detectors.start_from_clip_b16(config)
     data = config.data
     boxes = "annotations/instances_{}2017.json"
     train = CocoSource(

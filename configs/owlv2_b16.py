@@ -15,12 +15,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "owlv2_b16"
-    presets.use_owlv2_self_training(config)
+    detectors.use_owlv2_self_training(config)
     config.model.image_size = 960
     config.model.image.patch_size = 16
     config.num_steps = 1_400_000

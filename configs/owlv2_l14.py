@@ -13,13 +13,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import detectors, towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "owlv2_l14"
-    presets.use_owlv2_self_training(config)
-    presets.use_clip_l14(config)
+    detectors.use_owlv2_self_training(config)
+    towers.use_clip_l14(config)
     config.model.image_size = 1008
     config.optimizer.learning_rate = 2e-5
     config.num_steps = 900_000

@@ -11,12 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "owlvit_b16"
-    presets.use_lvis(config)
-    presets.use_owlvit_training(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
     config.model.image.patch_size = 16
     return config

@@ -11,14 +11,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import detectors, towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "owlvit_l14"
-    presets.use_lvis(config)
-    presets.use_owlvit_training(config)
-    presets.use_clip_l14(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
+    towers.use_clip_l14(config)
     config.model.image_size = 840
     config.num_steps = 70_000
     config.optimizer.learning_rate = 2e-5

@@ -19,13 +19,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "pretrain_clip_b16"
-    presets.use_image_text(config)
-    presets.use_clip_b16(config)
+    towers.use_image_text(config)
+    towers.use_clip_b16(config)
     config.num_steps = 390_625
     config.data.augment.crop_probability = 1.0
     config.data.augment.crop_min_area = 0.9

@@ -18,14 +18,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "pretrain_lit_b16"
-    presets.use_image_text(config)
-    presets.use_clip_b16(config)
-    presets.use_big_vision_training(config)
+    towers.use_image_text(config)
+    towers.use_clip_b16(config)
+    towers.use_big_vision_training(config)
     config.num_steps = 60_000
     config.schedule.warmup_steps = 1800
     config.checkpoint.init_from = "models/clip-b16"

@@ -9,12 +9,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "pretrain_shapes"
-    presets.use_shapes_contrast(config)
+    small.use_shapes_contrast(config)
     config.num_steps = 9000
     # Tiles of mosaics are images of their own: tokens learn to speak for what is near them.
     config.data.augment.mosaic_sizes = (1, 2)

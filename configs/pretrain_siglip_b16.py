@@ -18,15 +18,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "pretrain_siglip_b16"
-    presets.use_image_text(config)
+    towers.use_image_text(config)
     use_siglip_b16(config)
     config.num_steps = 1_220_703
-    presets.use_big_vision_training(config)
+    towers.use_big_vision_training(config)
     config.schedule.warmup_steps = 20_000
     return config
 

@@ -13,11 +13,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "quickstart"
-    presets.use_shapes_detection(config)
+    small.use_shapes_detection(config)
     config.num_steps = 7000
     return config

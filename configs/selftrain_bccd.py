@@ -16,15 +16,16 @@ from ml_collections import ConfigDict
 
 from owl_det import presets
 from owl_det.config import PseudoBoxesSource
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "selftrain_bccd"
-    presets.use_bccd(config)
+    small.use_bccd(config)
     # Of the annotator's boxes 40 % lie on a cell at 0.1, 53 % at 0.3; many cells have several.
     pseudo_boxes = PseudoBoxesSource(min_box_score=0.3)
     presets.add_source(config.data.train, "pseudo_boxes", pseudo_boxes)
-    presets.add_source(config.data.eval, "bccd", presets.bccd_source("test"))
+    presets.add_source(config.data.eval, "bccd", small.bccd_source("test"))
     config.data.augment.merge_iou = 0.6
     return config

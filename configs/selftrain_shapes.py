@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from owl_det import presets
 from owl_det.config import PseudoBoxesSource, ShapesWorldSource
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
@@ -24,7 +25,7 @@ def get_config() -> ConfigDict:
     config.name = "selftrain_shapes"
     config.batch_size = 32
     config.num_steps = 4000
-    presets.start_from_shapes_towers(config)
+    small.start_from_shapes_towers(config)
     data = config.data
     presets.add_source(
         data.train, "pseudo_boxes", PseudoBoxesSource(min_box_score=0.1, min_image_score=0.3)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from owl_det import presets
 from owl_det.config import ShapesWorldSource
+from owl_det.presets import small
 
 SIDE = 32  # of a crop, pixels
 
@@ -22,7 +23,7 @@ SIDE = 32  # of a crop, pixels
 def get_config() -> ConfigDict:
     config: Any = presets.base()
     config.name = "teacher_shapes"
-    presets.use_shapes_contrast(config)
+    small.use_shapes_contrast(config)
     config.batch_size = 128
     config.num_steps = 4000
     config.model.image_size = SIDE
