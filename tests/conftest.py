@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from absl import logging
 
+from tests import shape_checks
+
 _DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile far more than they run.
 _FAST_COMPILE = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
@@ -24,6 +26,8 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([given, f"{_DEVICES}=8", *_FAST_COMPILE]).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+shape_checks.install()
 
 ROOT = Path(__file__).resolve().parents[1]
 
