@@ -100,7 +100,7 @@ def _check_branch(name: str, branch: Branch, entry: Any, config: Config) -> None
         raise ConfigError(f"config.data.with_captions: distill.{name} needs captions")
     if wanted & {"names", "dense_regions"} and not name_texts(config.distill):
         raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things or stuff")
-    if branch.needs_heads and config.task != "detection":
+    if branch.needs_heads and not config.has_heads:
         raise ConfigError(f"config.distill.{name}: needs a detector's heads (task detection)")
     if branch.couples(entry) and config.optimizer.clip.scope in PER_EXAMPLE:
         raise ConfigError(

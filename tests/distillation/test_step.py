@@ -218,9 +218,9 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
         (
             ["hierkd_global"],
             {"optimizer__clip": {"scope": "shared_text"}},
-            "hierkd_global contrasts the examples of a batch: none or global, not shared_text",
+            "hierkd_global couples the examples of a batch: none or global, not shared_text",
         ),
-        (["hierkd_global"], {"data__with_captions": False}, "set config.data.with_captions"),
+        (["hierkd_global"], {"data__with_captions": False}, "hierkd_global needs captions"),
         (
             ["clipself"],
             {"distill": {"cache": "folder"}, "data__augment": {"flip": True}},
@@ -267,7 +267,7 @@ def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str
     if changes.get("task") == "contrastive":
         changes["model__contrastive"] = "softmax"
     with pytest.raises(ConfigError, match=message):
-        tiny_distillation.config(*names, **changes)
+        branches.check(tiny_distillation.config(*names, **changes))
 
 
 # --- whole steps ---------------------------------------------------------------------------------

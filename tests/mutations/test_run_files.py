@@ -74,8 +74,8 @@ def _case(rng: np.random.Generator, folder: Path, saved: Path) -> Case:
 
     def verify(model: LoadedModel, lines: list[str]) -> None:
         said = json.loads(content)
-        for key in ("model", "preprocess"):
-            _check_contained(said[key], dataclasses.asdict(getattr(model, key)), key)
+        for key, settings in (("model", model.config), ("preprocess", model.preprocess)):
+            _check_contained(said[key], dataclasses.asdict(settings), key)
         assert (model.step, model.eval_prompts) == (said["step"], said["eval_prompts"])
 
     return Case(read=read, verify=verify, names=[str(folder)])
