@@ -126,6 +126,38 @@ def test_shipped_configs_are_found_anywhere(
     assert config_file.read(name).name == "quickstart"
 
 
+def test_configs_of_an_installed_package_lie_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_file, "_PACKAGE", tmp_path / "owl_det")
+    monkeypatch.chdir(tmp_path)
+    _write_config(tmp_path / "owl_det" / "configs" / "shipped.py", "inside")
+    _write_config(tmp_path / "configs" / "other.py", "beside")
+    for name in ("shipped", "configs.shipped", "configs/shipped.py"):
+        assert config_file.read(name).name == "inside"
+    with pytest.raises(ConfigError, match="other: no such file; shipped configs: shipped$"):
+        config_file.read("other")
+    assert config_file.read("configs/other.py").name == "beside"
+
+
+def test_a_users_own_folder_of_configs_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
+    for name in ("__init__", "base", "quickstart"):
+        _write_config(tmp_path / "configs" / f"{name}.py", "mine")
+    assert config_file.read("configs/quickstart.py").name == "mine"
+    assert config_file.read("quickstart").name == "quickstart"
+    assert config_file.read("configs/bccd.py").name == "bccd"
+
+
+def _write_config(file: Path, name: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    change = f"    return {{'name': {name!r}, 'data': {{'train': {{'a': {{'kind': 'shapes_world'}}}}}}}}"
+    file.write_text(START + change)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
