@@ -17,20 +17,9 @@ from owl_det.types import LoadedModel
 from tests import tiny
 
 
-def _model(seed: int, **changes: object) -> LoadedModel:
-    config = tiny.config(**changes)
-    return LoadedModel(
-        params=tiny.params(config, seed),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=seed,
-    )
-
-
 @pytest.fixture(scope="module")
 def pair() -> tuple[LoadedModel, LoadedModel]:
-    return _model(1), _model(2, model__text__droplayer_rate=0.1)
+    return tiny.loaded(step=1), tiny.loaded(seed=2, step=2, model__text__droplayer_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +52,7 @@ def test_ends_are_the_models_themselves(
 
 
 def test_another_architecture_is_named(pair: tuple[LoadedModel, LoadedModel]) -> None:
-    other = _model(3, model__image__mlp_width=32)
+    other = tiny.loaded(seed=3, step=3, model__image__mlp_width=32)
     with pytest.raises(CheckpointError, match=r"model\.image\.mlp_width is 64"):
         ensemble.interpolate(pair[0], other, 0.5)
     changed = dataclasses.replace(pair[1].preprocess, pad_value=0.0)
@@ -164,7 +153,11 @@ def test_a_group_without_objects_is_named(saved: tuple[str, str], tmp_path: Path
 
 
 def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str:
-    config = tiny.config(
+    saved = tiny.save(
+        folder,
+        kind="towers",
+        seed=seed,
+        step=seed,
         task="contrastive",
         model__contrastive="softmax",
         model__image_size=image_size,
@@ -172,16 +165,7 @@ def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str
         data__with_captions=True,
         optimizer__clip={"scope": "none"},
     )
-    model = LoadedModel(
-        kind="towers",
-        params=tiny.params(config, seed),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=seed,
-    )
-    save_model(folder, model)
-    return str(folder)
+    return str(saved)
 
 
 @pytest.mark.nightly

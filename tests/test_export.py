@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from owl_det.checkpoints.load import save_model
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import export, export_folder, ranking, stablehlo
 from owl_det.inference.predictor import Predictor
-from owl_det.modeling import build
-from owl_det.types import LoadedModel, Params
+from owl_det.types import LoadedModel
 from tests import tiny
 
 BLOCKED = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "clu", "ml_collections")
@@ -39,22 +37,11 @@ def _images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 40), (31, 77), (64, 9))]
 
 
-@lru_cache
-def _params() -> Params:
-    config = tiny.config()
-    return jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
-
-
 def _model(**changes: Any) -> LoadedModel:
     """Its parameters do not depend on `changes`: dtype, attention."""
-    config = tiny.config()
-    return LoadedModel(
-        params=_params(),
-        config=dataclasses.replace(config.model, **changes),
-        preprocess=config.preprocess,
-        eval_prompts="clip_best7",
-        step=5,
-    )
+    made = tiny.loaded()
+    config = dataclasses.replace(made.config, **changes)
+    return dataclasses.replace(made, config=config, eval_prompts="clip_best7")
 
 
 @pytest.fixture(scope="module")

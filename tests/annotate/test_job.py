@@ -36,14 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
-    return LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
+    return tiny.loaded(model__class_prior=0.3, model__class_initial_scale=4.0)
 
 
 @pytest.fixture(scope="module")

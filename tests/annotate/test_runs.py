@@ -10,24 +10,13 @@ from pathlib import Path
 import pytest
 
 from owl_det import cli
-from owl_det.checkpoints.load import save_model
-from owl_det.types import LoadedModel
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    save_model(path, model)
-    return path
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    return tiny.save(folder, model__class_prior=0.3, model__class_initial_scale=4.0)
 
 
 def _arguments(saved: Path, output: Path, num_images: int, num_shards: int) -> list[str]:

@@ -102,24 +102,20 @@ def test_detection_does_not_change(kind: str, converted: tuple[Path, Path], tmp_
     np.testing.assert_array_equal(found[0].scores, found[1].scores)
 
 
-def test_stand_ins_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stand_ins_are_no_weights(
+    tiny_model: LoadedModel,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A detector without them is written with transformers' start, and read without it again."""
-    config = tiny.config()
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=3,
-    )
-    save_model(tmp_path / "ours", model)
-    formats.convert(str(tmp_path / "ours"), tmp_path / "theirs", "owl_det", "hf")
+    formats.convert(str(tiny_checkpoint), tmp_path / "theirs", "owl_det", "hf")
     written = load_file(tmp_path / "theirs" / "model.safetensors")
     assert any(name.endswith("visual_projection.weight") for name in written)
     formats.convert(str(tmp_path / "theirs"), tmp_path / "back", "hf", "owl_det")
     back = load_model(tmp_path / "back")
     assert back.config.contrastive == "none"
-    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+    jax.tree.map(np.testing.assert_array_equal, back.params, tiny_model.params)
 
 
 def test_fine_tuning_leaves_them_out_and_says_so(

@@ -24,8 +24,6 @@ from owl_det.evaluation import dense
 from owl_det.evaluation.dense import CategoryRecall, RegionDataLocation, RegionEvaluator
 from owl_det.inference import dense_features
 from owl_det.inference.dense_features import Embedded, EmbeddingFunctions
-from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -95,16 +93,7 @@ def _painted() -> _Painted:
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     """Towers with all contrastive parameters."""
-    config = tiny.config(model__contrastive="softmax")
-    params = jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
-    return LoadedModel(
-        kind="towers",
-        params={name: value for name, value in params.items() if name in TOWERS},
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=3,
-    )
+    return tiny.loaded(kind="towers", step=3, model__contrastive="softmax")
 
 
 def _known(has_tokens: bool = True, has_whole: bool = True) -> EmbeddingFunctions:
