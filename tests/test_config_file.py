@@ -154,8 +154,8 @@ def test_a_users_own_folder_of_configs_shadows_nothing(
 
 def _write_config(file: Path, name: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    change = f"    return {{'name': {name!r}, 'data': {{'train': {{'a': {{'kind': 'shapes_world'}}}}}}}}"
-    file.write_text(START + change)
+    tree = {"name": name, "data": {"train": {"shapes": {"kind": "shapes_world"}}}}
+    file.write_text(f"{START}    return {tree!r}\n")
 
 
 @pytest.mark.parametrize(
