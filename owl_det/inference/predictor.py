@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -227,7 +227,7 @@ class Predictor:
         )
 
     def _chosen_tokens(
-        self, batch: ImageBatch, boxes: Sequence[Box | None], images: Sequence[ImageLike]
+        self, batch: ImageBatch, boxes: Sequence[Any], images: Sequence[ImageLike]
     ) -> list[Float32[np.ndarray, " e"]]:
         """The class embedding of the token that stands for each image's box."""
         padded = np.zeros((len(batch.pixels), 4), np.float32)
@@ -327,8 +327,8 @@ class Predictor:
             sizes = images.sizes[here]
             shapes = _fill_up(sizes, chunk)
             pairs = self._rank(tokens, padded, is_query, shapes, top_k=top_k)
-            of_images = cast(list[tuple[int, int]], sizes.tolist())
-            found += self._detections(pairs, of_images, asked, threshold)
+            pixels = [(height, width) for height, width in sizes.tolist()]
+            found += self._detections(pairs, pixels, asked, threshold)
         return [suppression.suppress(x, nms_iou, nms_across_queries) for x in found]
 
     def forget_texts(self) -> None:
