@@ -30,6 +30,7 @@ from owl_det import sharding
 from owl_det.checkpoints.load import save_model
 from owl_det.config import Config, MeshConfig, config_file
 from owl_det.distillation import cache_teacher, teachers
+from owl_det.distillation.cache_request import cache_request
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
 from owl_det.training import train_step
@@ -97,7 +98,7 @@ def prepare(config: Config) -> Callable[[], float]:
     state = train_step.init_state(config, teacher_dim=teaching.teacher_dim if teaching else 0)
     state = jax.device_put(state, sharding.state_shardings(state, state.params, mesh))
     step = train_step.jit_train_step(config, mesh, state, teaching)
-    batches = TrainInput(config).batches(0, num_data_shards=1)
+    batches = TrainInput(config, cache_request(config)).batches(0, num_data_shards=1)
     batch = jax.device_put(batch_of(next(batches)), sharding.batch_sharding(mesh))
     batches.close()
 

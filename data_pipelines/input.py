@@ -44,8 +44,11 @@ _LISTED_KINDS = ("shapes_world", "coco", "voc", "yolo", "tfds")  # their categor
 class TrainInput:
     """The training examples of one config."""
 
-    def __init__(self, config: Config):
-        """Opens all sources. Raises `DataError` if one is missing, malformed or empty."""
+    def __init__(self, config: Config, cached: teacher_cache.CacheRequest | None = None):
+        """Opens all sources, and of `config.distill.cache` what `cached` asks for.
+
+        Raises `DataError` if one is missing, malformed or empty.
+        """
         data = config.data
         self.config = config
         self.sources = [open_source(entry, data.path) for entry in data.train.values()]
@@ -75,9 +78,9 @@ class TrainInput:
         )
         self.has_regions = bool(config.distill.active())
         self.cache = None
-        if config.distill.cache and self.has_regions:
+        if cached is not None:
             by_name = dict(zip(data.train, self.sources, strict=True))
-            self.cache = teacher_cache.TeacherCache(config, by_name)
+            self.cache = teacher_cache.TeacherCache(config, by_name, cached)
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 

@@ -30,6 +30,7 @@ from owl_det.checkpoints.identity import parameter_hash
 from owl_det.checkpoints.inherited_model import take_model
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.distillation import branches, teachers
+from owl_det.distillation.cache_request import cached_settings
 from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
 from owl_det.errors import ConfigError
 from owl_det.types import Batch, batch_of
@@ -133,7 +134,7 @@ class _Writer:
             "dense_dim": self._dense.loaded.config.embedding_dim if self._dense else 0,
             "signals": sorted(self._wanted),
             "shard_size": self._shard_size,
-            "settings": teacher_cache.settings(self._config),
+            "settings": cached_settings(self._config),
             "sources": {
                 name: teacher_cache.describe(source, self._config.data.train[name])
                 for name, source in sources.items()

@@ -17,8 +17,13 @@ from data_pipelines.shapes_world import ShapesWorld
 from owl_det import cli, sharding
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.distillation import branches, cache_teacher, select, teachers
+from owl_det.distillation.cache_request import cache_request
 from owl_det.errors import ConfigError, DataError, ExitCode
 from tests import tiny, tiny_distillation
+
+
+def _open(config: Config) -> TrainInput:
+    return TrainInput(config, cache_request(config))
 
 
 def _cached_config(
@@ -149,26 +154,26 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     cache_teacher.run(made, folder, shard_size=4, batch_size=2, shard_index=1, shard_step=2)
     cached = _cached_config(teacher_folder, folder, ["gridclip_image"])
     with pytest.raises(DataError, match="000000.safetensors: is missing; run the same"):
-        TrainInput(cached)
+        _open(cached)
     before = (folder / "shapes" / "000001.safetensors").read_bytes()
     counts = cache_teacher.run(made, folder, shard_size=4, batch_size=2)
     assert counts["shards"] == 1 and counts["shards_there"] == 1
     assert (folder / "shapes" / "000001.safetensors").read_bytes() == before
-    TrainInput(cached)
+    _open(cached)
     other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
     with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
-        TrainInput(other)
+        _open(other)
     source = dataclasses.replace(cached.data.train["shapes"], num_images=11)
     more = dataclasses.replace(cached.data, train={"shapes": source})
     with pytest.raises(DataError, match="another data set shapes"):
-        TrainInput(dataclasses.replace(cached, data=more))
+        _open(dataclasses.replace(cached, data=more))
     # Vectors of another checkpoint under the folder's name.
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(
         re.sub('"teacher_id": "[0-9a-f]*"', '"teacher_id": "0000"', manifest, count=1)
     )
     with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
-        TrainInput(cached).example(0)
+        _open(cached).example(0)
 
 
 def test_a_cache_of_drawings_of_another_size_is_refused(
@@ -176,13 +181,13 @@ def test_a_cache_of_drawings_of_another_size_is_refused(
 ) -> None:
     cache_teacher.run(_cached_config(teacher_folder, None, ["clipself"]), tmp_path / "cache")
     made = _cached_config(teacher_folder, tmp_path / "cache", ["clipself"])
-    TrainInput(made)
+    _open(made)
     ((name, entry),) = made.data.train.items()
     assert isinstance(entry, ShapesWorldSource)
     smaller = dataclasses.replace(entry, image_size=entry.image_size // 2)
     changed = dataclasses.replace(made, data=dataclasses.replace(made.data, train={name: smaller}))
     with pytest.raises(DataError, match="another data set"):
-        TrainInput(changed)
+        _open(changed)
 
 
 @pytest.mark.nightly
