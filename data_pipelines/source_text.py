@@ -4,7 +4,8 @@ import dataclasses
 import typing
 from typing import Any
 
-from owl_det.config import SourceConfig, resolve
+from owl_det.config import SourceConfig
+from owl_det.config.resolve import data_source
 from owl_det.errors import ConfigError
 
 _NUMBERS: dict[str, type[int] | type[float]] = {
@@ -23,7 +24,7 @@ def parse_source(text: str, where: str) -> tuple[SourceConfig, str]:
     """
     keys = split_source(text)
     group = str(keys.pop("group", ""))
-    return resolve.source(keys, where), group
+    return data_source(keys, where), group
 
 
 def split_source(text: str) -> dict[str, Any]:

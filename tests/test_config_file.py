@@ -30,7 +30,7 @@ def run_json(tmp_path: Path) -> str:
         ("import nothing_of_this_name\n", r"line 1: ModuleNotFoundError: No module named 'nothing"),
         (START + "    config.batchsize = 3\n", r"line 5: .*'batchsize'; did you mean 'batch_size'"),
         (START + "    config.batch_size = 'x'\n", r"line 5: TypeError"),
-        (START + "    presets.add_source(config.data.train, 'a', 3)\n", r"mine.py, line 5: TypeError"),
+        (START + "    presets.add_source(config.data.train, 'a', 3)\n", r"line 5: TypeError"),
         (START + "    return 3\n", r"mine.py: get_config\(\) returns int, not"),
         (START, r"mine.py: get_config\(\) returns NoneType"),
         ("config = {}\n", r"mine.py: defines no function get_config"),
