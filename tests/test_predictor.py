@@ -327,9 +327,9 @@ def test_texts_are_remembered_up_to_a_number_of_bytes(
 
 def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor) -> None:
     predictor.detect(_images()[:1], ["a"], batch_size=1)
-    before = predictor._embed._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    before = predictor._images._run._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     predictor.detect(_images()[:1], [f"thing {i}" for i in range(40)], batch_size=1, top_k=5)
-    assert predictor._embed._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+    assert predictor._images._run._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_pictures_have_names_of_their_own_and_replace_no_image(tmp_path: Path) -> None:
