@@ -168,16 +168,17 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     import numpy as np
 
     from data_pipelines import image_ops
-    from owl_det import viz
+    from owl_det.viz.detections import draw_best
+    from owl_det.viz.pictures import save_png
 
     image = np.asarray(image_ops.decode_image(files.read_bytes(path)))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
     names = [str(d["query"]) for d in detections]
     classes = np.array([d["label"] for d in detections], int).tolist()
-    picture = viz.draw_best(image, boxes, names, scores, classes=classes)
+    picture = draw_best(image, boxes, names, scores, classes=classes)
     try:
-        viz.save_png(target, picture)
+        save_png(target, picture)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror or error}); make room, or name another "
