@@ -214,12 +214,12 @@ def add_embed(commands: Commands) -> None:
 def _embed(arguments: argparse.Namespace) -> int:
     """Writes the folder; unreadable images are left out and named on stderr."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import embeddings
+    from owl_det.inference import embedding_files
     from owl_det.inference.predictor import Predictor
 
     paths = image_paths(arguments.images)
     options.check_folder("--out", Path(arguments.out).absolute().parent)
-    writer = embeddings.Writer(arguments.out)
+    writer = embedding_files.Writer(arguments.out)
     predictor = Predictor.load(arguments.checkpoint)
     failed: list[UnreadableImage] = []
 
@@ -267,10 +267,10 @@ def add_search(commands: Commands) -> None:
 
 def _search(arguments: argparse.Namespace) -> int:
     """One JSON line an image on stdout, as `predict` prints them."""
-    from owl_det.inference import embeddings
+    from owl_det.inference import embedding_files
     from owl_det.inference.predictor import Predictor
 
-    shards = embeddings.read(arguments.embeddings)
+    shards = embedding_files.read(arguments.embeddings)
     _check_queries(arguments)
     predictor = Predictor.load(arguments.checkpoint)
     queries = _queries(predictor, arguments)

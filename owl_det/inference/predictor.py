@@ -13,7 +13,6 @@ from PIL import Image
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import UnreadableImage
-from owl_det.checkpoints import identity
 from owl_det.errors import DataError
 from owl_det.inference import (
     detections,
@@ -87,10 +86,14 @@ class Predictor:
     @cached_property
     def checkpoint(self) -> str:
         """`identity.model_hash` of the model, which embeddings carry."""
+        from owl_det.checkpoints import identity
+
         return identity.model_hash(self.model)
 
     @cached_property
     def _former_checkpoint(self) -> str:
+        from owl_det.checkpoints import identity
+
         return identity.former_model_hash(self.model)
 
     @property
@@ -296,7 +299,7 @@ class Predictor:
         if not isinstance(images, ImageEmbeddings):
             raise DataError(
                 f"search: got {type(images).__name__}; give what embed_images returns, or one "
-                "after the other what embeddings.read does"
+                "after the other what embedding_files.read does"
             )
         self._check_checkpoint(images.source, images.checkpoint)
         width = self.model.config.embedding_dim
