@@ -70,9 +70,10 @@ def test_no_object_loses_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(shapes_drawing, "_is_well_placed", watched)
     num_hidden = 0
+    world = ShapesWorld(num_images=60)
     for i in range(60):
-        covered.clear()
-        scene = ShapesWorld(num_images=60).scene(i)
+        covered.clear()  # of the scenes that the version's hash is made of, too
+        scene = world.scene(i)
         assert len(covered) == len(scene.objects)
         for item, (_, whole) in zip(scene.objects, covered, strict=True):
             assert not (item.mask & ~whole).any()
