@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import names as names_lib
+from data_pipelines.names import plain
 from data_pipelines.tokenizer import Tokenizer
 from owl_det.errors import DataError
 
@@ -33,7 +33,7 @@ def texts(queries: Any) -> tuple[str, ...]:
             )
         if not isinstance(query, str):
             raise DataError(f"queries: {index}: {query!r} is no text; {_EXPECTED}")
-        if not names_lib.plain(query):
+        if not plain(query):
             raise DataError(f"queries: {index}: {query!r} is an empty text; remove it")
     return tuple(str(query) for query in listed)
 
