@@ -224,7 +224,7 @@ def _labelled(
     return folder.labelled(
         files=_files(entry),
         image_id=image_id,
-        boxes_xyxy=np.array([box.corners for box in read], np.float64),
+        boxes_xyxy=np.array([box.corners for box in read], np.float64).reshape(-1, 4),
         names=[names[box.category_id] for box in read],
         is_crowd=[box.is_crowd for box in read],
         size=json_fields.size(entry.fields),

@@ -256,7 +256,7 @@ def _labelled(
     image, proper = folder.labelled(
         files=(file,),
         image_id=image_id,
-        boxes_xyxy=np.array([segment.box_xyxy for segment in boxed], np.float64),
+        boxes_xyxy=np.array([segment.box_xyxy for segment in boxed], np.float64).reshape(-1, 4),
         names=[names[segment.category_id].text for segment in boxed],
         is_crowd=[segment.is_crowd for segment in boxed],
         size=size,
