@@ -26,6 +26,7 @@ import numpy as np
 
 from benchmarks import command
 from owl_det import sharding
+from owl_det.assigners.hungarian import match
 from owl_det.config import (
     ClipConfig,
     Config,
@@ -40,7 +41,6 @@ from owl_det.config import (
     TextTowerConfig,
 )
 from owl_det.errors import ConfigError
-from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
 from owl_det.resolve import resolve
 from owl_det.training import flops, step_shapes, train_step

@@ -8,7 +8,7 @@ from pathlib import Path
 HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "ml_collections", "beartype")
 LIGHT = (
     "owl_det.modeling.detector",
-    "owl_det.matching",
+    "owl_det.assigners",
     "owl_det.config",
     "owl_det.training.train_step",
     "owl_det.inference.predictor",
@@ -67,7 +67,7 @@ def test_imports_point_one_way(repository_root: Path) -> None:
             found = {".".join(module.split(".")[:2]) for module in _imports(path)}
             assert not found & later, path
     for path in (library / "modeling").glob("*.py"):
-        wrong = {"owl_det.losses", "owl_det.matching", "owl_det.training.train_step"}
+        wrong = {"owl_det.losses", "owl_det.assigners", "owl_det.training.train_step"}
         assert not _imports(path) & wrong, path
 
 

@@ -30,7 +30,8 @@ from owl_det import boxes as box_lib
 from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
 from owl_det.inference import ranking
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import detector_of
+from owl_det.modeling.family import Detector
 from owl_det.scoring import class_logits
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
@@ -233,7 +234,7 @@ class Annotator:
         self._templates = prompts.eval_prompts(self.prompt_mode)
         self._num_threads = num_threads or os.cpu_count() or 1
         self._tokenizer = tokenizer.build(model.config.text, model.tokenizer)
-        self._detector = Detector(model.config, model.preprocess)
+        self._detector = detector_of(model.config, model.preprocess)
         most = 0 if space.phrases == "none" else space.max_ngrams
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)

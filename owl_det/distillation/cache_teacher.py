@@ -133,7 +133,9 @@ class _Writer:
         of_teacher = self._image or self._dense
         assert of_teacher is not None
         # Captions as the teacher itself reads them, whatever the student's text tower is like.
-        self._tokenizer = tokenizer.build(of_teacher.loaded.config.text, of_teacher.loaded.tokenizer)
+        self._tokenizer = tokenizer.build(
+            of_teacher.loaded.config.text, of_teacher.loaded.tokenizer
+        )
 
     def begin(self, sources: dict[str, Source]) -> None:
         """Writes the manifest and the names, or compares them with those that are there."""

@@ -1,7 +1,6 @@
 """One frozen model: where it comes from, and what it says of images and texts."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +12,8 @@ from owl_det import checkpoint
 from owl_det.config import Config
 from owl_det.distillation import branches, crops
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.modeling.build import call
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call, detector_of
+from owl_det.modeling.family import ContrastiveModel
 from owl_det.modeling.region_pool import region_embeddings
 from owl_det.modeling.resnet import STRIDE, ClipResNet
 from owl_det.parameter_hash import parameter_hash
@@ -37,9 +36,9 @@ class Teacher:
         return self.loaded.kind == "resnet"
 
     @property
-    def module(self) -> Any:
-        kind = ClipResNet if self.is_resnet else Detector
-        return kind(self.loaded.config, self.loaded.preprocess)
+    def module(self) -> ContrastiveModel:
+        make = ClipResNet if self.is_resnet else detector_of
+        return make(self.loaded.config, self.loaded.preprocess)
 
     @property
     def stride(self) -> int:
@@ -58,7 +57,6 @@ class Teacher:
         Towers that pool by the mean take the mean of a crop's tokens without its padding.
         """
         side, preprocess = self.loaded.config.image_size, self.loaded.preprocess
-        module, kind = self.module, type(self.module)
         pools_by_mean = not self.is_resnet and self.loaded.config.image.pooling == "mean"
 
         def embed(boxes: Array) -> Array:
@@ -66,9 +64,10 @@ class Teacher:
             if pools_by_mean:
                 size = image.shape[1], image.shape[2]
                 content = crops.content_boxes(boxes, size, side, preprocess)
-                found = call(module, params, Detector.embed_tiles, pixels, content[:, None])
+                towers = detector_of(self.loaded.config, preprocess)
+                found = call(towers.embed_tiles, params, pixels, content[:, None])
             else:
-                found = call(module, params, kind.embed_image, pixels)
+                found = call(self.module.embed_image, params, pixels)
             return unit_length(found.reshape(pixels.shape[0], -1))
 
         found = jax.lax.map(embed, jnp.swapaxes(boxes_cxcywh, 0, 1))
@@ -77,7 +76,7 @@ class Teacher:
     def embed_texts(self, params: Params, tokens: Int32[Array, "*b l"]) -> Float[Array, "*b e"]:
         """Unit-length text embeddings."""
         rows = tokens.reshape(-1, tokens.shape[-1])
-        found = call(self.module, params, type(self.module).encode_text, rows)
+        found = call(self.module.encode_text, params, rows)
         return jax.lax.stop_gradient(unit_length(found).reshape(*tokens.shape[:-1], -1))
 
     def embed_regions(
@@ -91,11 +90,9 @@ class Teacher:
         if image.shape[1] != side:
             whole = jnp.tile(jnp.array([[0.5, 0.5, 1.0, 1.0]]), (image.shape[0], 1))
             image = crops.crop_and_resize(image, whole, side, self.loaded.preprocess)
-        method: Any = ClipResNet.dense_features if self.is_resnet else Detector.embed_patches
-        found = call(self.module, params, method, image)
-        size = side // self.stride
-        tokens = found.reshape(image.shape[0], size * size, -1)
-        return jax.lax.stop_gradient(region_embeddings(tokens, boxes_cxcywh, size, size))
+        level = call(self.module.patch_features, params, image).only_level
+        found = region_embeddings(level.tokens, boxes_cxcywh, *level.grid)
+        return jax.lax.stop_gradient(found)
 
 
 def open_teacher(config: Config) -> Teacher:

@@ -20,7 +20,8 @@ from absl import logging
 from owl_det import checkpoint, sharding
 from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
 from owl_det.errors import CheckpointError, ConfigError, DataError
-from owl_det.modeling.detector import Detector, without_contrastive
+from owl_det.modeling.build import detector_of
+from owl_det.modeling.detector import without_contrastive
 from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 
@@ -207,7 +208,7 @@ class _Measure:
         parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
         sources = _sources({name: entry for name, (entry, _) in parsed.items()})
         self._mesh = sharding.make_mesh(MeshConfig())
-        detector = Detector(model.config, model.preprocess)
+        detector = detector_of(model.config, model.preprocess)
         self._texts = evaluations
         self._groups = {name: group for name, (_, group) in parsed.items()}
         self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one

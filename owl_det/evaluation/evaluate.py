@@ -21,7 +21,7 @@ from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.pictures import beside_truth
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.inference import ranking
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 

@@ -1,7 +1,6 @@
 """What a contrastive model knows: zero-shot classification, retrieval, region accuracy."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,8 @@ from owl_det import sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call
+from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 RETRIEVAL_RANKS = (1, 5, 10)
@@ -58,15 +58,14 @@ class EvaluateTowers:
         self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
         self._encode = jax.jit(
-            lambda params, tokens: detector.apply({"params": params}, tokens, method="encode_text"),
+            lambda params, tokens: call(detector.encode_text, params, tokens),
             out_shardings=whole,
         )
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
-        apply = partial(self.detector.apply, {"params": params}, images)
         if self._has_dense:
-            return apply(method="embed_image_and_patches")
-        return apply(method="embed_image"), None
+            return call(self.detector.embed_image_and_patches, params, images)
+        return call(self.detector.embed_image, params, images), None
 
     def __call__(self, params: Params) -> dict[str, float]:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).

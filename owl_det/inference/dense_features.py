@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +16,8 @@ from data_pipelines import image_ops, prompts, tokenizer
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import given_queries, ranking
 from owl_det.modeling import resnet
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call, detector_of
+from owl_det.modeling.family import ContrastiveModel, Detector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel, Params
 
@@ -45,31 +46,21 @@ def functions_of(model: LoadedModel) -> Functions:
     """
     if model.kind == "resnet":
         clip = ClipResNet(model.config, model.preprocess)
-        return Functions(partial(_apply, clip, "encode_text"), partial(_embed_resnet, clip))
-    detector = Detector(model.config, model.preprocess)
-    embed = _embed_towers if model.kind == "towers" else _embed_detector
-    return Functions(partial(_apply, detector, "encode_text"), partial(embed, detector))
+        return Functions(partial(call, clip.encode_text), partial(_embed_contrastive, clip))
+    detector = detector_of(model.config, model.preprocess)
+    embed = _embed_contrastive if model.kind == "towers" else _embed_detector
+    return Functions(partial(call, detector.encode_text), partial(embed, detector))
 
 
-def _apply(module: Any, method: str, params: Params, x: Array) -> Any:
-    return module.apply({"params": params}, x, method=method)
-
-
-def _embed_towers(detector: Detector, params: Params, image: Array) -> Embedded:
-    whole, tokens = _apply(detector, "embed_image_and_patches", params, image)
-    return Embedded(None if detector.config.image.pooling == "map" else tokens, whole)
+def _embed_contrastive(model: ContrastiveModel, params: Params, image: Array) -> Embedded:
+    whole, tokens = call(model.embed_image_and_patches, params, image)
+    return Embedded(None if model.config.image.pooling == "map" else tokens, whole)
 
 
 def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
     tokens = ranking.embed_tokens(detector, params, image).class_embeddings
     has_whole = detector.config.contrastive != "none"
-    return Embedded(tokens, _apply(detector, "embed_image", params, image) if has_whole else None)
-
-
-def _embed_resnet(clip: ClipResNet, params: Params, image: Array) -> Embedded:
-    grid = _apply(clip, "dense_features", params, image)
-    tokens = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return Embedded(tokens, _apply(clip, "embed_image", params, image))
+    return Embedded(tokens, call(detector.embed_image, params, image) if has_whole else None)
 
 
 def mean_of_prompts(texts: Float[np.ndarray, "t c e"]) -> Float32[np.ndarray, "c e"]:

@@ -11,7 +11,7 @@ import pytest
 from owl_det import checkpoint, cli
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel
 from tests.convert import arrays
@@ -61,7 +61,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
             input_ids=torch.from_numpy(TOKENS),
             pixel_values=torch.from_numpy(arrays.normalised(pixels, towers.preprocess)),
         )
-    detector = Detector(towers.config, towers.preprocess)
+    detector = OwlDetector(towers.config, towers.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:
@@ -306,6 +306,7 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
             learned, grids[1].shape[2:], mode="bilinear", align_corners=False
         )
         dense = pool.c_proj(pool.v_proj((grids[1] + positions).permute(0, 2, 3, 1)))
+        dense = dense.flatten(1, 2)
         text = module.text(torch.from_numpy(TOKENS))
         unit = torch.nn.functional.normalize
         logits = module.logit_scale.exp() * unit(image) @ unit(text).T
@@ -315,7 +316,7 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
         variables = {"params": params}
         return (
             model.apply(variables, jnp.asarray(pixels), method="embed_image"),
-            model.apply(variables, jnp.asarray(larger), method="dense_features"),
+            model.apply(variables, jnp.asarray(larger), method="patch_features").tokens,
             model.apply(variables, jnp.asarray(TOKENS), method="encode_text"),
             model.apply(variables, jnp.asarray(pixels), jnp.asarray(TOKENS)),
         )
