@@ -26,10 +26,11 @@ import numpy as np
 
 from benchmarks import command
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, sharding
-from owl_det.config import Config, MeshConfig
+from owl_det import sharding
+from owl_det.checkpoints.load import save_model
+from owl_det.config import Config, MeshConfig, config_file
 from owl_det.distillation import cache_teacher, teachers
-from owl_det.distillation.cache_teacher import read_config
+from owl_det.distillation.cache_request import cache_request
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
 from owl_det.training import train_step
@@ -51,29 +52,33 @@ def make_config(variant: str, teacher: str, batch_size: int, cache: str = "") ->
     changes = [
         f"batch_size={batch_size}",
         f"data.train.shapes.num_images={batch_size}",
-        *("checkpoint.init_from=''", "checkpoint.model_from_init=False"),
+        *("checkpoint.init_from=", "checkpoint.model_from_init=False"),
         "checkpoint.class_head_from_projection=False",
-        *(f"distill.{key}={value!r}" for key, value in (("teacher", teacher), ("cache", cache))),
+        *(f"distill.{key}={value}" for key, value in (("teacher", teacher), ("cache", cache))),
     ]
     active = {"plain": (), "all": BRANCHES}.get(variant, (variant,))
     if variant.startswith("regions_"):
         active = ("clipself",)
         num_regions = variant.removeprefix("regions_")
         changes += [
-            "distill.regions.kind='proposals'",
+            "distill.regions.kind=proposals",
             f"distill.regions.max_regions={num_regions}",
         ]
     changes += [f"distill.{name}.weight=0.0" for name in BRANCHES if name not in active]
-    return read_config(str(CONFIG), changes)
+    return _read(changes)
+
+
+def _read(changes: list[str]) -> Config:
+    return config_file.read(str(CONFIG), [f"--config.{change}" for change in changes])
 
 
 def save_teacher(folder: Path) -> str:
     """Fresh towers of the student's size, as a checkpoint."""
     towers = ["task=contrastive", "model.contrastive=softmax", "loss.negative_share=1.0"]
     off = [f"distill.{name}.weight=0.0" for name in BRANCHES]
-    start = ["checkpoint.init_from=''", "checkpoint.model_from_init=False"]
+    start = ["checkpoint.init_from=", "checkpoint.model_from_init=False"]
     start += ["checkpoint.class_head_from_projection=False", "selection.token_drop_rate=0.0"]
-    config = read_config(str(CONFIG), [*towers, *off, *start])
+    config = _read([*towers, *off, *start])
     loaded = LoadedModel(
         kind="towers",
         params=build.init_params(config, jax.random.key(0)),
@@ -82,7 +87,7 @@ def save_teacher(folder: Path) -> str:
         eval_prompts="none",
         step=0,
     )
-    checkpoint.save_model(folder, loaded)
+    save_model(folder, loaded)
     return str(folder)
 
 
@@ -93,7 +98,7 @@ def prepare(config: Config) -> Callable[[], float]:
     state = train_step.init_state(config, teacher_dim=teaching.teacher_dim if teaching else 0)
     state = jax.device_put(state, sharding.state_shardings(state, state.params, mesh))
     step = train_step.jit_train_step(config, mesh, state, teaching)
-    batches = TrainInput(config).batches(0, num_shards=1)
+    batches = TrainInput(config, cache_request(config)).batches(0, num_data_shards=1)
     batch = jax.device_put(batch_of(next(batches)), sharding.batch_sharding(mesh))
     batches.close()
 

@@ -17,7 +17,8 @@ from benchmarks import command
 from data_pipelines.features import Record
 from data_pipelines.shapes_world import ShapesWorld, object_names
 from owl_det.errors import DataError
-from owl_det.evaluation.coco import CocoEvaluator, Metrics
+from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.evaluation.metrics import Metrics
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Predictor
 

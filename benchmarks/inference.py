@@ -68,11 +68,11 @@ def prepare_ours(
     )
     detector = build.detector_of(settings, model.preprocess)
     image, ids = (np.repeat(x[None], size, axis=0) for x in (pixels, tokens))
-    is_query = np.ones((size, len(tokens)), bool)
+    is_query = jnp.ones((size, len(tokens)), bool)
 
     def forward(params: Any, image: jax.Array) -> dict[str, jax.Array]:
         b, q, length = ids.shape
-        queries = build.call(detector.encode_text, params, ids.reshape(b * q, length))
+        queries = build.call(detector.encode_text, params, jnp.asarray(ids.reshape(b * q, length)))
         features = build.call(detector.encode_image, params, image)
         found = build.call(detector.predict, params, features, queries.reshape(b, q, -1), is_query)
         return {name: getattr(found, name) for name in OUTPUTS}

@@ -45,8 +45,8 @@ from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.input import TrainInput
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
-from owl_det.resolve import resolve
 
 SIDES = (480, 1024)  # pixels, of made images
 BOXES = 8  # in each image

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import command
+from data_pipelines import batch_spec
 from owl_det import sharding
 from owl_det.assigners.hungarian import match
 from owl_det.config import (
@@ -40,9 +41,9 @@ from owl_det.config import (
     ShapesWorldSource,
     TextTowerConfig,
 )
+from owl_det.config.resolve import resolve
 from owl_det.errors import ConfigError
 from owl_det.modeling.token_drop import num_kept
-from owl_det.resolve import resolve
 from owl_det.training import flops, step_shapes, train_step
 from owl_det.types import Batch, Predictions, Targets, batch_of
 
@@ -150,9 +151,8 @@ def make_config(model: str, variant: str, **changes: Any) -> Config:
 def synthetic_batch(config: Config, seed: int = 0) -> Batch:
     """A batch of noise images, with half of the instance slots and all queries in use."""
     rng = np.random.default_rng(seed)
-    b, m, q = config.batch_size, config.data.max_instances, config.data.max_queries
-    side, length = config.model.image_size, config.model.text.num_positions
-    rows = step_shapes.num_table_rows(config)
+    fields, sizes = batch_spec.present(config), batch_spec.axis_sizes(config)
+    b, m, q, rows, length = (sizes[axis] for axis in "bmqul")
     size = rng.uniform(0.05, 0.4, (b, m, 2))
     boxes = np.concatenate([rng.uniform(size / 2, 1 - size / 2), size], axis=-1)
     is_instance = np.broadcast_to(np.arange(m) < max(1, m // 2), (b, m))
@@ -161,23 +161,22 @@ def synthetic_batch(config: Config, seed: int = 0) -> Batch:
     table = rng.integers(1, 49000, (rows, length))
     table[:, 0], table[:, -1] = 49406, 49407
     index = np.argsort(rng.random((b, max(q, rows))), axis=-1)[:, :q] % rows
-    arrays: dict[str, np.ndarray] = {
-        "image": rng.integers(0, 256, (b, side, side, 3), dtype=np.uint8),
+    arrays = batch_spec.zeros(fields, sizes) | {
+        "image": rng.integers(0, 256, fields["image"].shape(sizes), dtype=np.uint8),
         "is_example": np.ones(b, bool),
         "image_id": np.arange(b, dtype=np.int32),
-        "original_size": np.full((b, 2), side, np.int32),
+        "original_size": np.full((b, 2), sizes["H"], np.int32),
         "boxes": boxes.astype(np.float32),
         "is_instance": is_instance,
-        "is_crowd": np.zeros((b, m), bool),
         "instance_labels": labels & is_instance[..., None],
         "instance_scores": is_instance.astype(np.float32),
         "query_table": table.astype(np.int32),
         "query_index": index.astype(np.int32),
         "is_query": np.ones((b, q), bool),
-        "tile_boxes": np.full((b, 1, 4), [0.5, 0.5, 1, 1], np.float32),
-        "tile_of_instance": np.zeros((b, m), np.int32),
+        "tile_boxes": np.full(fields["tile_boxes"].shape(sizes), [0.5, 0.5, 1, 1], np.float32),
         "tile_image_id": np.arange(b, dtype=np.int32)[:, None],
     }
+    batch_spec.check(arrays, fields, sizes)
     return batch_of(jax.tree.map(jnp.asarray, arrays))
 
 

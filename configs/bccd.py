@@ -14,41 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, quickstart
-from owl_det.config import VocSource
-
-NAMES = ("RBC", "WBC", "Platelets")
-QUERIES = ("red blood cell", "white blood cell", "platelet")
+from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "bccd"
-    quickstart.tiny_model(config)
-    config.model.image_size = 160
-    config.batch_size = 8
-    config.num_steps = 2500
-    data = config.data
-    for group, split in ((data.train, "trainval"), (data.eval, "test")):
-        source = VocSource(split_list=f"ImageSets/Main/{split}.txt", names=NAMES, queries=QUERIES)
-        base.add_source(group, "bccd", source)
-    data.augment.flip = True
-    data.augment.crop_probability = 0.7
-    data.augment.crop_min_area = 0.33
-    data.augment.photometric = 0.2
-    data.max_instances = 40
-    data.max_queries = 3
-    data.max_distinct_queries = 4
-    data.min_queries = 0
-    data.train_prompts = "none"
-    data.eval_prompts = "none"
-    # Half of the patches, those of least variance: most of a smear is empty.
-    config.selection.token_drop_rate = 0.5
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.text_learning_rate = 1e-3
-    config.optimizer.frozen = ("^text/token_embedding$",)
-    config.optimizer.clip.scope = "global"
-    config.optimizer.b2 = 0.98
-    config.schedule.warmup_steps = 100
-    config.evaluation.every_steps = 500
+    small.use_bccd(config)
+    for group, split in ((config.data.train, "trainval"), (config.data.eval, "test")):
+        presets.add_source(group, "bccd", small.bccd_source(split))
     return config

@@ -17,7 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, clipself_b16
+from owl_det import presets
+from owl_det.presets import towers
 
 # fmt: off
 THINGS = (
@@ -44,9 +45,9 @@ STUFF = (
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "densevlm_b16"
-    clipself_b16.use_tower_distillation(config)
+    towers.use_token_distillation(config)
     config.model.image.patch_size = 16
     config.batch_size = 64
     config.num_steps = 11_089  # six epochs of COCO's 118,287 images

@@ -13,23 +13,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, clipself_shapes
-from data_pipelines import panoptic_world, shapes_world
+from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "densevlm_shapes"
-    clipself_shapes.use_tower_distillation(config)
+    small.use_shapes_token_distillation(config)
     config.data.train.shapes.split = "panoptic"
-    use_names(config)
+    small.use_shapes_names(config)
     return config
-
-
-def use_names(config: Any) -> None:
-    """Every object and every kind of stuff that is drawn, in words of the captions."""
-    config.distill.regions.grids = "densevlm"
-    config.distill.densevlm.weight = 1.0
-    config.distill.densevlm.things = tuple(entry.name for entry in shapes_world.object_names())
-    config.distill.densevlm.stuff = tuple(panoptic_world.STUFF)
-    config.distill.densevlm.template = "a picture of {}"

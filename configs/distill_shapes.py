@@ -6,8 +6,8 @@ Command:  python -m owl_det.main --config=configs/distill_shapes.py --workdir=W 
           (--config.data.train.image_text.split=panoptic_text): the student starts
           from the teacher (init_from by default: runs/pretrain_panoptic).
           --config.distill.clipself.weight=0 and the like leave a branch out; control: all 0.
-          owl-det cache-teacher --config configs/distill_shapes.py --set distill.teacher=T \
-              --set checkpoint.init_from=T --out CACHE
+          owl-det cache-teacher --config=configs/distill_shapes.py --config.distill.teacher=T \
+              --config.checkpoint.init_from=T --out=CACHE
           computes the teacher once; then train with --config.distill.cache=CACHE.
 Hardware: two CPU cores.
 """
@@ -16,13 +16,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import densevlm_shapes, pretrain_shapes, quickstart
+from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
-    config: Any = quickstart.get_config()
+    config: Any = presets.base()
     config.name = "distill_shapes"
-    pretrain_shapes.match_towers(config)
+    small.use_shapes_detection(config)
+    small.use_matched_towers(config)
+    config.num_steps = 7000
     config.checkpoint.init_from = "runs/pretrain_panoptic"
     config.checkpoint.model_from_init = True
     # Tokens start where their teacher's are: in the space of the texts.
@@ -37,7 +40,7 @@ def get_config() -> ConfigDict:
     distill.gridclip_grid.weight = 1.0
     distill.gridclip_image.weight = 10.0
     distill.clipself.weight = 1.0
-    densevlm_shapes.use_names(config)
+    small.use_shapes_names(config)
     distill.hierkd_instance.weight = 1.0
     distill.hierkd_instance.max_crops = 6
     distill.hierkd_global.weight = 1.0

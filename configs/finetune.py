@@ -7,9 +7,9 @@ Command:  python -m owl_det.main --config=configs/finetune.py --workdir=W \
           --config.data.train.train.subset=lvis_base.
           CKPT is a workdir or a converted checkpoint: a detector, or towers (CLIP, SigLIP, LiT),
           whose heads then start from random numbers. Architecture, preprocessing and tokeniser come
-          from it; the architecture in config.model is not read. Prompts do not: for a model of bare
-          names (the quickstart's) add --config.data.train_prompts=none
-          --config.data.eval_prompts=none.
+          from it; an architecture in config.model that is not the checkpoint's is refused. Prompts
+          do not: for a model of bare names (the quickstart's) add
+          --config.data.train_prompts=none --config.data.eval_prompts=none.
           Towers are made for 224 px or so: for them add --config.checkpoint.image_size=768 (a
           multiple of the patch size). Smaller sizes train faster on any checkpoint.
 Hardware: one GPU for the B models at their own size (--dry_run prints the memory), with
@@ -23,27 +23,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
+from owl_det import presets
 from owl_det.config import CocoSource
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "finetune"
-    config.batch_size = 16
-    config.num_steps = 5000
-    config.checkpoint.model_from_init = True
-    data = config.data
-    base.add_source(data.train, "train", CocoSource(annotations="train.json"))
-    base.add_source(data.eval, "val", CocoSource(annotations="val.json"))
-    data.augment.flip = True
-    data.augment.crop_probability = 0.5
-    data.augment.photometric = 0.2
-    data.max_distinct_queries = 1024
-    config.optimizer.learning_rate = 2e-5
-    config.optimizer.text_learning_rate = 2e-6
-    config.schedule.warmup_steps = 200
-    config.model.remat = "dots"
-    config.evaluation.before_training = True
-    config.evaluation.every_steps = 1000
+    detectors.use_finetuning(config)
+    presets.add_source(config.data.train, "train", CocoSource(annotations="train.json"))
+    presets.add_source(config.data.eval, "val", CocoSource(annotations="val.json"))
     return config

@@ -9,12 +9,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import annotator_shapes
+from owl_det import presets
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
-    config: Any = annotator_shapes.get_config()
+    config: Any = presets.base()
     config.name = "finetune_shapes"
+    small.use_shapes_annotator(config)
     config.num_steps = 1500
     config.checkpoint.init_from = "runs/selftrain_shapes"
     config.checkpoint.class_head_from_projection = False

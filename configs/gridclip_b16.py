@@ -20,15 +20,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, hierkd_b16, owlvit_b32
+from owl_det import presets
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "gridclip_b16"
-    owlvit_b32.use_lvis(config)
-    owlvit_b32.use_paper_training(config)
-    hierkd_b16.use_clip_towers(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
+    detectors.start_from_clip_b16(config)
     config.num_steps = 9_400  # the paper's 24 epochs of 100,170 images, were they single
     config.distill.gridclip_grid.weight = 1.0
     config.distill.gridclip_image.weight = 10.0

@@ -21,15 +21,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, owlvit_b32
+from owl_det import presets
 from owl_det.config import CocoSource
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "hierkd_b16"
-    owlvit_b32.use_paper_training(config)
-    use_clip_towers(config)
+    detectors.use_owlvit_training(config)
+    detectors.start_from_clip_b16(config)
     data = config.data
     boxes = "annotations/instances_{}2017.json"
     train = CocoSource(
@@ -39,8 +40,8 @@ def get_config() -> ConfigDict:
         captions="annotations/captions_train2017.json",
     )
     val = CocoSource(annotations=boxes.format("val"), images="val2017", subset="ov_coco")
-    base.add_source(data.train, "coco", train)
-    base.add_source(data.eval, "ov_coco", val)
+    presets.add_source(data.train, "coco", train)
+    presets.add_source(data.eval, "ov_coco", val)
     data.with_captions = True
     config.model.text.num_positions = 77  # captions are longer than names
     config.batch_size = 128
@@ -53,11 +54,3 @@ def get_config() -> ConfigDict:
     config.loss.negative_share = 0.1
     config.evaluation.every_steps = 2000
     return config
-
-
-def use_clip_towers(config: Any) -> None:
-    """A student that starts in its teacher's space, and whose texts stay there."""
-    config.model.image.patch_size = 16
-    config.checkpoint.init_from = config.distill.teacher = "models/clip-b16"
-    config.checkpoint.class_head_from_projection = True
-    config.optimizer.frozen = ("^text/",)

@@ -12,15 +12,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, owlv2_b16, owlvit_l14
+from owl_det import presets
+from owl_det.presets import detectors, towers
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "owlv2_l14"
-    owlvit_l14.use_l14(config)
+    detectors.use_owlv2_self_training(config)
+    towers.use_clip_l14(config)
     config.model.image_size = 1008
-    owlv2_b16.use_self_training(config)
     config.optimizer.learning_rate = 2e-5
     config.num_steps = 900_000
     config.selection.instance_top_k = 512

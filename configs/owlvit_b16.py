@@ -10,13 +10,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, owlvit_b32
+from owl_det import presets
+from owl_det.presets import detectors
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "owlvit_b16"
-    owlvit_b32.use_lvis(config)
-    owlvit_b32.use_paper_training(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
     config.model.image.patch_size = 16
     return config

@@ -10,30 +10,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, owlvit_b32
+from owl_det import presets
+from owl_det.presets import detectors, towers
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "owlvit_l14"
-    owlvit_b32.use_lvis(config)
-    owlvit_b32.use_paper_training(config)
-    use_l14(config)
+    detectors.use_lvis(config)
+    detectors.use_owlvit_training(config)
+    towers.use_clip_l14(config)
     config.model.image_size = 840
     config.num_steps = 70_000
     config.optimizer.learning_rate = 2e-5
     return config
-
-
-def use_l14(config: Any) -> None:
-    """The towers of CLIP ViT-L/14."""
-    model = config.model
-    model.embedding_dim = 768
-    model.image.patch_size = 14
-    model.image.width = 1024
-    model.image.num_layers = 24
-    model.image.num_heads = 16
-    model.image.mlp_width = 4096
-    model.text.width = 768
-    model.text.num_heads = 12
-    model.text.mlp_width = 3072

@@ -18,15 +18,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base
-from owl_det.config import ImageTextSource
+from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "pretrain_clip_b16"
-    use_image_text(config)
-    use_clip_b16(config)
+    towers.use_image_text(config)
+    towers.use_clip_b16(config)
     config.num_steps = 390_625
     config.data.augment.crop_probability = 1.0
     config.data.augment.crop_min_area = 0.9
@@ -39,37 +39,3 @@ def get_config() -> ConfigDict:
     config.optimizer.clip.scope = "none"
     config.schedule.warmup_steps = 2000
     return config
-
-
-def use_clip_b16(config: Any) -> None:
-    """CLIP's two towers, without noise; the rest are the schema's defaults."""
-    config.model.image_size = 224
-    config.model.image.patch_size = 16
-    config.model.image.droplayer_rate = 0.0
-    config.model.text.droplayer_rate = 0.0
-    config.model.text.num_positions = 77
-    config.model.contrastive = "softmax"
-    config.preprocess.resize = "bicubic"
-
-
-def use_image_text(config: Any) -> None:
-    """Data, batch and schedule of every contrastive pretraining at full size."""
-    config.task = "contrastive"
-    config.batch_size = 4096
-    data = config.data
-    base.add_source(data.train, "pairs", ImageTextSource(images="pairs"))
-    captions = ImageTextSource(images="val2017", captions="annotations/captions_val2017.json")
-    base.add_source(data.eval, "coco_captions", captions)
-    data.with_captions = True
-    data.max_instances = 1
-    data.max_queries = 1
-    data.min_queries = 0
-    data.train_prompts = "none"
-    # As the published towers saw images; a detector that starts from these may pad.
-    config.preprocess.geometry = "stretch"
-    config.model.dtype = "bfloat16"
-    config.model.remat = "full"
-    config.schedule.kind = "cosine"
-    config.evaluation.every_steps = 10_000
-    config.evaluation.batch_size = 1024
-    config.checkpoint.every_steps = 2000

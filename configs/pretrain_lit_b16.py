@@ -17,15 +17,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, pretrain_clip_b16, pretrain_siglip_b16
+from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "pretrain_lit_b16"
-    pretrain_clip_b16.use_image_text(config)
-    pretrain_clip_b16.use_clip_b16(config)
-    pretrain_siglip_b16.use_big_vision_training(config)
+    towers.use_image_text(config)
+    towers.use_clip_b16(config)
+    towers.use_big_vision_training(config)
     config.num_steps = 60_000
     config.schedule.warmup_steps = 1800
     config.checkpoint.init_from = "models/clip-b16"

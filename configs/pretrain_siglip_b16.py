@@ -17,16 +17,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, pretrain_clip_b16
+from owl_det import presets
+from owl_det.presets import towers
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "pretrain_siglip_b16"
-    pretrain_clip_b16.use_image_text(config)
+    towers.use_image_text(config)
     use_siglip_b16(config)
     config.num_steps = 1_220_703
-    use_big_vision_training(config)
+    towers.use_big_vision_training(config)
     config.schedule.warmup_steps = 20_000
     return config
 
@@ -57,18 +58,3 @@ def use_siglip_b16(config: Any) -> None:
     model.text.droplayer_rate = 0.0
     config.preprocess.mean = (0.5, 0.5, 0.5)
     config.preprocess.std = (0.5, 0.5, 0.5)
-
-
-def use_big_vision_training(config: Any) -> None:
-    """What the authors of LiT and SigLIP train with.
-
-    But for the decay: theirs is of kernels alone, here of embeddings, positions and the pooling
-    probe too.
-    """
-    config.optimizer.kind = "adafactor"
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.text_learning_rate = 1e-3
-    config.optimizer.b2 = 0.95
-    config.optimizer.weight_decay = 0.1
-    config.optimizer.clip.scope = "global"
-    config.optimizer.clip.norm = 1.0

@@ -15,21 +15,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import annotator_shapes, base
+from owl_det import presets
 from owl_det.config import PseudoBoxesSource, ShapesWorldSource
+from owl_det.presets import small
 
 
 def get_config() -> ConfigDict:
-    config: Any = base.default()
+    config: Any = presets.base()
     config.name = "selftrain_shapes"
     config.batch_size = 32
     config.num_steps = 4000
-    annotator_shapes.detector(config)
+    small.start_from_shapes_towers(config)
     data = config.data
-    base.add_source(
+    presets.add_source(
         data.train, "pseudo_boxes", PseudoBoxesSource(min_box_score=0.1, min_image_score=0.3)
     )
-    base.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
+    presets.add_source(data.eval, "shapes", ShapesWorldSource(split="test", num_images=1024))
     # The paper takes 1, 2, 3, 4 and 6 equally. In 64 pixels no object is left of a 3 x 3 mosaic.
     data.augment.mosaic_sizes = (1, 2)
     data.augment.mosaic_probabilities = (0.85, 0.15)

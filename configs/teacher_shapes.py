@@ -13,15 +13,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import base, pretrain_shapes
+from owl_det import presets
 from owl_det.config import ShapesWorldSource
+from owl_det.presets import small
 
 SIDE = 32  # of a crop, pixels
 
 
 def get_config() -> ConfigDict:
-    config: Any = pretrain_shapes.get_config()
+    config: Any = presets.base()
     config.name = "teacher_shapes"
+    small.use_shapes_contrast(config)
     config.batch_size = 128
     config.num_steps = 4000
     config.model.image_size = SIDE
@@ -29,10 +31,9 @@ def get_config() -> ConfigDict:
     grounds = ShapesWorldSource(split="panoptic_text", num_images=8192, image_size=SIDE)
     scenes = ShapesWorldSource(split="crowded", num_images=8192, image_size=SIDE)
     for name, source in (("blurred", blurred), ("panoptic_text", grounds), ("scenes", scenes)):
-        base.add_source(config.data.train, name, source)
-    config.data.augment.mosaic_sizes = (1,)
-    config.data.augment.mosaic_probabilities = (1.0,)
+        presets.add_source(config.data.train, name, source)
     config.selection.token_drop_rate = 0.0
     config.checkpoint.every_steps = 1000
     config.evaluation.every_steps = 0
+    config.evaluation.batch_size = 64
     return config

@@ -1,4 +1,4 @@
-"""Records that flow through the input pipeline, and the keys of a batch.
+"""Records and examples: what flows through the input pipeline on its way to a batch.
 
 A reader yields `Record`s (one raw image with its labels, pixels still encoded); transforms turn
 them into `Example`s (pixels at their place in the padded square); `batching` packs examples into

@@ -23,15 +23,15 @@ from data_pipelines import (
     batching,
     query_sets,
     sampling,
-    source,
     teacher_cache,
     teacher_regions,
     tokenizer,
     transforms,
 )
-from data_pipelines.batching import Arrays
+from data_pipelines.batch_spec import Arrays
 from data_pipelines.features import Names, Record
 from data_pipelines.image_ops import UNREADABLE_SHARE, UnreadableImage, is_tolerable
+from data_pipelines.open_source import open_source
 from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
@@ -44,11 +44,14 @@ _LISTED_KINDS = ("shapes_world", "coco", "voc", "yolo", "tfds")  # their categor
 class TrainInput:
     """The training examples of one config."""
 
-    def __init__(self, config: Config):
-        """Opens all sources. Raises `DataError` if one is missing, malformed or empty."""
+    def __init__(self, config: Config, cached: teacher_cache.CacheRequest | None = None):
+        """Opens all sources, and of `config.distill.cache` what `cached` asks for.
+
+        Raises `DataError` if one is missing, malformed or empty.
+        """
         data = config.data
         self.config = config
-        self.sources = [source.build(entry, data.path) for entry in data.train.values()]
+        self.sources = [open_source(entry, data.path) for entry in data.train.values()]
         self.mixture = sampling.Mixture(
             [len(s) for s in self.sources], [s.weight for s in data.train.values()], config.seed
         )
@@ -62,20 +65,22 @@ class TrainInput:
         self.grid_probabilities = np.array(augment.mosaic_probabilities)
         self.grid_probabilities = self.grid_probabilities / self.grid_probabilities.sum()
         self.max_tiles = max(augment.mosaic_sizes) ** 2
-        self.shapes = batching.Shapes(
+        self.packing = batching.Packing(
             max_instances=data.max_instances,
             max_queries=data.max_queries,
             min_queries=data.min_queries,
             max_tiles=self.max_tiles,
             num_positions=config.model.text.num_positions,
+            prompt_mode=data.train_prompts,
+            shuffle_labels=data.shuffle_labels,
             with_captions=data.with_captions,
             with_names=data.batch_negatives,
         )
         self.has_regions = bool(config.distill.active())
         self.cache = None
-        if config.distill.cache and self.has_regions:
+        if cached is not None:
             by_name = dict(zip(data.train, self.sources, strict=True))
-            self.cache = teacher_cache.TeacherCache(config, by_name)
+            self.cache = teacher_cache.TeacherCache(config, by_name, cached)
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 
@@ -129,15 +134,7 @@ class TrainInput:
                 self._report_unreadable(places[tile])
                 stand_ins[int(tile)] = stand_ins.get(int(tile), 0) + 1
         example.counts["unreadable_images"] = sum(stand_ins.values())
-        arrays = batching.pack(
-            example,
-            self.pool,
-            self.tokenizer,
-            self.shapes,
-            prompt_mode=self.config.data.train_prompts,
-            shuffle_labels=self.config.data.shuffle_labels,
-            rng=rng,
-        )
+        arrays = batching.pack_example(example, self.pool, self.tokenizer, self.packing, rng)
         if self.has_regions:
             # A generator of its own: examples are the same with and without distillation.
             rng = sampling.regions_rng(self.config.seed, number)
@@ -148,16 +145,17 @@ class TrainInput:
         return arrays
 
     def batches(
-        self, first_step: int, *, num_shards: int, process: int = 0, num_processes: int = 1
+        self, first_step: int, *, num_data_shards: int, process: int = 0, num_processes: int = 1
     ) -> Generator[Arrays, None, None]:
         """This process's part of the batches from `first_step` on, without end.
 
-        `num_shards` is the number of data shards over all processes. Part p holds the examples
+        `num_data_shards` is their number over all processes. Part p holds the examples
         p·b/P … (p + 1)·b/P − 1 of each batch of b.
         """
-        if self.config.batch_size % num_shards or num_shards % num_processes:
+        if self.config.batch_size % num_data_shards or num_data_shards % num_processes:
             raise DataError(
-                f"config.batch_size: {self.config.batch_size} does not divide over {num_shards} "
+                f"config.batch_size: {self.config.batch_size} does not divide over "
+                f"{num_data_shards} "
                 f"data shards of {num_processes} processes"
             )
         local = self.config.batch_size // num_processes
@@ -170,15 +168,15 @@ class TrainInput:
         engine = "tf.data" if run is _tf_data_batches else "threads (TensorFlow is not installed)"
         logging.info("Input: %s, read by %s", ", ".join(s.name for s in self.sources), engine)
         workers = self.config.data.num_workers or os.cpu_count() or 1
-        shards = num_shards // num_processes
+        shards = num_data_shards // num_processes
         batches = run(make, first_step * local, local, workers)
         for step, batch in enumerate(batches, start=first_step):
-            batch = batching.with_query_table(batch, shards, self.config.data.max_distinct_queries)
+            rngs = None
             if self.config.data.batch_negatives:
                 first = step * self.config.batch_size + process * local
                 rngs = [sampling.negatives_rng(self.config.seed, first + i) for i in range(local)]
-                batch = batching.with_batch_negatives(batch, shards, rngs)
-            yield batch
+            limit = self.config.data.max_distinct_queries
+            yield batching.finish_batch(batch, shards, limit, rngs)
 
     def _locate(self, number: int, tile: int, stand_ins: dict[int, int]) -> tuple[int, int]:
         """The first readable image for a tile; skips those known to be unreadable."""

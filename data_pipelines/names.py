@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_pipelines import image_files, text_file
 from data_pipelines.features import Names
+from owl_det import files
 from owl_det.errors import DataError
 
 # Characters without a shape that text picks up on its way: control characters, byte order marks,
@@ -80,7 +81,7 @@ def read_written(file: str | Path, *, is_numbered: bool = False) -> Names:
     """As `read_list`, the names as they are written: two spellings stay two."""
     file = Path(file)
     try:
-        content = file.read_bytes()
+        content = files.read_bytes(file)
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; name a text list, one name a line") from error
     return _rows(text_file.decode(content, file), str(file), is_numbered)

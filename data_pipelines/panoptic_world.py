@@ -23,7 +23,7 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 
 from data_pipelines import shapes_world
 from data_pipelines.features import Category, Names, Record
-from data_pipelines.regions import Regions
+from data_pipelines.named_regions import NamedRegions
 from data_pipelines.shapes_world import SceneObject, object_names
 from owl_det.errors import DataError
 
@@ -97,7 +97,7 @@ class PanopticWorld:
     """The data set as a source of records and of regions; see the top of this file.
 
     In `panoptic`, as in shapes world's training split, novel things stand in the images but are no
-    categories: they have neither boxes nor regions. Implements `regions.RegionSource`.
+    categories: they have neither boxes nor regions. Implements `named_regions.RegionSource`.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class PanopticWorld:
             source=f"{self.name} image {index}",
         )
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         """Things and stuff of the source's categories; a region of stuff has its box too."""
         scene, names = self.scene(index), {category.name for category in self.categories}
         chosen = [i for i, name in enumerate(scene.names) if name in names]
@@ -147,7 +147,7 @@ class PanopticWorld:
         boxes = [thing.box for thing in scene.things]
         boxes += [_box_of(scene.segments == len(boxes) + i) for i in range(len(scene.stuff))]
         kept = tuple(scene.names[i] for i in chosen)
-        return Regions(
+        return NamedRegions(
             size=(self.image_size, self.image_size),
             boxes_xyxy=np.array(boxes, np.float32)[chosen].reshape(-1, 4),
             names=kept,

@@ -15,22 +15,22 @@ are chosen when the records are read. Where hard negatives were mined a line als
 `hard_negative_scores`, their best scores without the factor. Records from before have neither.
 """
 
+import contextlib
 import hashlib
 import io
 import json
-import os
 import tarfile
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float32
 
 from data_pipelines.image_files import is_image
+from owl_det import files
 from owl_det.errors import DataError
 
 FORMAT = 1
@@ -63,18 +63,22 @@ def shard_file(folder: Path, kind: str, shard: int, num_shards: int) -> Path:
 class ShardWriter:
     """Writes one shard under temporary names; `finish` gives the files their own.
 
-    Used as a context: leaving it before `finish` removes what was written.
+    Used as a context: leaving it before `finish` removes what was written. Another process may be
+    writing the same shard: each writes files of its own.
     """
 
     def __init__(self, folder: Path, shard: int, num_shards: int):
         folder.mkdir(parents=True, exist_ok=True)
-        kinds = ("images", "boxes", "quarantine")
-        self._targets = {k: shard_file(folder, k, shard, num_shards) for k in kinds}
         self._summary = shard_file(folder, "shard", shard, num_shards)
-        self._partial = {k: _partial(path) for k, path in self._targets.items()}
-        self._tar = self._partial["images"].open("wb")
-        self._boxes = self._partial["boxes"].open("w", encoding="utf-8", newline="\n")
-        self._quarantine = self._partial["quarantine"].open("w", encoding="utf-8", newline="\n")
+        self._unfinished = contextlib.ExitStack()
+
+        def new_file(kind: str) -> BinaryIO:
+            target = shard_file(folder, kind, shard, num_shards)
+            partial = self._unfinished.enter_context(files.atomic(target, fsync=True))
+            return self._unfinished.enter_context(files.open_write(partial))
+
+        self._tar, self._boxes, self._quarantine = map(new_file, ("images", "boxes", "quarantine"))
+        self._boxes_hash = hashlib.sha256()
 
     def add(self, record: PseudoRecord, image: bytes) -> None:
         """Appends one image; `image` is the encoded file."""
@@ -93,7 +97,9 @@ class ShardWriter:
         if record.hard_negatives is not None and record.hard_negative_scores is not None:
             line["hard_negatives"] = list(record.hard_negatives)
             line["hard_negative_scores"] = _rounded(record.hard_negative_scores)
-        self._boxes.write(_line(line))
+        encoded = _line(line)
+        self._boxes.write(encoded)
+        self._boxes_hash.update(encoded)
 
     def quarantine(self, key: str, reason: str) -> None:
         self._quarantine.write(_line({"key": key, "reason": reason}))
@@ -105,14 +111,9 @@ class ShardWriter:
         """
         self._tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))  # the end of a tar file
         for file in (self._tar, self._boxes, self._quarantine):
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-        with self._partial["boxes"].open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        for kind, target in self._targets.items():
-            self._partial[kind].replace(target)
-        write_json(self._summary, {**summary, "sha256": digest})
+            file.close()  # a full disk is found before any file has its name
+        self._unfinished.close()
+        write_json(self._summary, {**summary, "sha256": self._boxes_hash.hexdigest()})
 
     def _add_member(self, name: str, content: bytes) -> int:
         """Appends a tar member without owner or time; returns where its content starts."""
@@ -133,42 +134,25 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in (self._tar, self._boxes, self._quarantine):
-            file.close()
-        for path in self._partial.values():
-            path.unlink(missing_ok=True)
+        # Any error makes `files.atomic` remove what was written; after `finish` nothing is left.
+        cause = error or RuntimeError("the shard is not finished")
+        self._unfinished.__exit__(type(cause), cause, trace)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file that appears once it is complete."""
-    partial = _partial(path)
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    files.write_atomic(path, _document(content), fsync=True)
 
 
 def write_new_json(path: Path, content: Mapping[str, Any]) -> bool:
     """As `write_json`, unless the file is there or another process makes it: False then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    mine = _partial(path)
-    write_json(mine, content)
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        return False
-    except OSError:  # a file system without links
-        mine.replace(path)
-    finally:
-        mine.unlink(missing_ok=True)
-    return True
+    return files.write_new(path, _document(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of this format. Raises `DataError` if it is none."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(files.read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -212,10 +196,9 @@ def _rounded(scores: Float32[np.ndarray, " m"]) -> list[float]:
     return [round(float(score), 5) for score in scores]
 
 
-def _line(content: Mapping[str, Any]) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n"
+def _line(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
 
-def _partial(path: Path) -> Path:
-    # Another process may be doing the same shard: each writes files of its own.
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+def _document(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,7 +1,7 @@
 """Teacher outputs that were computed once: the folder that `owl-det cache-teacher` writes.
 
     manifest.json                 ids of the teachers, and all that their outputs depend on
-    names.safetensors             the dense teacher's texts of DenseVLM's names
+    names.safetensors             the dense teacher's embeddings of the names that regions get
     <source>/<shard>.safetensors  outputs for a run of the source's images, in its order
 
 A shard is complete or absent: it is written under another name and renamed. Vectors are float16,
@@ -12,6 +12,7 @@ that an example asks for.
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ from safetensors import SafetensorError, safe_open
 from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.source import Source
-from data_pipelines.teacher_regions import Regions
-from owl_det.config import Config, ShapesWorldSource
-from owl_det.config import Source as SourceEntry
+from data_pipelines.teacher_regions import TeacherRegions
+from owl_det import files
+from owl_det.config import Config, ShapesWorldSource, SourceConfig
 from owl_det.errors import DataError
 
 FORMAT = 2
@@ -39,41 +40,15 @@ _TOLERANCE = 0.05
 Arrays = dict[str, np.ndarray]
 
 
-def settings(config: Config) -> dict[str, Any]:
-    """What a teacher's outputs depend on beside its parameters; the manifest holds the same."""
-    distill = config.distill
-    taught = dataclasses.asdict(distill.regions)
-    del taught["max_regions"]
-    return {
-        "image_size": config.model.image_size,
-        "preprocess": dataclasses.asdict(config.preprocess),
-        "regions": taught,
-        "instance_crop_scale": distill.hierkd_instance.crop_scale,
-        "dense_image_size": distill.dense_image_size or config.model.image_size,
-        "dense_last_block": distill.dense_last_block,
-        "names": [
-            distill.densevlm.template.format(name)
-            for name in (*distill.densevlm.things, *distill.densevlm.stuff)
-        ],
-    }
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CacheRequest:
+    """What a training reads of a cache, as its distillation branches declare it."""
+
+    signals: frozenset[str]  # those that are not cached are left out
+    settings: Mapping[str, Any]  # what the outputs depend on beside the teachers' parameters
 
 
-def wanted_signals(config: Config) -> set[str]:
-    """Which outputs the active branches may read; of a branch of one's own all are sent along."""
-    by_branch = {
-        "gridclip_grid": set(),
-        "gridclip_image": {"tiles"},
-        "clipself": {"regions"},
-        "densevlm": {"dense_regions"},
-        "hierkd_instance": {"instances"},
-        "hierkd_global": {"captions"},
-    }
-    wanted = [by_branch.get(name, set(SIGNALS)) for name in config.distill.active()]
-    without = set() if config.data.with_captions else {"captions"}
-    return set().union(*wanted) - without
-
-
-def describe(source: Source, entry: SourceEntry) -> dict[str, Any]:
+def describe(source: Source, entry: SourceConfig) -> dict[str, Any]:
     """What a cache holds of a source, so that another one is told apart."""
     found: dict[str, Any] = {"version": source.version, "num_images": len(source)}
     if isinstance(entry, ShapesWorldSource):  # whose version is that of the drawing alone
@@ -88,7 +63,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_MANIFEST_BYTES:
             raise DataError(f"{file}: more than {MAX_MANIFEST_BYTES} bytes")
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(files.read_text(file))
     except (OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({error}); make the cache with owl-det cache-teacher"
@@ -98,10 +73,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def check_same(ours: Any, theirs: Any, where: str) -> None:
+def check_same(ours: Mapping[str, Any], theirs: Any, where: str) -> None:
     """Raises `DataError` naming the first setting in which a cache differs from the config."""
-    ours = json.loads(json.dumps(ours))  # tuples are lists there
-    for key, value in ours.items():
+    for key, value in json.loads(json.dumps({**ours})).items():  # tuples are lists there
         found = theirs.get(key) if isinstance(theirs, dict) else None
         if value != found:
             raise DataError(
@@ -126,14 +100,16 @@ def read_names(folder: Path, manifest: dict[str, Any]) -> np.ndarray:
 class TeacherCache:
     """The cache that `config.distill.cache` names, for the sources of a training."""
 
-    def __init__(self, config: Config, sources: dict[str, Source]):
+    def __init__(self, config: Config, sources: dict[str, Source], request: CacheRequest):
         """Raises `DataError` if the folder lacks a source or a shard, or was made with other
         settings or from other data."""
         self._folder, self._names = Path(config.distill.cache), list(sources)
         self.manifest = read_manifest(self._folder)
         where = str(self._folder)
-        check_same(settings(config), self.manifest["settings"], where)
-        self._wanted = wanted_signals(config) & set(self.manifest["signals"])
+        check_same(request.settings, self.manifest["settings"], where)
+        self._wanted = request.signals & set(self.manifest["signals"])
+        if not config.data.with_captions:
+            self._wanted -= {"captions"}
         self._shard_size = int(self.manifest["shard_size"])
         for name, source in sources.items():
             self._check_source(name, describe(source, config.data.train[name]), source.name)
@@ -145,11 +121,11 @@ class TeacherCache:
         self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def arrays(
-        self, places: list[tuple[int, int]], example: Example, drawn: Regions, packed: Arrays
+        self, places: list[tuple[int, int]], example: Example, drawn: TeacherRegions, packed: Arrays
     ) -> Arrays:
         """`teacher/<name>` of one example, float32, with zeros for fillers.
 
-        `places` are the (source, index) of its tiles, `packed` what `batching.pack` made of it.
+        `places` are the (source, index) of its tiles, `packed` is what `pack_example` made of it.
         Raises `DataError` for an image or a box that the cache does not know.
         """
         rows = {
@@ -290,7 +266,7 @@ def from_tile(box_cxcywh: np.ndarray, tile_cxcywh: np.ndarray) -> np.ndarray:
 def _opened(path: Path, manifest: dict[str, Any]) -> Any:
     """A file of the cache. Raises `DataError` if it is damaged or of other teachers."""
     try:
-        file = safe_open(path, framework="numpy")
+        file = safe_open(files.fetch(path), framework="numpy")
     except (OSError, SafetensorError) as error:
         raise DataError(f"{path}: cannot be read ({error}); delete it and run again") from None
     metadata = file.metadata() or {}

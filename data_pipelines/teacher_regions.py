@@ -20,7 +20,7 @@ WHOLE = -1  # as a region's cell: its whole tile
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regions:
+class TeacherRegions:
     """Regions of one example, padded to `max_regions`."""
 
     boxes_cxcywh: Float32[np.ndarray, "r 4"]  # relative to the padded square
@@ -65,7 +65,7 @@ def cells(kind: GridKind) -> Float64[np.ndarray, "c 4"]:
     return np.array(boxes)
 
 
-def draw(example: Example, config: RegionsConfig, rng: np.random.Generator) -> Regions:
+def draw(example: Example, config: RegionsConfig, rng: np.random.Generator) -> TeacherRegions:
     """The regions of one example; a random `max_regions` of them where there are more.
 
     "patches": the cells of one random grid over a single image (its padding is not part of it), or
@@ -84,7 +84,7 @@ def draw(example: Example, config: RegionsConfig, rng: np.random.Generator) -> R
         tile = np.zeros(len(cell), int)
     kept = np.sort(rng.permutation(len(boxes))[: config.max_regions])
     r = config.max_regions
-    return Regions(
+    return TeacherRegions(
         boxes_cxcywh=_padded(boxes[kept].astype(np.float32), r),
         is_region=_padded(np.ones(len(kept), bool), r),
         tile=_padded(tile[kept], r),

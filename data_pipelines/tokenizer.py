@@ -20,6 +20,7 @@ from instant_clip_tokenizer import (
 )
 from jaxtyping import Int32
 
+from owl_det import files
 from owl_det.config import TextTowerConfig
 from owl_det.errors import DataError
 from owl_det.optional import installation
@@ -162,7 +163,7 @@ def _siglip(text: TextTowerConfig, file: Path) -> Tokenizer:
     except ModuleNotFoundError:
         raise _missing("sentencepiece", file) from None
     try:
-        pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(file))
+        pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(files.fetch(file)))
     except (OSError, RuntimeError) as error:
         raise DataError(f"{file}: no sentencepiece model ({error})") from None
     _check_size(pieces.vocab_size(), text, file)
@@ -183,7 +184,7 @@ def _read_json(text: TextTowerConfig, file: Path) -> Any:
     except ModuleNotFoundError:
         raise _missing("tokenizers", file) from None
     try:
-        library: Any = tokenizers.Tokenizer.from_file(str(file))
+        library: Any = tokenizers.Tokenizer.from_file(str(files.fetch(file)))
     except Exception as error:  # the library raises plain Exception for damaged files
         raise DataError(f"{file}: no tokeniser file ({error})") from None
     _check_size(library.get_vocab_size(), text, file)

@@ -19,7 +19,7 @@ _KEYS = """\
 keys of the config:
   --config.KEY=VALUE changes one, as --config.batch_size=16, --config.data.path=my/data,
   --config.optimizer.learning_rate=1e-4 or --config.data.augment.mosaic_sizes="(1, 2)".
-  owl_det/config.py lists all keys with what they mean; --dry_run prints them as they are.
+  owl_det/config/ lists all keys with what they mean; --dry_run prints them as they are.
 
 files in the workdir: config.json, metrics.jsonl, checkpoints/, eval/, pictures/. The same command
 goes on from the latest checkpoint.
@@ -33,25 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Trains, or prints what a training would be; returns an exit code (`errors.ExitCode`)."""
     console.quiet_libraries()
     given = sys.argv[1:] if argv is None else argv
-    return console.run("owl_det", lambda: _run(_spelt(given)))
-
-
-def _spelt(arguments: Sequence[str]) -> list[str]:
-    """`--dry-run` is `--dry_run`; a config's keys are looked up as they are."""
-    from owl_det import config_file  # here, where Ctrl-C is one line
-
-    return [
-        argument if config_file.is_change(argument) else options.with_underscores([argument])[0]
-        for argument in arguments
-    ]
+    return console.run("owl_det", lambda: _run(options.with_underscores(given)))
 
 
 def _run(given: list[str]) -> int:
-    from owl_det import config_file
+    from owl_det.config import config_file  # here, where Ctrl-C is one line
 
     arguments, changes = _parser().parse_known_args(given)
     # A value may stand behind its key: --config.seed 3.
-    if changes and not config_file.is_change(changes[0]):
+    if changes and not options.is_change(changes[0]):
         raise UserError(f"unknown argument {changes[0]!r}; see python -m owl_det.main --help")
     workdir = _workdir(arguments.workdir)
     config = config_file.read(arguments.config, changes)
@@ -91,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="where checkpoints, metrics and pictures go, and where a run goes on",
     )
+    _add_dry_run(parser)
+    return parser
+
+
+def _add_dry_run(parser: argparse.ArgumentParser) -> None:
     _add_switch(
         parser,
         "dry_run",
@@ -117,7 +112,6 @@ def _parser() -> argparse.ArgumentParser:
         True,
         "compile the step, for the memory of activations and XLA's count; --nodry_run_compile",
     )
-    return parser
 
 
 def _add_switch(parser: argparse.ArgumentParser, name: str, default: bool, text: str) -> None:
@@ -155,7 +149,7 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     import jax
     from absl import logging
 
-    from owl_det import checkpoint
+    from owl_det.checkpoints.inherited_model import take_model
     from owl_det.optional import is_installed, leave_accelerators_to_jax
     from owl_det.training import loop
 
@@ -164,21 +158,21 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     if is_installed("tensorflow"):
         leave_accelerators_to_jax()
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    return loop.run(checkpoint.take_model(config, workdir), workdir, stop)
+    return loop.run(take_model(config, workdir), workdir, stop)
 
 
 def _dry_run(config: "Config", workdir: str, arguments: argparse.Namespace) -> None:
     """Prints what the run would be; with `--dry_run_devices` for CPU devices that are not there."""
     import jax
 
-    from owl_det import checkpoint
+    from owl_det.checkpoints.inherited_model import take_model
     from owl_det.training import dry_run
 
     if arguments.dry_run_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", arguments.dry_run_devices)
     dry_run.run(
-        checkpoint.take_model(config, workdir),
+        take_model(config, workdir),
         memory_gib=arguments.dry_run_memory_gib,
         with_compile=arguments.dry_run_compile,
     )

@@ -33,7 +33,7 @@ _STATIC: dict[str, Any] = {"static": True}  # part of a program, not an argument
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One batch; the keys of `data_pipelines.features`, with static shapes."""
+    """One batch: the fields of `data_pipelines.batch_spec`, with static shapes."""
 
     image: UInt8[Array, "b H W 3"]  # padded bottom/right to a square
     is_example: Bool[Array, " b"]  # False = filler of a last, incomplete batch

@@ -17,8 +17,8 @@ from typing import Any
 
 from scipy import stats
 
-from studies import arms
-from studies.arms import Claim, Metrics, Study
+from studies.result_files import is_current, read_result
+from studies.study import Claim, Metrics, Study
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ def read_results(study: Study) -> Results:
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = {arm.name: {} for arm in study.arms}
     outdated: list[str] = []
     for file in sorted(study.results.glob("*-seed*.json")):
-        result = arms.read_result(file)
+        result = read_result(file)
         name = result["arm"]
-        if name in by_arm and arms.is_current(study, result):
+        if name in by_arm and is_current(study, result):
             by_arm[name][result["seed"]] = result
         else:
             outdated.append(file.name)

@@ -15,13 +15,12 @@ features are measured on scenes with stuff, at the students' size; detectors are
 base and novel name at once, on shapes world's test split.
 """
 
-import json
 import sys
 from pathlib import Path
 
-from studies import arms
-from studies.arms import Arm, Claim, Metrics, Study
-from studies.owl_st import read_training
+from studies.arm_metrics import read_quality, read_teacher, read_towers, read_training
+from studies.command import run_study
+from studies.study import Arm, Claim, Study
 
 SIDE = 64  # of the students' input, pixels
 TEST_IMAGES = 512
@@ -35,28 +34,6 @@ NOVEL, BASE, RECOGNITION = "AP50_novel", "AP50_base", "region_top1_novel"
 POINTING = "pointing_novel"
 # Five of 125 names: a box holds ground too, and its crop is often named by that first.
 BOXES = "boxes_top5"
-
-
-# --- what an arm leaves ------------------------------------------------------------------------
-
-
-def read_towers(folder: Path) -> Metrics:
-    """Accuracies of dense features by kind of region, and of whole pictures of single objects."""
-    regions = json.loads((folder / "regions.json").read_text())
-    whole = json.loads((folder / "whole.json").read_text())
-    kept = {key: x for key, x in regions.items() if "_top" in key and isinstance(x, float)}
-    return {**kept, "whole_top1": whole["recall_at_1"]}
-
-
-def read_quality(folder: Path) -> Metrics:
-    """What `studies.teacher_quality` wrote."""
-    return json.loads((folder / "quality.json").read_text())
-
-
-def read_teacher(folder: Path) -> Metrics:
-    """Of both evaluation sets of the pretraining."""
-    sets = json.loads((folder / "eval" / "summary.json").read_text())["datasets"]
-    return {"zero_shot_top1": sets["image_text"]["zero_shot_top1"]}
 
 
 # --- arms --------------------------------------------------------------------------------------
@@ -451,7 +428,7 @@ STUDY = Study(
 
 
 def main(argv: list[str] | None = None) -> int:
-    return arms.command(STUDY, __doc__, argv)
+    return run_study(STUDY, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -17,82 +17,16 @@ four in five would be labelled so. Students here learn from noun phrases; the la
 paper are among what is compared.
 """
 
-import json
-import statistics
 import sys
 from pathlib import Path
 
-from studies import arms
-from studies.arms import Arm, Claim, Metrics, Study
+from studies.arm_metrics import read_annotation, read_evaluation, read_sweep, read_training
+from studies.command import run_study
+from studies.study import Arm, Claim, Study
 
 INPUT = "shapes_world:crowded:8192"
 TEST_IMAGES = 512
 NOVEL, BASE, FREQUENT = "AP50_novel", "AP50_base", "AP50_frequent"
-KEPT = (  # of every evaluation, for curves
-    *("AP_base", BASE, NOVEL, "AP50_novel_combination", "AP50_novel_word"),
-    *("region_top1_base", "region_top1_novel_combination", "region_top1_novel_word"),
-)
-
-
-# --- what an arm leaves ------------------------------------------------------------------------
-
-
-def read_training(folder: Path) -> Metrics:
-    """The last evaluation, the curve up to it, and the median rate of training."""
-    summary = json.loads((folder / "eval" / "summary.json").read_text())["datasets"]["shapes"]
-    curve: dict[int, Metrics] = {}
-    rates: list[float] = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if "images_per_second" in entry:
-            rates.append(entry["images_per_second"])
-        kept = {key: entry[f"eval/shapes/{key}"] for key in KEPT if f"eval/shapes/{key}" in entry}
-        if kept:
-            curve.setdefault(entry["step"], {}).update(
-                {key: round(value, 4) for key, value in kept.items()}
-            )
-    return {
-        **_numbers(summary),
-        "images_per_second": round(statistics.median(rates), 2) if rates else 0.0,
-        "curve": [{"step": step, **values} for step, values in sorted(curve.items())],
-    }
-
-
-def _numbers(summary: Metrics) -> Metrics:
-    return {key: value for key, value in summary.items() if isinstance(value, int | float)}
-
-
-def read_annotation(folder: Path) -> Metrics:
-    """Counts of the job, and how many of its boxes and hard negatives are right."""
-    counts = json.loads((folder / "records" / "report.json").read_text())
-    precision = json.loads((folder / "precision.json").read_text())
-    keys = ("images", "recorded_images", "recorded_boxes", "kept_images", "kept_boxes")
-    return {
-        **{key: counts[key] for key in (*keys, "kept_by_space", "encoded_queries")},
-        "groups": precision["groups"],
-        "hard_negatives": precision["hard_negatives"],
-    }
-
-
-def read_sweep(folder: Path) -> Metrics:
-    """The points, and how far the best lies above the straight line between the two ends."""
-    points = json.loads((folder / "sweep.json").read_text())["points"]
-    first, last = points[0], points[-1]
-
-    def above(point: Metrics) -> float:
-        w = point["weight"]
-        return sum(
-            point[f"{side}_AP50"] - (1 - w) * first[f"{side}_AP50"] - w * last[f"{side}_AP50"]
-            for side in ("in_domain", "out_of_domain")
-        )
-
-    best = max(points[1:-1], key=above)
-    return {"points": points, "best_weight": best["weight"], "above_line": round(above(best), 4)}
-
-
-def read_evaluation(folder: Path) -> Metrics:
-    """The numbers of `owl-det evaluate`."""
-    return _numbers(json.loads((folder / "metrics.json").read_text()))
 
 
 # --- arms --------------------------------------------------------------------------------------
@@ -492,7 +426,7 @@ STUDY = Study(
 
 
 def main(argv: list[str] | None = None) -> int:
-    return arms.command(STUDY, __doc__, argv)
+    return run_study(STUDY, __doc__, argv)
 
 
 if __name__ == "__main__":

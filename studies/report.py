@@ -11,9 +11,9 @@ from PIL import Image
 
 from owl_det.viz.plots import plot_trade_off, shorten
 from studies import document, plots, summary
-from studies.arms import REPORT_SEEDS, Arm, Claim, Metrics, Study
 from studies.claims import Judgement, Results, judge, read_results, standard_error
 from studies.document import Block, Cell, Code, Details, Heading, Picture, Table, Text
+from studies.study import REPORT_SEEDS, Arm, Claim, Metrics, Study
 from studies.summary import PLAIN, mark
 
 NOVEL, BASE = "AP50_novel", "AP50_base"

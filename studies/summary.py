@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from owl_det.viz.plots import shorten
 from studies import plots
-from studies.arms import Claim, Study
 from studies.claims import Judgement, Results, half_width, judge
 from studies.document import Block, Heading, Mark, Picture, Text, Tone
+from studies.study import Claim, Study
 
 PLAIN = ("images_per_second",)  # metrics that are no shares, and are not shown in percent
 NUM_NAMED = 3  # claims, in a sentence

@@ -24,7 +24,7 @@ from jaxtyping import Float32, UInt8
 from data_pipelines import image_ops, tokenizer
 from data_pipelines.panoptic_world import PanopticWorld
 from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld, object_names
-from owl_det import checkpoint
+from owl_det.checkpoints.load import load_model
 from owl_det.distillation.teacher import Teacher
 from owl_det.errors import UserError
 from owl_det.evaluation.dense import CategoryRecall
@@ -51,7 +51,7 @@ def measure(path: str, num_images: int, split: str = PANOPTIC) -> dict[str, Any]
     `recall_at_<k>`; `recall` holds RC@k by number of names; and `recall_fall` is RC@10 of the
     scenes with fewest names less that of those with most.
     """
-    loaded = checkpoint.load_model(path)
+    loaded = load_model(path)
     teacher = Teacher(loaded)
     world = PanopticWorld if split == PANOPTIC else ShapesWorld
     source = world(split=split, image_size=IMAGE_SIZE, num_images=num_images)

@@ -4,12 +4,21 @@ The variables are set before JAX is imported and reach the subprocesses of tests
 an accelerator sets JAX_PLATFORMS itself.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from absl import logging
+
+from tests import shape_checks
+
+if TYPE_CHECKING:
+    from owl_det.types import LoadedModel
 
 _DEVICES = "--xla_force_host_platform_device_count"
 # Tests compile far more than they run.
@@ -24,6 +33,15 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = " ".join([given, f"{_DEVICES}=8", *_FAST_COMPILE]).strip()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "agg")
+# Equal programs are compiled once: tests, their subprocesses and the other workers find them here.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _compiled = tempfile.mkdtemp(prefix="owl_det_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _compiled
+    atexit.register(shutil.rmtree, _compiled, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+shape_checks.install()
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,9 +92,25 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def tiny_model() -> "LoadedModel":
+    """The tiny detector with random parameters; `tiny.loaded` makes others."""
+    from tests import tiny  # it imports JAX, which reads the variables above
+
+    return tiny.loaded()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_model` as a checkpoint, not to be written to; `tiny.save` makes others."""
+    from tests import tiny
+
+    return tiny.save(tmp_path_factory.mktemp("tiny") / "checkpoint")
+
+
+@pytest.fixture(scope="session")
 def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Tiny towers of their own size, as a checkpoint."""
-    from tests import tiny_distillation  # it imports JAX, which reads the variables above
+    from tests import tiny_distillation
 
     return tiny_distillation.save_towers(tmp_path_factory.mktemp("teacher") / "towers")
 

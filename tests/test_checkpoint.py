@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from owl_det import checkpoint, same_run
+from owl_det.checkpoints import run_file, same_run
 from owl_det.errors import CheckpointError
 from tests import tiny
 
 
 def _run_file(**changes: Any) -> dict[str, Any]:
-    return checkpoint._run_file(tiny.config(**changes), 5, "input")
+    return run_file.of_training(tiny.config(**changes), 5, "input")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def test_a_malformed_run_file_is_named(
     (tmp_path / "run").mkdir()
     file = tmp_path / "run" / "metadata"
     file.write_text(json.dumps(_run_file()))
-    assert checkpoint._describe(tmp_path).step == 5
+    assert run_file.describe(tmp_path).step == 5
     file.write_text(json.dumps(_run_file() | changes))
     with pytest.raises(CheckpointError, match=message) as error:
-        checkpoint._describe(tmp_path)
+        run_file.describe(tmp_path)
     assert str(tmp_path / "run") in str(error.value)
 
 
@@ -65,4 +65,4 @@ def test_a_run_file_nested_without_end_is_damaged(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "metadata").write_text("[" * 100_000)
     with pytest.raises(CheckpointError, match="metadata: cannot be read"):
-        checkpoint._describe(tmp_path)
+        run_file.describe(tmp_path)

@@ -12,9 +12,10 @@ import pytest
 from owl_det import config as config_lib
 from owl_det import sharding
 from owl_det.config import MeshConfig, ModelConfig
+from owl_det.config.resolve import check_attention, data_source, resolve, section
+from owl_det.config.roles import keys_of
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import check_attention, resolve
 from owl_det.training import step_shapes, train_step
 
 NAMES = (
@@ -158,6 +159,38 @@ def test_config_files_are_locked() -> None:
 def test_values_out_of_range_are_named(changes: dict, key: str) -> None:
     with pytest.raises(ConfigError, match=f"config.{key}"):
         resolve({"data": SOURCE, **changes})
+
+
+def _leaves(schema: Any, prefix: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(schema):
+        value = getattr(schema, field.name)
+        name = f"{prefix}{field.name}"
+        found += _leaves(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return found
+
+
+def test_every_key_of_the_model_has_one_role() -> None:
+    roles = [set(keys_of(ModelConfig, role)) for role in ("architecture", "training", "execution")]
+    assert sorted(key for role in roles for key in role) == sorted(_leaves(ModelConfig()))
+    architecture, training, execution = roles
+    assert execution == {"dtype", "attention", "remat", "scan_unroll"}
+    towers = ("image.droplayer_rate", "image.dropout_rate", "image.position_init")
+    towers += ("text.droplayer_rate", "text.dropout_rate")
+    assert training == {"contrastive", "class_prior", "class_initial_scale", *towers}
+    heads = {"has_objectness_head", "head_activation", "merge_norm_epsilon", "box_bias"}
+    assert set(keys_of(ModelConfig, "architecture", part="head")) == heads <= architecture
+
+
+def test_a_section_is_checked_alone() -> None:
+    model = section(ModelConfig, {"image_size": 64}, "config.model")
+    assert model == ModelConfig(image_size=64)
+    with pytest.raises(ConfigError, match="config.model.image_size: not a multiple"):
+        section(ModelConfig, {"image_size": 63}, "config.model")
+    with pytest.raises(ConfigError, match="--source.kind: 'webset' is not one of"):
+        data_source({"kind": "webset"}, "--source")
+    with pytest.raises(ConfigError, match="--source.annotated_fraction: must be in"):
+        data_source({"kind": "shapes_world", "annotated_fraction": 2.0}, "--source")
 
 
 def test_attention_of_a_gpu_is_asked_of_gpus_in_bfloat16() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from owl_det import config as config_lib
-from owl_det import config_file, main
+from owl_det import main
+from owl_det.cli import options
+from owl_det.config import config_file
 from owl_det.errors import ConfigError, ExitCode
 from tests import tiny
 
-START = "from configs import base\n\ndef get_config():\n    config = base.default()\n"
+START = "from owl_det import presets\n\ndef get_config():\n    config = presets.base()\n"
 
 
 @pytest.fixture
@@ -28,6 +30,7 @@ def run_json(tmp_path: Path) -> str:
         ("import nothing_of_this_name\n", r"line 1: ModuleNotFoundError: No module named 'nothing"),
         (START + "    config.batchsize = 3\n", r"line 5: .*'batchsize'; did you mean 'batch_size'"),
         (START + "    config.batch_size = 'x'\n", r"line 5: TypeError"),
+        (START + "    presets.add_source(config.data.train, 'a', 3)\n", r"line 5: TypeError"),
         (START + "    return 3\n", r"mine.py: get_config\(\) returns int, not"),
         (START, r"mine.py: get_config\(\) returns NoneType"),
         ("config = {}\n", r"mine.py: defines no function get_config"),
@@ -124,6 +127,38 @@ def test_shipped_configs_are_found_anywhere(
     assert config_file.read(name).name == "quickstart"
 
 
+def test_configs_of_an_installed_package_lie_inside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config_file, "_PACKAGE", tmp_path / "owl_det")
+    monkeypatch.chdir(tmp_path)
+    _write_config(tmp_path / "owl_det" / "configs" / "shipped.py", "inside")
+    _write_config(tmp_path / "configs" / "other.py", "beside")
+    for name in ("shipped", "configs.shipped", "configs/shipped.py"):
+        assert config_file.read(name).name == "inside"
+    with pytest.raises(ConfigError, match="other: no such file; shipped configs: shipped$"):
+        config_file.read("other")
+    assert config_file.read("configs/other.py").name == "beside"
+
+
+def test_a_users_own_folder_of_configs_shadows_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))  # as `python -m` does
+    for name in ("__init__", "base", "quickstart"):
+        _write_config(tmp_path / "configs" / f"{name}.py", "mine")
+    assert config_file.read("configs/quickstart.py").name == "mine"
+    assert config_file.read("quickstart").name == "quickstart"
+    assert config_file.read("configs/bccd.py").name == "bccd"
+
+
+def _write_config(file: Path, name: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tree = {"name": name, "data": {"train": {"shapes": {"kind": "shapes_world"}}}}
+    file.write_text(f"{START}    return {tree!r}\n")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -182,7 +217,7 @@ def test_both_spellings_of_an_option_are_one(run_json: str) -> None:
     parser = main._parser()
     tree = json.loads(Path(run_json).read_text())
     assert tree["num_steps"] == 10
-    given = main._spelt(["--dry-run", "--dry-run-devices=8", "--config.num-steps=3"])
+    given = options.with_underscores(["--dry-run", "--dry-run-devices=8", "--config.num-steps=3"])
     known, changes = parser.parse_known_args(["--config", run_json, "--workdir=w", *given])
     assert known.dry_run and known.dry_run_devices == 8 and changes == ["--config.num-steps=3"]
     assert not parser.parse_args(

@@ -3,6 +3,7 @@
 That each one resolves and its training step has shapes is in `test_config.py`.
 """
 
+import ast
 import dataclasses
 import importlib
 import re
@@ -19,8 +20,8 @@ from ml_collections import config_flags
 from configs import densevlm_b16
 from owl_det import path_rules
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.training import optim, train_step
 
 NAMES = (
@@ -33,6 +34,37 @@ NAMES = (
 def _resolve(name: str) -> Config:
     module = importlib.import_module(f"configs.{name}")
     return resolve(module.get_config().to_dict())
+
+
+def _imported(file: Path) -> set[str]:
+    """The modules that a file imports anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{'.' * node.level}{node.module or ''}"}
+    return found
+
+
+def test_configs_import_nothing_from_each_other(repository_root: Path) -> None:
+    """Each can be copied, read alone, and changed without changing another."""
+    files = sorted((repository_root / "configs").glob("*.py"))
+    assert len(files) > 20
+    allowed = ("typing", "ml_collections", "owl_det.config", "owl_det.presets", "owl_det")
+    for file in files:
+        assert _imported(file) <= set(allowed), file.name
+
+
+def test_few_modules_know_the_mutable_config(repository_root: Path) -> None:
+    """Everything else reads the frozen dataclasses."""
+    modules = [
+        file.relative_to(repository_root).as_posix()
+        for package in ("owl_det", "data_pipelines")
+        for file in sorted((repository_root / package).rglob("*.py"))
+        if any(name.split(".")[0] == "ml_collections" for name in _imported(file))
+    ]
+    assert modules == ["owl_det/config/config_file.py", "owl_det/presets/__init__.py"]
 
 
 @pytest.mark.parametrize(

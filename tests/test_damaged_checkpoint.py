@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint
-from owl_det.checkpoint import Checkpoints
+from owl_det.checkpoints.load import load_model
+from owl_det.checkpoints.store import Checkpoints
 from owl_det.errors import CheckpointError
 from owl_det.training import train_step
 from owl_det.types import TrainState
@@ -123,7 +123,7 @@ def test_what_was_saved_is_read_and_nothing_is_logged(
 ) -> None:
     caplog.set_level(std_logging.WARNING)
     assert int(_restore(workdir).step) == 2
-    loaded = checkpoint.load_model(workdir)
+    loaded = load_model(workdir)
     wanted = _state(2).params
     for ours, theirs in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -162,8 +162,8 @@ def test_loading_a_workdir_names_the_other_checkpoints(
     folder = workdir / "checkpoints"
     damage(folder / "2", "params")
     with pytest.raises(CheckpointError, match=f"an earlier checkpoint of it is {folder / '1'}$"):
-        checkpoint.load_model(workdir)
-    assert checkpoint.load_model(folder / "1").step == 1
+        load_model(workdir)
+    assert load_model(folder / "1").step == 1
 
 
 def test_a_changed_optimizer_is_named_and_no_damage(workdir: Path) -> None:
@@ -178,5 +178,5 @@ def test_a_changed_optimizer_is_named_and_no_damage(workdir: Path) -> None:
 
 def test_a_hub_name_points_to_convert() -> None:
     with pytest.raises(CheckpointError, match="`owl-det convert .* --from hf` makes") as error:
-        checkpoint.load_model("google/owlv2-base-patch16")
+        load_model("google/owlv2-base-patch16")
     assert "google/owlv2-base-patch16" in str(error.value)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from data_pipelines import source as source_lib
 from data_pipelines.features import Record
+from data_pipelines.open_source import open_source
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
 from owl_det.errors import DataError
 from owl_det.evaluation import data_check
-from owl_det.resolve import resolve
 from owl_det.training import loop
 from tests import tiny
 
@@ -68,7 +68,7 @@ def test_one_source_without_a_box_among_others_is_a_warning(
         "good": _coco(tmp_path / "good", [GOOD]),
     }
     config = _config(sources)
-    opened = {n: source_lib.build(s, "") for n, s in config.data.train.items()}
+    opened = {n: open_source(s, "") for n, s in config.data.train.items()}
     data_check.require_training_labels(config, opened)
     warnings = [
         r.getMessage() for r in caplog.records if "config.data.train.bare" in r.getMessage()
@@ -95,7 +95,7 @@ def test_an_evaluation_set_without_truth_is_refused_at_the_start(
 def test_truth_beyond_the_images_that_are_measured_does_not_count(tmp_path: Path) -> None:
     source = _coco(tmp_path / "data", [{**GOOD, "image_id": 2}])
     made = _config({"good": source}, data__eval={"val": source}, evaluation__max_images=2)
-    opened = {"val": source_lib.build(made.data.eval["val"], "")}
+    opened = {"val": open_source(made.data.eval["val"], "")}
     with pytest.raises(DataError, match="in the first 2 images .config.evaluation.max_images"):
         data_check.require_ground_truth(made, opened)
 
@@ -171,7 +171,7 @@ def test_the_log_says_what_was_read(tmp_path: Path, caplog: pytest.LogCaptureFix
     caplog.set_level(std_logging.INFO)
     source = _coco(tmp_path / "data", [GOOD, *WITHOUT_USE["zero sizes"]])
     config = _config({"mine": source})
-    opened = {"mine": source_lib.build(config.data.train["mine"], "")}
+    opened = {"mine": open_source(config.data.train["mine"], "")}
     data_check.log_what_was_read("train", opened)
     lines = [record.getMessage() for record in caplog.records]
     assert any(
@@ -186,7 +186,7 @@ def test_no_absent_name_at_all_is_a_warning(
 ) -> None:
     source = _coco(tmp_path / "data", [GOOD, {**GOOD, "category_id": 2}], num_images=1)
     config = _config({"mine": source})
-    opened = {"mine": source_lib.build(config.data.train["mine"], "")}
+    opened = {"mine": open_source(config.data.train["mine"], "")}
     data_check.require_training_labels(config, opened)
     assert "of no image is a name known to be absent" in caplog.text
     caplog.clear()

@@ -9,27 +9,17 @@ import numpy as np
 import pytest
 
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli
+from owl_det.checkpoints.load import load_model, save_model
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.evaluation import ensemble
+from owl_det.types import LoadedModel
 from tests import tiny
-
-
-def _model(seed: int, **changes: object) -> LoadedModel:
-    config = tiny.config(**changes)
-    return LoadedModel(
-        params=tiny.params(config, seed),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=seed,
-    )
 
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[LoadedModel, LoadedModel]:
-    return _model(1), _model(2, model__text__droplayer_rate=0.1)
+    return tiny.loaded(step=1), tiny.loaded(seed=2, step=2, model__text__droplayer_rate=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +28,7 @@ def saved(
 ) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("models")
     for name, model in zip("ab", pair, strict=True):
-        checkpoint.save_model(folder / name, model)
+        save_model(folder / name, model)
     return str(folder / "a"), str(folder / "b")
 
 
@@ -62,7 +52,7 @@ def test_ends_are_the_models_themselves(
 
 
 def test_another_architecture_is_named(pair: tuple[LoadedModel, LoadedModel]) -> None:
-    other = _model(3, model__image__mlp_width=32)
+    other = tiny.loaded(seed=3, step=3, model__image__mlp_width=32)
     with pytest.raises(CheckpointError, match=r"model\.image\.mlp_width is 64"):
         ensemble.interpolate(pair[0], other, 0.5)
     changed = dataclasses.replace(pair[1].preprocess, pad_value=0.0)
@@ -78,8 +68,8 @@ def test_command_writes_a_checkpoint(saved: tuple[str, str], tmp_path: Path) -> 
     command = ["ensemble", "--self-trained", saved[0], "--fine-tuned", saved[1]]
     command += ["--out", str(out)]
     assert cli.main([*command, "--weight", "0.4"]) == 0
-    loaded = checkpoint.load_model(out)
-    wanted = ensemble.interpolate(*map(checkpoint.load_model, saved), 0.4)
+    loaded = load_model(out)
+    wanted = ensemble.interpolate(*map(load_model, saved), 0.4)
     for a, b in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(wanted.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert cli.main([*command, "--weight", "0.4"]) == 2  # nothing is overwritten
@@ -130,7 +120,7 @@ def test_sweep_measures_the_mixture_of_each_weight(
     points = ensemble.sweep(
         *saved, [0.0, 0.25, 1.0], tmp_path, in_domain="kind=a", out_of_domain="kind=b", max_images=3
     )
-    first, last = (total(checkpoint.load_model(path)) for path in saved)
+    first, last = (total(load_model(path)) for path in saved)
     assert abs(first - last) > 0.1
     wanted = [first, 0.75 * first + 0.25 * last, last]
     assert [point["in_domain_AP"] for point in points] == pytest.approx(wanted, abs=1e-3)
@@ -144,14 +134,6 @@ def test_arguments_are_checked() -> None:
     for text in ("0,x", "", "0,1.5"):
         with pytest.raises(ConfigError, match="--sweep"):
             ensemble.parse_weights(text)
-    entry, group = ensemble.parse_evaluation("kind=coco,path=a/b,group=rare,weight=2")
-    assert (entry, group) == ({"kind": "coco", "path": "a/b", "weight": 2}, "rare")
-    entry, _ = ensemble.parse_evaluation("kind=pseudo_boxes,records=2017,min_box_score=0.2")
-    assert entry == {"kind": "pseudo_boxes", "records": "2017", "min_box_score": 0.2}
-    with pytest.raises(ConfigError, match="kind="):
-        ensemble.parse_evaluation("shapes_world")
-    with pytest.raises(ConfigError, match="num_images: 'x' is no int"):
-        ensemble.parse_evaluation("kind=shapes_world,num_images=x")
 
 
 def test_a_group_without_objects_is_named(saved: tuple[str, str], tmp_path: Path) -> None:
@@ -171,7 +153,11 @@ def test_a_group_without_objects_is_named(saved: tuple[str, str], tmp_path: Path
 
 
 def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str:
-    config = tiny.config(
+    saved = tiny.save(
+        folder,
+        kind="towers",
+        seed=seed,
+        step=seed,
         task="contrastive",
         model__contrastive="softmax",
         model__image_size=image_size,
@@ -179,16 +165,7 @@ def _towers(seed: int, folder: Path, image_size: int, num_positions: int) -> str
         data__with_captions=True,
         optimizer__clip={"scope": "none"},
     )
-    model = LoadedModel(
-        kind="towers",
-        params=tiny.params(config, seed),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=seed,
-    )
-    checkpoint.save_model(folder, model)
-    return str(folder)
+    return str(saved)
 
 
 @pytest.mark.nightly
@@ -197,8 +174,8 @@ def test_towers_of_another_size_are_averaged_with_a_student(tmp_path: Path) -> N
     teacher = _towers(1, tmp_path / "teacher", 16, 12)
     student = _towers(2, tmp_path / "student", 32, 8)
     ensemble.save(teacher, student, 0.7, tmp_path / "mixed")
-    mixed = checkpoint.load_model(tmp_path / "mixed")
-    a, b = (checkpoint.load_model(path) for path in (teacher, student))
+    mixed = load_model(tmp_path / "mixed")
+    a, b = (load_model(path) for path in (teacher, student))
     assert mixed.kind == "towers" and mixed.config == b.config
     for name in ("patch_kernel", "class_embedding"):
         wanted = 0.3 * a.params["image"][name] + 0.7 * b.params["image"][name]

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from owl_det import checkpoint, cli
+from owl_det import cli, files
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import save_model
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import embeddings, export, ranking, stablehlo
+from owl_det.inference import export, export_folder, ranking, stablehlo
 from owl_det.inference.predictor import Predictor
-from owl_det.modeling import build
-from owl_det.types import LoadedModel, Params
+from owl_det.types import LoadedModel
 from tests import tiny
 
 BLOCKED = ("flax", "optax", "orbax", "tensorflow", "tensorflow_datasets", "clu", "ml_collections")
@@ -37,28 +37,17 @@ def _images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in ((40, 40), (31, 77), (64, 9))]
 
 
-@lru_cache
-def _params() -> Params:
-    config = tiny.config()
-    return jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
-
-
 def _model(**changes: Any) -> LoadedModel:
     """Its parameters do not depend on `changes`: dtype, attention."""
-    config = tiny.config()
-    return LoadedModel(
-        params=_params(),
-        config=dataclasses.replace(config.model, **changes),
-        preprocess=config.preprocess,
-        eval_prompts="clip_best7",
-        step=5,
-    )
+    made = tiny.loaded()
+    config = dataclasses.replace(made.config, **changes)
+    return dataclasses.replace(made, config=config, eval_prompts="clip_best7")
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, _model())
+    save_model(path, _model())
     return path
 
 
@@ -78,11 +67,11 @@ def copy(exported: Path, tmp_path: Path) -> Path:
 
 def _edit(folder: Path, **changes: Any) -> None:
     """Changes keys of the metadata; `rehash` names a file whose hash is made right again."""
-    file = folder / stablehlo.METADATA
+    file = folder / export_folder.METADATA
     metadata = json.loads(file.read_text())
     name = changes.pop("rehash", None)
     if name:
-        metadata["sha256"][name] = stablehlo.sha256(folder / name)
+        metadata["sha256"][name] = files.sha256(folder / name)
     file.write_text(json.dumps(metadata | changes))
 
 
@@ -145,12 +134,12 @@ def test_the_predict_command_takes_an_export(
 
 
 def test_metadata_describes_the_model(exported: Path) -> None:
-    metadata = json.loads((exported / stablehlo.METADATA).read_text())
+    metadata = json.loads((exported / export_folder.METADATA).read_text())
     model = _model()
     assert metadata["model"]["image"] == dataclasses.asdict(model.config.image)
-    assert metadata["fingerprint"] == embeddings.fingerprint(model)
+    assert metadata["fingerprint"] == identity.model_hash(model)
     other = dataclasses.replace(model, params=jax.tree.map(lambda x: x + 1, model.params))
-    assert metadata["fingerprint"] != embeddings.fingerprint(other)
+    assert metadata["fingerprint"] != identity.model_hash(other)
     assert metadata["tokenizer"]["num_positions"] == 8 and len(metadata["prompt_templates"]) == 7
     loaded, _ = stablehlo.load(exported)
     assert loaded.preprocess == model.preprocess and loaded.step == 5
@@ -163,13 +152,13 @@ def test_metadata_describes_the_model(exported: Path) -> None:
 
 @pytest.mark.nightly
 def test_bfloat16_models_export(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "checkpoint", _model(dtype="bfloat16"))
+    save_model(tmp_path / "checkpoint", _model(dtype="bfloat16"))
     report = export.export(tmp_path / "checkpoint", tmp_path / "export")
     assert max(report["max_abs_difference"].values()) < 0.02
 
 
 def test_cudnn_attention_becomes_portable(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "checkpoint", _model(attention="cudnn"))
+    save_model(tmp_path / "checkpoint", _model(attention="cudnn"))
     export.export(tmp_path / "checkpoint", tmp_path / "export")
     assert len(Predictor.load(tmp_path / "export").detect(_images(), ["cat"], threshold=0)) == 3
 
@@ -202,7 +191,7 @@ def test_functions_of_another_model_are_refused(copy: Path) -> None:
 
 
 def test_metadata_that_does_not_fit_is_refused(copy: Path) -> None:
-    file = copy / stablehlo.METADATA
+    file = copy / export_folder.METADATA
     text = file.read_text()
     model = json.loads(text)["model"]
     for changes, message in (
@@ -292,7 +281,7 @@ def test_an_export_that_differs_is_not_kept(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write_wrong(folder: Path, model: LoadedModel) -> export.Runtime:
-        functions = ranking.functions_of(model)
+        functions = ranking.DetectorFunctions.of_model(model)
         return lambda inputs: {
             k: v + np.float32(0.01)
             for k, v in export._run(functions, model, inputs, "stablehlo").items()
@@ -327,7 +316,7 @@ def test_other_runtimes_take_any_number_of_images_prompts_and_queries(
         pytest.importorskip("tensorflow", reason="a SavedModel needs TensorFlow")
     model = export._portable(_model(), kind)
     run = export.WRITERS[kind](tmp_path, model)
-    functions = ranking.functions_of(model)
+    functions = ranking.DetectorFunctions.of_model(model)
     for t, b, q in ((1, 1, 1), (1, 3, 5), (7, 2, 20)):
         inputs = _sizes(model, t, b, q)
         expected, found = export._run(functions, model, inputs, kind), run(inputs)

@@ -14,14 +14,17 @@ import pytest
 
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint
-from owl_det.config import Config
+from owl_det.checkpoints import run_file
+from owl_det.checkpoints.adapt import adapt
+from owl_det.checkpoints.inherited_model import take_model
+from owl_det.checkpoints.load import load_model, save_model
+from owl_det.config import Config, config_file
+from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling import build
 from owl_det.modeling.detector import TOWERS, OwlDetector
-from owl_det.resolve import resolve
 from owl_det.training import loop
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -72,15 +75,17 @@ def towers() -> LoadedModel:
 @pytest.fixture(scope="module")
 def saved(towers: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("towers") / "clip"
-    checkpoint.save_model(path, towers, origin={"format": "test", "source": "test"})
+    save_model(path, towers, origin={"format": "test", "source": "test"})
     return path
 
 
 def _finetune(init_from: Path, **changes: Any) -> Config:
+    """A config that leaves the architecture to the checkpoint, but for what `changes` set."""
+    noise = {"droplayer_rate": 0.0}
     return tiny.config(
+        model={"image": {**noise}, "text": {**noise, "num_positions": 8}},
         checkpoint__init_from=str(init_from),
         checkpoint__model_from_init=True,
-        model__text__num_positions=8,
         **changes,
     )
 
@@ -91,12 +96,11 @@ def _finetune(init_from: Path, **changes: Any) -> Config:
 def test_the_architecture_comes_from_the_checkpoint(saved: Path, tmp_path: Path) -> None:
     config = _finetune(
         saved,
-        model__image__width=8,  # not read
         model__image__droplayer_rate=0.25,
         model__remat="dots",
         checkpoint__image_size=32,
     )
-    taken = checkpoint.take_model(config, tmp_path)
+    taken = take_model(config, tmp_path)
     assert taken.model.image.width == 32 and taken.model.activation == "gelu"
     assert taken.model.image_size == 32
     assert taken.preprocess.resize == "bicubic" and taken.preprocess.mean == (0.4, 0.4, 0.4)
@@ -109,29 +113,80 @@ def test_the_architecture_comes_from_the_checkpoint(saved: Path, tmp_path: Path)
     assert kept == config, "nothing else changes"
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model__image__width": 384},
+            r"config.model.image.width: 384 would .* the 32 of the check",
+        ),
+        ({"model__activation": "gelu_tanh"}, "config.model.activation: 'gelu_tanh' would have no"),
+        ({"model__image_size": 64}, "model.image_size: 64 .*; set config.checkpoint.image_size"),
+    ],
+)
+def test_a_key_of_the_model_that_would_be_dropped_is_named(
+    changes: dict[str, Any], message: str, saved: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        take_model(_finetune(saved, **changes), tmp_path)
+
+
+def test_keys_of_the_model_that_are_the_checkpoints_may_stand_in_the_config(
+    saved: Path, tmp_path: Path
+) -> None:
+    config = _finetune(saved, model__image__num_heads=2, model__activation="gelu")
+    assert take_model(config, tmp_path).model == take_model(_finetune(saved), tmp_path).model
+    larger = _finetune(saved, model__image_size=64, checkpoint__image_size=32)
+    assert take_model(larger, tmp_path).model.image_size == 32
+    head = _finetune(saved, model__head_activation="gelu", model__has_objectness_head=False)
+    assert take_model(head, tmp_path).model.head_activation == "gelu", "towers have no heads"
+
+
+@pytest.mark.parametrize("name", ["clipself_shapes", "densevlm_shapes", "distill_shapes"])
+def test_shipped_configs_describe_the_towers_they_start_from(name: str, tmp_path: Path) -> None:
+    """… that `teacher_shapes` (another image size) and `pretrain_shapes` train."""
+    for start in ("teacher_shapes", "pretrain_shapes"):
+        folder = tmp_path / start
+        _write_run_file(folder, config_file.read(start))
+        size = config_file.read(name).model.image_size
+        changes = [
+            f"--config.checkpoint.init_from={folder}",
+            f"--config.checkpoint.image_size={size}",
+        ]
+        taken = take_model(config_file.read(name, changes), tmp_path / "none")
+        assert taken.model.image_size == size
+
+
+def _write_run_file(folder: Path, config: Config) -> None:
+    """A checkpoint without its parameters: what it says of itself."""
+    (folder / "params").mkdir(parents=True)
+    (folder / "run").mkdir()
+    (folder / "run" / "metadata").write_text(json.dumps(run_file.of_training(config, 1, "input")))
+
+
 def test_without_model_from_init_the_config_stays(tmp_path: Path) -> None:
     config = tiny.config()
-    assert checkpoint.take_model(config, tmp_path) is config
+    assert take_model(config, tmp_path) is config
 
 
 def test_model_from_init_needs_a_checkpoint(tmp_path: Path) -> None:
     config = tiny.config(checkpoint__model_from_init=True)
     with pytest.raises(ConfigError, match=r"config\.checkpoint\.init_from"):
-        checkpoint.take_model(config, tmp_path)
+        take_model(config, tmp_path)
 
 
 def test_an_image_size_that_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image_size.*patch size 8"):
-        checkpoint.take_model(_finetune(saved, checkpoint__image_size=30), tmp_path)
+        take_model(_finetune(saved, checkpoint__image_size=30), tmp_path)
 
 
 def test_a_detector_starts_from_towers(
     saved: Path, towers: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = checkpoint.take_model(_finetune(saved, checkpoint__image_size=32), tmp_path)
-    loaded = checkpoint.load_model(saved)
+    config = take_model(_finetune(saved, checkpoint__image_size=32), tmp_path)
+    loaded = load_model(saved)
     with caplog.at_level("INFO"):
-        params = checkpoint.adapt(loaded, config)
+        params = adapt(loaded, config)
     assert set(params) == {"image", "text"} | HEADS
     assert "freshly initialised: box_head, class_head, merge_norm, objectness_head" in caplog.text
     theirs = towers.params
@@ -159,37 +214,37 @@ def test_a_detector_starts_from_towers(
 def test_towers_that_lack_a_parameter_are_refused(
     towers: LoadedModel, saved: Path, tmp_path: Path
 ) -> None:
-    config = checkpoint.take_model(_finetune(saved), tmp_path)
+    config = take_model(_finetune(saved), tmp_path)
     image = {key: x for key, x in towers.params["image"].items() if key != "norm_post"}
     broken = dataclasses.replace(towers, params={**towers.params, "image": image})
     with pytest.raises(CheckpointError, match="lacks image/norm_post"):
-        checkpoint.adapt(broken, config)
+        adapt(broken, config)
 
 
 def test_a_silent_difference_is_refused(towers: LoadedModel, saved: Path) -> None:
     """The activation shows in no shape."""
     config = tiny.config(checkpoint__init_from=str(saved))
     with pytest.raises(CheckpointError, match="model.activation is 'gelu' there"):
-        checkpoint.adapt(towers, config)
+        adapt(towers, config)
 
 
 def test_a_text_tower_that_pools_at_the_last_position_is_not_cut(tmp_path: Path) -> None:
     siglip = _towers(**SIGLIP)
-    checkpoint.save_model(tmp_path / "siglip", siglip)
-    config = checkpoint.take_model(_finetune(tmp_path / "siglip"), tmp_path)
+    save_model(tmp_path / "siglip", siglip)
+    config = take_model(_finetune(tmp_path / "siglip"), tmp_path)
     assert config.model.text.num_positions == 10
     text = dataclasses.replace(config.model.text, num_positions=8)
     cut = dataclasses.replace(config, model=dataclasses.replace(config.model, text=text))
     with pytest.raises(CheckpointError, match="position_embedding"):
-        checkpoint.adapt(siglip, cut)
+        adapt(siglip, cut)
 
 
 def test_a_detector_with_attention_pooling_learns(tmp_path: Path) -> None:
     """No class token, no merging; every parameter of the detector gets a gradient."""
     siglip = _towers(**SIGLIP)
-    checkpoint.save_model(tmp_path / "siglip", siglip)
-    config = checkpoint.take_model(_finetune(tmp_path / "siglip"), tmp_path)
-    params = checkpoint.adapt(siglip, config)
+    save_model(tmp_path / "siglip", siglip)
+    config = take_model(_finetune(tmp_path / "siglip"), tmp_path)
+    params = adapt(siglip, config)
     assert set(params) == {"image", "text"} | HEADS - {"merge_norm"}
     detector = build.make_detector(config)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)), jnp.uint8)
@@ -216,10 +271,10 @@ LIT = SIGLIP | {"model__embedding_dim": 16, "model__image__projection": "affine"
 @pytest.mark.parametrize("bias", ["zeros", "projection"])
 def test_the_class_head_may_start_from_the_visual_projection(bias: str, tmp_path: Path) -> None:
     towers = _towers() if bias == "zeros" else _towers(**LIT)
-    checkpoint.save_model(tmp_path / "towers", towers)
+    save_model(tmp_path / "towers", towers)
     config = _finetune(tmp_path / "towers", checkpoint__class_head_from_projection=True)
-    config = checkpoint.take_model(config, tmp_path / "new")
-    params = checkpoint.adapt(towers, config)
+    config = take_model(config, tmp_path / "new")
+    params = adapt(towers, config)
     projection = towers.params["image"]["visual_projection"]
     embedding = params["class_head"]["embedding"]
     np.testing.assert_array_equal(embedding["kernel"], projection["kernel"])
@@ -227,7 +282,7 @@ def test_the_class_head_may_start_from_the_visual_projection(bias: str, tmp_path
     assert ("bias" in projection) == (bias == "projection")
     assert "visual_projection" not in params["image"]
     off = dataclasses.replace(config.checkpoint, class_head_from_projection=False)
-    fresh = checkpoint.adapt(towers, dataclasses.replace(config, checkpoint=off))
+    fresh = adapt(towers, dataclasses.replace(config, checkpoint=off))
     assert np.abs(fresh["class_head"]["embedding"]["kernel"] - projection["kernel"]).max() > 0.01
     del params["class_head"]["embedding"], fresh["class_head"]["embedding"]
     jax.tree.map(np.testing.assert_array_equal, params, fresh)
@@ -235,9 +290,9 @@ def test_the_class_head_may_start_from_the_visual_projection(bias: str, tmp_path
 
 def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path: Path) -> None:
     towers = _towers(**LIT)
-    checkpoint.save_model(tmp_path / "lit", towers)
+    save_model(tmp_path / "lit", towers)
     config = _finetune(tmp_path / "lit", checkpoint__class_head_from_projection=True)
-    config = checkpoint.take_model(config, tmp_path / "new")
+    config = take_model(config, tmp_path / "new")
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     contrastive, detector = (
         OwlDetector(towers.config, towers.preprocess),
@@ -252,21 +307,21 @@ def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path
                 method=lambda m, x: m.embed_tokens(m.encode_image(x)).class_embeddings,
             ),
         )
-    )(towers.params, checkpoint.adapt(towers, config))
+    )(towers.params, adapt(towers, config))
     length = np.linalg.norm(dense, axis=-1, keepdims=True)
     np.testing.assert_allclose(ours, dense / length, atol=1e-5)
 
 
 def test_a_class_head_needs_towers_with_a_projection(tmp_path: Path) -> None:
     siglip = _towers(**SIGLIP)
-    checkpoint.save_model(tmp_path / "siglip", siglip)
+    save_model(tmp_path / "siglip", siglip)
     config = _finetune(tmp_path / "siglip", checkpoint__class_head_from_projection=True)
-    config = checkpoint.take_model(config, tmp_path / "new")
+    config = take_model(config, tmp_path / "new")
     with pytest.raises(CheckpointError, match="siglip.*have no visual projection; unset config"):
-        checkpoint.adapt(siglip, config)
+        adapt(siglip, config)
     detector = dataclasses.replace(siglip, kind="detector")
     with pytest.raises(CheckpointError, match="a detector has a class head of its own"):
-        checkpoint.adapt(detector, config)
+        adapt(detector, config)
     with pytest.raises(ConfigError, match="class_head_from_projection: needs towers in config"):
         tiny.config(checkpoint__class_head_from_projection=True)
 
@@ -275,18 +330,18 @@ def test_a_student_starts_from_a_detector_of_another_size(
     saved: Path, towers: LoadedModel, tmp_path: Path
 ) -> None:
     """Self-training from the annotator: all parameters are its own, positions are resized."""
-    config = checkpoint.take_model(_finetune(saved), tmp_path / "annotator")
+    config = take_model(_finetune(saved), tmp_path / "annotator")
     annotator = dataclasses.replace(
         towers,
         kind="detector",
-        params=checkpoint.adapt(towers, config),
-        model=config.model,
+        params=adapt(towers, config),
+        config=config.model,
         preprocess=config.preprocess,
     )
-    checkpoint.save_model(tmp_path / "annotator", annotator)
+    save_model(tmp_path / "annotator", annotator)
     student = _finetune(tmp_path / "annotator", checkpoint__image_size=32)
-    student = checkpoint.take_model(student, tmp_path / "student")
-    params = checkpoint.adapt(checkpoint.load_model(tmp_path / "annotator"), student)
+    student = take_model(student, tmp_path / "student")
+    params = adapt(load_model(tmp_path / "annotator"), student)
     assert params["image"]["position_embedding"].shape == (17, 32)
     first = annotator.params["image"]["position_embedding"][0]
     np.testing.assert_array_equal(params["image"]["position_embedding"][0], first)
@@ -300,18 +355,18 @@ def test_a_student_gets_the_objectness_head_that_its_annotator_lacks(
 ) -> None:
     """OWL-ViT has none, OWLv2 has: it starts anew where `checkpoint.fresh` names it."""
     plain = {"model__has_objectness_head": False, "loss__objectness_weight": 0.0}
-    config = checkpoint.take_model(_finetune(saved, **plain), tmp_path / "annotator")
-    params = checkpoint.adapt(towers, config)
+    config = take_model(_finetune(saved, **plain), tmp_path / "annotator")
+    params = adapt(towers, config)
     assert "objectness_head" not in params
     annotator = dataclasses.replace(
-        towers, kind="detector", params=params, model=config.model, preprocess=config.preprocess
+        towers, kind="detector", params=params, config=config.model, preprocess=config.preprocess
     )
-    checkpoint.save_model(tmp_path / "annotator", annotator)
+    save_model(tmp_path / "annotator", annotator)
     fresh = ("^objectness_head/",)
     student = _finetune(tmp_path / "annotator", checkpoint__fresh=fresh)
-    student = checkpoint.take_model(student, tmp_path / "student")
+    student = take_model(student, tmp_path / "student")
     assert student.model.has_objectness_head
-    found = checkpoint.adapt(checkpoint.load_model(tmp_path / "annotator"), student)
+    found = adapt(load_model(tmp_path / "annotator"), student)
     assert jax.tree.leaves(found.pop("objectness_head"))
     jax.tree.map(np.testing.assert_array_equal, found, annotator.params)
 
@@ -336,26 +391,26 @@ def test_the_tokeniser_travels_with_the_checkpoint(towers: LoadedModel, tmp_path
     file = tmp_path / "tokenizer.json"
     file.write_text("{}")
     model = dataclasses.replace(towers, tokenizer=str(file))
-    checkpoint.save_model(tmp_path / "one", model)
+    save_model(tmp_path / "one", model)
     copy = tmp_path / "one" / "tokenizer" / "tokenizer.json"
     assert copy.read_text() == "{}"
-    taken = checkpoint.take_model(_finetune(tmp_path / "one"), tmp_path / "new")
+    taken = take_model(_finetune(tmp_path / "one"), tmp_path / "new")
     assert taken.data.tokenizer == str(copy)
     copy.write_text("[]")
     with pytest.raises(CheckpointError, match="not the tokeniser of this checkpoint"):
-        checkpoint.load_model(tmp_path / "one")
+        load_model(tmp_path / "one")
     copy.unlink()
     with pytest.raises(CheckpointError, match="tokenizer.json is not there"):
-        checkpoint.load_model(tmp_path / "one")
+        load_model(tmp_path / "one")
 
 
 def test_a_run_file_cannot_name_another_file(towers: LoadedModel, tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "one", towers)
+    save_model(tmp_path / "one", towers)
     file = tmp_path / "one" / "run" / "metadata"
     run = json.loads(file.read_text())
     file.write_text(json.dumps(run | {"tokenizer": {"file": "../../etc/passwd", "sha256": ""}}))
     with pytest.raises(CheckpointError, match="is no known file"):
-        checkpoint.load_model(tmp_path / "one")
+        load_model(tmp_path / "one")
 
 
 # --- one run -------------------------------------------------------------------------------------
@@ -419,7 +474,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
             **SIGLIP, model__text__tokenizer="siglip", model__text__vocabulary_size=100
         )
         towers = dataclasses.replace(towers, tokenizer=str(_sentencepiece(tmp_path)))
-    checkpoint.save_model(tmp_path / "towers", towers)
+    save_model(tmp_path / "towers", towers)
     _write_coco(tmp_path / "data")
     tree: Any = importlib.import_module("configs.finetune").get_config().to_dict()
     tree["data"] |= {
@@ -438,7 +493,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
     tree["schedule"]["warmup_steps"] = 0
     tree |= {"batch_size": 8, "num_steps": 2}
     workdir = tmp_path / "w"
-    config = checkpoint.take_model(resolve(tree), workdir)
+    config = take_model(resolve(tree), workdir)
     assert config.model.image.width == 32 and config.model.text.tokenizer == family
     loop.run(config, str(workdir))
     before = json.loads((workdir / "eval" / "before.json").read_text())["val"]
@@ -451,7 +506,7 @@ def test_one_config_fine_tunes_from_any_checkpoint(family: str, tmp_path: Path) 
     # The model of a run that goes on is its own, tokeniser and all: the start may be gone.
     tree["checkpoint"]["init_from"] = str(tmp_path / "gone")
     shutil.rmtree(tmp_path / "towers")
-    again = checkpoint.take_model(resolve(tree), workdir)
+    again = take_model(resolve(tree), workdir)
     assert again.model == config.model
     found = Predictor.load(workdir).detect(
         [tmp_path / "data" / "images" / "0.png"], ["red circle", "zebra"], threshold=0.0, top_k=5
@@ -481,11 +536,7 @@ def test_values_in_the_last_block_may_be_asked_of_any_checkpoint(tmp_path: Path)
         ("values", "full", "values"),
     ):
         folder = tmp_path / f"{saved}_{asked}"
-        checkpoint.save_model(folder, _towers(model__image__last_block=saved))
-        config = tiny.config(
-            checkpoint__init_from=str(folder),
-            checkpoint__model_from_init=True,
-            model__image__last_block=asked,
-        )
-        taken = checkpoint.take_model(config, tmp_path / "none")
+        save_model(folder, _towers(model__image__last_block=saved))
+        config = _finetune(folder, model__image__last_block=asked)
+        taken = take_model(config, tmp_path / "none")
         assert taken.model.image.last_block == wanted

@@ -12,10 +12,11 @@ import pytest
 import safetensors.numpy
 from flax import serialization
 
-from owl_det import checkpoint, cli, finite
-from owl_det.convert import models
+from owl_det import cli, files, path_rules
+from owl_det.checkpoints import finite
+from owl_det.checkpoints.load import load_model, save_model
 from owl_det.errors import CheckpointError
-from owl_det.inference import export, stablehlo
+from owl_det.inference import export, export_folder, stablehlo
 from owl_det.types import LoadedModel
 from tests import tiny
 from tests.convert import hf_folder
@@ -28,7 +29,7 @@ def _model(**bad: float) -> LoadedModel:
     """A tiny detector; the first value of each named parameter (`__` for `/`) is replaced."""
     config = tiny.config()
     params = jax.tree.map(np.array, tiny.params(config, seed=1))
-    flat = models.flatten(params)
+    flat = path_rules.flatten(params)
     for name, value in bad.items():
         flat[name.replace("__", "/")].flat[0] = value
     return LoadedModel(
@@ -60,8 +61,8 @@ def test_a_checkpoint_is_refused_by_every_command(
     value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bad, good = tmp_path / "bad", tmp_path / "good"
-    checkpoint.save_model(bad, _model(box_head__dense_1__kernel=value))
-    checkpoint.save_model(good, _model())
+    save_model(bad, _model(box_head__dense_1__kernel=value))
+    save_model(good, _model())
     assert cli.main(["sample", "--out", str(tmp_path / "images"), "--num_images", "1"]) == 0
     mixed, out = str(tmp_path / "mixed"), str(tmp_path / "out")
     for command in (
@@ -77,7 +78,7 @@ def test_a_checkpoint_is_refused_by_every_command(
         assert "1 of the 1024 values of box_head/dense_1/kernel are NaN or infinite" in error
         assert "\n" not in error and str(bad) in error
     assert not Path(mixed).exists() and not Path(out).exists()
-    checkpoint.load_model(good)
+    load_model(good)
 
 
 def _hf(folder: Path, value: float) -> tuple[Path, str]:
@@ -110,14 +111,14 @@ def test_files_of_others_are_refused(
 
 
 def test_an_export_is_refused(tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "model", _model())
+    save_model(tmp_path / "model", _model())
     export.export(tmp_path / "model", tmp_path / "export")
     file = tmp_path / "export" / stablehlo.PARAMS
     params = safetensors.numpy.load_file(file)
     params["box_head/dense_2/bias"][1] = np.nan
     safetensors.numpy.save_file(params, file)
-    metadata = json.loads((tmp_path / "export" / stablehlo.METADATA).read_text())
-    metadata["sha256"][stablehlo.PARAMS] = stablehlo.sha256(file)
-    (tmp_path / "export" / stablehlo.METADATA).write_text(json.dumps(metadata))
+    metadata = json.loads((tmp_path / "export" / export_folder.METADATA).read_text())
+    metadata["sha256"][stablehlo.PARAMS] = files.sha256(file)
+    (tmp_path / "export" / export_folder.METADATA).write_text(json.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"1 of the 4 values of box_head/dense_2/bias"):
         stablehlo.load(tmp_path / "export")

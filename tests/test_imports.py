@@ -31,7 +31,7 @@ def test_inference_and_the_step_need_no_heavy_packages(repository_root: Path) ->
 def test_inference_and_conversion_load_nothing_of_training(repository_root: Path) -> None:
     """Loading weights, predicting, annotating and converting run no loss, matching or step."""
     code = (
-        "import sys, owl_det, owl_det.checkpoint, owl_det.annotate.job\n"
+        "import sys, owl_det, owl_det.checkpoints.load, owl_det.annotate.run\n"
         "import owl_det.inference.predictor\n"
         "import owl_det.convert.formats, owl_det.evaluation.benchmark\n"
         "owl_det.Predictor\n"

@@ -32,7 +32,7 @@ def _detect(model: tuple[OwlDetector, Any], prompts: jax.Array, top_k: int) -> r
     detector, params = model
 
     def run(params: Any) -> ranking.TopPairs:
-        tokens = ranking.embed_tokens(detector, params, IMAGE)
+        tokens = ranking.embed_image_tokens(detector, params, IMAGE)
         return ranking.rank(
             tokens, prompts, IS_QUERY, SQUARE, top_k=top_k, dtype=jnp.float32, geometry="pad"
         )
@@ -81,7 +81,7 @@ def test_queries_are_encoded_prompt_by_prompt(model: tuple[OwlDetector, Any]) ->
     tokens = np.zeros((2, 3, 8), np.int32)
     tokens[..., 0], tokens[..., 2] = 49406, 49407
     tokens[..., 1] = np.arange(1, 7).reshape(2, 3)
-    together = jax.jit(lambda p: ranking.encode_queries(detector, p, jnp.asarray(tokens)))(params)
+    together = jax.jit(lambda p: ranking.embed_prompts(detector, p, jnp.asarray(tokens)))(params)
     assert together.shape == (2, 3, 16)
     alone = jax.jit(
         lambda p: detector.apply({"params": p}, jnp.asarray(tokens[1, 2:]), method="encode_text")
@@ -112,7 +112,7 @@ def test_pixel_boxes_undo_the_geometry(
 @pytest.fixture(scope="module")
 def tokens(model: tuple[OwlDetector, Any]) -> TokenEmbeddings:
     detector, params = model
-    embed = jax.jit(lambda p: ranking.embed_tokens(detector, p, IMAGE))
+    embed = jax.jit(lambda p: ranking.embed_image_tokens(detector, p, IMAGE))
     return jax.tree.map(np.asarray, embed(params))
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from data_pipelines.features import Category
 from data_pipelines.input import MAX_NAMES, TrainInput
-from owl_det import checkpoint, cli
+from owl_det import cli
+from owl_det.checkpoints.load import load_model, save_model
+from owl_det.checkpoints.store import Checkpoints
 from owl_det.inference.predictor import Predictor
 from owl_det.training import train_step
 from tests import tiny
@@ -24,9 +26,9 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("named")
     theirs = hf_folder.write(folder / "theirs", "owlv2")
     assert cli.main(["convert", str(theirs), str(folder / "bare"), "--from", "hf"]) == 0
-    bare = checkpoint.load_model(folder / "bare")
+    bare = load_model(folder / "bare")
     assert bare.names == ()
-    checkpoint.save_model(folder / "named", dataclasses.replace(bare, names=NAMES))
+    save_model(folder / "named", dataclasses.replace(bare, names=NAMES))
     return folder / "named"
 
 
@@ -37,14 +39,14 @@ def test_transformers_is_told_the_names_and_gives_them_back(named: Path, tmp_pat
     assert config["id2label"] == {"0": NAMES[0], "1": NAMES[1]}
     assert config["label2id"] == {NAMES[0]: 0, NAMES[1]: 1}
     assert cli.main(["convert", str(there), str(back), "--from", "hf"]) == 0
-    assert checkpoint.load_model(back).names == NAMES
+    assert load_model(back).names == NAMES
 
 
 def test_labels_that_transformers_makes_up_are_no_names(tmp_path: Path) -> None:
     labels = {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}
     theirs = hf_folder.write(tmp_path / "theirs", "owlv2", changed=labels)
     assert cli.main(["convert", str(theirs), str(tmp_path / "ours"), "--from", "hf"]) == 0
-    assert checkpoint.load_model(tmp_path / "ours").names == ()
+    assert load_model(tmp_path / "ours").names == ()
 
 
 def test_exports_and_ensembles_keep_them(named: Path, tmp_path: Path) -> None:
@@ -58,19 +60,19 @@ def test_exports_and_ensembles_keep_them(named: Path, tmp_path: Path) -> None:
     assert Predictor.load(tmp_path / "export").names == ()
     both = ["--self_trained", str(named), "--fine_tuned", str(named)]
     assert cli.main(["ensemble", *both, "--weight", "0.5", "--out", str(tmp_path / "mean")]) == 0
-    assert checkpoint.load_model(tmp_path / "mean").names == NAMES
+    assert load_model(tmp_path / "mean").names == NAMES
 
 
 def test_a_training_saves_them_and_they_may_change(tmp_path: Path) -> None:
     config = tiny.config()
     state = jax.jit(lambda: train_step.init_state(config))()
-    checkpoints = checkpoint.Checkpoints(tmp_path, config, names=NAMES)
+    checkpoints = Checkpoints(tmp_path, config, names=NAMES)
     checkpoints.begin()
     checkpoints.save(state, "input")
     checkpoints.wait()
     checkpoints.close()
-    assert checkpoint.load_model(tmp_path).names == NAMES
-    others = checkpoint.Checkpoints(tmp_path, config, names=["cat"])
+    assert load_model(tmp_path).names == NAMES
+    others = Checkpoints(tmp_path, config, names=["cat"])
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), state)
     assert int(others.restore(template, "input").step) == 0

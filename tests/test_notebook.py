@@ -4,13 +4,7 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import pytest
-
-from owl_det import checkpoint
-from owl_det.modeling import build
-from owl_det.types import LoadedModel
-from tests import tiny
 
 # Jupyter's packages leave event loops and sockets to the garbage collector.
 pytestmark = [
@@ -31,24 +25,19 @@ def test_it_is_stored_without_outputs(path: Path) -> None:
 
 
 def test_it_runs(
-    path: Path, repository_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    repository_root: Path,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     nbformat = pytest.importorskip("nbformat", reason="needs the extra notebook")
     nbclient = pytest.importorskip("nbclient", reason="needs the extra notebook")
     pytest.importorskip("ipykernel", reason="needs the extra notebook")
-    config = tiny.config()
-    model = LoadedModel(
-        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    checkpoint.save_model(tmp_path / "checkpoint", model)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells = [c for c in notebook.cells if "install" not in c.metadata.get("tags", [])]
     (parameters,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    parameters.source = f"CHECKPOINT = {str(tmp_path / 'checkpoint')!r}"
+    parameters.source = f"CHECKPOINT = {str(tiny_checkpoint)!r}"
     for cell in notebook.cells:  # random weights score about 0.01
         cell.source = cell.source.replace(", nms_iou=0.5", "")
         cell.source = cell.source.replace("threshold=0.3", "threshold=0.0, top_k=4")

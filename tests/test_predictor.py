@@ -15,46 +15,29 @@ from data_pipelines.features import Category, Record
 from data_pipelines.input import TrainInput
 from data_pipelines.readers.voc import VocReader
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli, sharding
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli, sharding
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import load_model, save_model
 from owl_det.cli import images
 from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
-from owl_det.evaluation.evaluate import Evaluate
+from owl_det.evaluation.evaluate import DetectionEvaluator
 from owl_det.inference import detections as detections_lib
-from owl_det.inference import embeddings, given_images
+from owl_det.inference import embeddings, image_inputs, query_encoder
 from owl_det.inference import predictor as predictor_lib
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Detections, Predictor
 from owl_det.modeling import build
+from owl_det.types import LoadedModel
 from tests import tiny
 
 SIZES = [(40, 40), (31, 77), (100, 13), (1, 50), (64, 65)]
 
 
 @pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    config = tiny.config()
-    return LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-
-
-@pytest.fixture(scope="module")
-def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
-    return path
-
-
-@pytest.fixture(scope="module")
-def predictor(model: LoadedModel) -> Predictor:
+def predictor(tiny_model: LoadedModel) -> Predictor:
     """One for the tests below, so that its functions are compiled once."""
-    return Predictor(model)
+    return Predictor(tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +50,8 @@ def _images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
 
 
-def test_boxes_lie_inside_images_of_any_size(model: LoadedModel) -> None:
-    predictor = Predictor(model)
+def test_boxes_lie_inside_images_of_any_size(tiny_model: LoadedModel) -> None:
+    predictor = Predictor(tiny_model)
     found = predictor.detect(_images(), ["red circle", "cat"], threshold=0.0, batch_size=3)
     assert len(found) == len(SIZES)
     assert len(found[0]) == 2 * 16  # a square: all tokens
@@ -81,8 +64,8 @@ def test_boxes_lie_inside_images_of_any_size(model: LoadedModel) -> None:
         assert (np.diff(result.scores) <= 0).all()
 
 
-def test_batching_and_number_of_queries_change_nothing(model: LoadedModel) -> None:
-    predictor = Predictor(model)
+def test_batching_and_number_of_queries_change_nothing(tiny_model: LoadedModel) -> None:
+    predictor = Predictor(tiny_model)
     together = predictor.detect(_images(), ["red circle", "cat"], threshold=0.0)
     for image, result in zip(_images(), together, strict=True):
         (alone,) = predictor.detect([image], ["red circle"], threshold=0.0, batch_size=1)
@@ -91,8 +74,8 @@ def test_batching_and_number_of_queries_change_nothing(model: LoadedModel) -> No
         np.testing.assert_allclose(alone.scores, result.scores[keep], rtol=1e-4)
 
 
-def test_prompts_are_averaged_as_probabilities(model: LoadedModel) -> None:
-    predictor = Predictor(model)
+def test_prompts_are_averaged_as_probabilities(tiny_model: LoadedModel) -> None:
+    predictor = Predictor(tiny_model)
     image = _images()[:1]
     (ensemble,) = predictor.detect(image, ["cat"], threshold=0.0, prompt_mode="clip_best7")
     from data_pipelines.prompts import CLIP_BEST_7, apply_template
@@ -108,8 +91,8 @@ def test_prompts_are_averaged_as_probabilities(model: LoadedModel) -> None:
         assert scores[np.round(box, 2).tobytes()] == pytest.approx(float(score), rel=1e-4)
 
 
-def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
-    predictor = Predictor(model)
+def test_preprocessing_is_that_of_evaluation(tiny_model: LoadedModel) -> None:
+    predictor = Predictor(tiny_model)
     for image in _images():
         record = Record(
             image=image,
@@ -120,16 +103,16 @@ def test_preprocessing_is_that_of_evaluation(model: LoadedModel) -> None:
             scores=np.zeros(0, np.float32),
         )
         example = transforms.eval_example(
-            record, image_size=model.config.image_size, preprocess=model.preprocess
+            record, image_size=tiny_model.config.image_size, preprocess=tiny_model.preprocess
         )
         ours = predictor.preprocess(image_ops.decode_image(image))
         difference = np.abs(ours.astype(int) - example.image.astype(int))
         assert difference.max() <= 1
 
 
-def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) -> None:
+def _assert_detections_are_those_of_evaluation(tiny_model: LoadedModel, source: Any) -> None:
     mesh = sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    evaluate = Evaluate(
+    evaluate = DetectionEvaluator(
         build.make_detector(tiny.config()),
         source,
         mesh,
@@ -137,8 +120,8 @@ def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) 
         settings=EvaluationConfig(batch_size=2),
         eval_prompts="none",
     )
-    expected = evaluate(model.params).evaluator.images
-    found = Predictor(model).detect(
+    expected = evaluate(tiny_model.params).evaluator.images
+    found = Predictor(tiny_model).detect(
         [image_ops.decode_image(source[i].image) for i in range(len(source))],
         [category.name for category in source.categories],
         threshold=0.0,
@@ -151,13 +134,13 @@ def _assert_detections_are_those_of_evaluation(model: LoadedModel, source: Any) 
         assert (ids[ours.labels] == theirs.categories).mean() > 0.99  # ties may swap
 
 
-def test_detections_are_those_of_evaluation(model: LoadedModel) -> None:
+def test_detections_are_those_of_evaluation(tiny_model: LoadedModel) -> None:
     source = ShapesWorld(split="test", image_size=50, num_images=3)
-    _assert_detections_are_those_of_evaluation(model, source)
+    _assert_detections_are_those_of_evaluation(tiny_model, source)
 
 
 def test_detections_in_photographs_are_those_of_evaluation(
-    model: LoadedModel, shared_data: Path, tmp_path: Path
+    tiny_model: LoadedModel, shared_data: Path, tmp_path: Path
 ) -> None:
     listed = (shared_data / "bccd/ImageSets/Main/test.txt").read_text().split()
     (tmp_path / "few.txt").write_text("\n".join(listed[:4]))
@@ -166,36 +149,36 @@ def test_detections_in_photographs_are_those_of_evaluation(
         shared_data / "bccd/JPEGImages",
         split_list=tmp_path / "few.txt",
     )
-    _assert_detections_are_those_of_evaluation(model, source)
+    _assert_detections_are_those_of_evaluation(tiny_model, source)
 
 
-def test_saving_and_loading_changes_nothing(model: LoadedModel, saved: Path) -> None:
-    loaded = checkpoint.load_model(saved)
-    assert loaded.config == model.config and loaded.preprocess == model.preprocess
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+def test_saving_and_loading_changes_nothing(tiny_model: LoadedModel, tiny_checkpoint: Path) -> None:
+    loaded = load_model(tiny_checkpoint)
+    assert loaded.config == tiny_model.config and loaded.preprocess == tiny_model.preprocess
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, tiny_model.params)
 
 
-def test_bad_checkpoints_are_one_clear_error(saved: Path, tmp_path: Path) -> None:
+def test_bad_checkpoints_are_one_clear_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint there"):
-        checkpoint.load_model(tmp_path)
-    run = saved / "run" / "metadata"
+        load_model(tmp_path)
+    run = tiny_checkpoint / "run" / "metadata"
     text = run.read_text()
     try:
         broken = json.loads(text)
         broken["model"]["image"]["mlp_width"] = 96
         run.write_text(json.dumps(broken))
         with pytest.raises(CheckpointError, match=r"mlp_in/bias is \(2, 64\) there and \(2, 96\)"):
-            checkpoint.load_model(saved)
+            load_model(tiny_checkpoint)
         run.write_text("{")
         with pytest.raises(CheckpointError, match="cannot be read"):
-            checkpoint.load_model(saved)
+            load_model(tiny_checkpoint)
     finally:
         run.write_text(text)
 
 
-def test_no_queries_is_an_error(model: LoadedModel) -> None:
+def test_no_queries_is_an_error(tiny_model: LoadedModel) -> None:
     with pytest.raises(DataError, match="queries"):
-        Predictor(model).detect(_images()[:1], [])
+        Predictor(tiny_model).detect(_images()[:1], [])
 
 
 def _assert_same(ours: list[Detections], theirs: list[Detections]) -> None:
@@ -319,27 +302,27 @@ def test_texts_and_images_are_asked_together(
             np.testing.assert_allclose(a.scores[a.labels == label], wanted, rtol=1e-4)
 
 
-def test_many_texts_are_encoded_in_parts(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    texts = [f"thing {i}" for i in range(19)]
-    together = predictor.encode_queries(texts).embeddings
-    predictor.forget_texts()
-    monkeypatch.setattr(predictor_lib, "TEXTS_AT_ONCE", 16)
-    parts = predictor.encode_queries(texts).embeddings
-    assert parts.shape == (1, 19, 16)
-    np.testing.assert_allclose(parts, together, atol=1e-5)
-
-
 def test_texts_are_remembered_up_to_a_number_of_bytes(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+    tiny_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    predictor.forget_texts()
-    first = predictor._encode_texts(("a", "b"), "none")
-    assert predictor._encode_texts(("a", "b"), "none") is first
-    monkeypatch.setattr(predictor_lib, "TEXTS_KEPT", first.nbytes)
-    predictor._encode_texts(("c", "d"), "none")
-    assert list(predictor._texts) == [(("c", "d"), "none")]
+    calls: list[int] = []
+
+    def embed_prompts(params: Any, tokens: Any) -> Any:
+        calls.append(tokens.shape[1])
+        return np.ones((*tokens.shape[:2], 16), np.float32)
+
+    encoder = query_encoder.QueryEncoder(tiny_model, embed_prompts)
+    first = encoder.encode(["a", "b"], "none").embeddings
+    assert encoder.encode(["a", "b"], "none").embeddings is first and len(calls) == 1
+    monkeypatch.setattr(query_encoder, "TEXTS_KEPT", first.nbytes)
+    encoder.encode(["c", "d"], "none")
+    encoder.encode(["c", "d"], "none")
+    assert len(calls) == 2
+    encoder.encode(["a", "b"], "none")
+    assert len(calls) == 3
+    encoder.forget()
+    encoder.encode(["a", "b"], "none")
+    assert len(calls) == 4
 
 
 def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor) -> None:
@@ -433,13 +416,26 @@ def test_suppression_drops_what_a_better_box_covers(
         predictor.search(embedded, ["a", "b"], nms_iou=2)
 
 
-def test_embeddings_of_another_checkpoint_are_refused(
-    predictor: Predictor, embedded: ImageEmbeddings, model: LoadedModel
+def test_embeddings_of_an_earlier_version_are_searched(
+    predictor: Predictor, embedded: ImageEmbeddings, tiny_model: LoadedModel
 ) -> None:
-    params = jax.tree.map(lambda x: x, model.params)
+    """They carry the hash that version 0.1 made of the same model."""
+    former = identity.former_model_hash(tiny_model)
+    assert former != predictor.checkpoint
+    found = predictor.search(dataclasses.replace(embedded, checkpoint=former), ["cat"])
+    _assert_same(found, predictor.search(embedded, ["cat"]))
+    queries = predictor.encode_queries(["cat"])
+    former_queries = dataclasses.replace(queries, checkpoint=former)
+    _assert_same(predictor.search(embedded, former_queries), found)
+
+
+def test_embeddings_of_another_checkpoint_are_refused(
+    predictor: Predictor, embedded: ImageEmbeddings, tiny_model: LoadedModel
+) -> None:
+    params = jax.tree.map(lambda x: x, tiny_model.params)
     params["class_head"]["logit_shift"]["bias"] = params["class_head"]["logit_shift"]["bias"] + 1
-    other = Predictor(dataclasses.replace(model, params=params))
-    assert other.checkpoint != predictor.checkpoint == Predictor(model).checkpoint
+    other = Predictor(dataclasses.replace(tiny_model, params=params))
+    assert other.checkpoint != predictor.checkpoint == Predictor(tiny_model).checkpoint
     with pytest.raises(DataError, match=f"made with checkpoint {predictor.checkpoint}"):
         other.search(embedded, ["cat"])
     queries = predictor.encode_queries(["cat"])
@@ -455,11 +451,20 @@ def test_embeddings_of_another_checkpoint_are_refused(
         _ = seven + two
 
 
-def test_command_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "images"
     assert cli.main(["sample", "--out", str(folder), "--num_images", "2"]) == 0
     capsys.readouterr()
-    command = ["predict", str(folder), "--checkpoint", str(saved), "--query", "red circle"]
+    command = [
+        "predict",
+        str(folder),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--query",
+        "red circle",
+    ]
     command += ["--query", "blue star", "--threshold", "0", "--top_k", "3"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -479,16 +484,16 @@ def test_command_line(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_command_line_embeds_and_searches(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, emb = tmp_path / "images", tmp_path / "emb"
     assert cli.main(["sample", "--out", str(folder), "--num_images", "3"]) == 0
     (folder / "broken.png").write_bytes(b"\x89PNG....")
     capsys.readouterr()
-    flags = ["--query", "red circle", "--checkpoint", str(saved), "--threshold", "0"]
+    flags = ["--query", "red circle", "--checkpoint", str(tiny_checkpoint), "--threshold", "0"]
     assert cli.main(["predict", str(folder), *flags]) == 1
     predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    embed = ["embed", str(folder), "--checkpoint", str(saved), "--out", str(emb)]
+    embed = ["embed", str(folder), "--checkpoint", str(tiny_checkpoint), "--out", str(emb)]
     assert cli.main([*embed, "--shard_size", "2"]) == 1
     assert "1 of 4 images could not be read" in capsys.readouterr().err
     assert len(list(emb.glob("*.safetensors"))) == 2
@@ -508,13 +513,22 @@ def test_command_line_embeds_and_searches(
 
 
 def test_command_line_takes_query_images(
-    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "images"
     assert cli.main(["sample", "--out", str(folder), "--num_images", "1"]) == 0
     capsys.readouterr()
     file = str(folder / "shapes_0000.png")
-    predict = ["predict", file, "--checkpoint", str(saved), "--threshold", "0", "--nms_iou", "0.9"]
+    predict = [
+        "predict",
+        file,
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--threshold",
+        "0",
+        "--nms_iou",
+        "0.9",
+    ]
     shown = f"{file}:5,5,40,60"
     assert cli.main([*predict, "--query", "cat", "--query_image", shown]) == 0
     (line,) = capsys.readouterr().out.splitlines()
@@ -539,8 +553,8 @@ def test_a_pillow_image_is_prepared_like_its_file(predictor: Predictor, tmp_path
     exif[0x0112] = 6
     image.save(tmp_path / "turned.png", exif=exif)
     opened = Image.open(tmp_path / "turned.png")
-    ours = given_images.read(opened)
-    theirs = given_images.read(tmp_path / "turned.png")
+    ours = image_inputs.read(opened)
+    theirs = image_inputs.read(tmp_path / "turned.png")
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert ours.size == (20, 30)
 
@@ -692,10 +706,10 @@ def test_paths_are_names(predictor: Predictor, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["class_head", "box_head", "objectness_head"])
-def test_a_model_that_computes_nan_is_an_error(model: LoadedModel, part: str) -> None:
-    params = dict(model.params)
+def test_a_model_that_computes_nan_is_an_error(tiny_model: LoadedModel, part: str) -> None:
+    params = dict(tiny_model.params)
     params[part] = jax.tree.map(lambda x: x * np.nan, params[part])
-    broken = Predictor(dataclasses.replace(model, params=params))
+    broken = Predictor(dataclasses.replace(tiny_model, params=params))
     calls: list[Any] = [lambda: broken.embed_images(_images())]
     if part != "objectness_head":
         calls.append(lambda: broken.detect(_images(), ["cat"]))
@@ -706,10 +720,10 @@ def test_a_model_that_computes_nan_is_an_error(model: LoadedModel, part: str) ->
             call()
 
 
-def test_evaluation_of_a_model_that_computes_nan_is_an_error(model: LoadedModel) -> None:
-    params = {**model.params}
+def test_evaluation_of_a_model_that_computes_nan_is_an_error(tiny_model: LoadedModel) -> None:
+    params = {**tiny_model.params}
     params["box_head"] = jax.tree.map(lambda x: x * np.nan, params["box_head"])
-    measure = Evaluate(
+    measure = DetectionEvaluator(
         build.make_detector(tiny.config()),
         ShapesWorld(split="test", image_size=32, num_images=1),
         sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
@@ -724,13 +738,15 @@ def test_evaluation_of_a_model_that_computes_nan_is_an_error(model: LoadedModel)
 # --- names ---------------------------------------------------------------------------------------
 
 
-def test_names_stay_with_a_checkpoint(model: LoadedModel, saved: Path, tmp_path: Path) -> None:
-    assert Predictor.load(saved).names == ()
-    named = dataclasses.replace(model, names=("red circle", "chien à poil"))
-    checkpoint.save_model(tmp_path / "named", named)
+def test_names_stay_with_a_checkpoint(
+    tiny_model: LoadedModel, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert Predictor.load(tiny_checkpoint).names == ()
+    named = dataclasses.replace(tiny_model, names=("red circle", "chien à poil"))
+    save_model(tmp_path / "named", named)
     loaded = Predictor.load(tmp_path / "named")
     assert loaded.names == named.names
-    assert loaded.checkpoint == Predictor(model).checkpoint, "no part of what is computed"
+    assert loaded.checkpoint == Predictor(tiny_model).checkpoint, "no part of what is computed"
     run = tmp_path / "named" / "run" / "metadata"
     run.write_text(run.read_text().replace('"red circle"', "7"))
     with pytest.raises(CheckpointError, match="names are no list of texts"):
@@ -743,9 +759,9 @@ def test_a_training_keeps_the_names_of_its_lists() -> None:
     assert data.names == tuple(listed) and len(listed) > 10
 
 
-def test_evaluation_gives_no_place_to_the_padding(model: LoadedModel) -> None:
+def test_evaluation_gives_no_place_to_the_padding(tiny_model: LoadedModel) -> None:
     source = _Wide()
-    measure = Evaluate(
+    measure = DetectionEvaluator(
         build.make_detector(tiny.config()),
         source,
         sharding.make_mesh(MeshConfig(data=1), jax.devices()[:1]),
@@ -753,8 +769,8 @@ def test_evaluation_gives_no_place_to_the_padding(model: LoadedModel) -> None:
         settings=EvaluationConfig(batch_size=1, top_k=8),
         eval_prompts="none",
     )
-    (found,) = measure(model.params).evaluator.images
-    (wanted,) = Predictor(model).detect(
+    (found,) = measure(tiny_model.params).evaluator.images
+    (wanted,) = Predictor(tiny_model).detect(
         source[0].image, [c.name for c in source.categories], threshold=0, top_k=8
     )
     assert len(found.scores) == len(wanted) == 8

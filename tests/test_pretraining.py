@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, path_rules, sharding
+from owl_det import path_rules, sharding
+from owl_det.checkpoints.adapt import adapt
 from owl_det.config import Config, MeshConfig
+from owl_det.config.resolve import resolve
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.training import train_step
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -137,7 +138,7 @@ def _from_clip(fresh: tuple[str, ...], **text: Any) -> Config:
 def test_what_is_fresh_comes_from_the_seed(clip: LoadedModel) -> None:
     """The image tower is the checkpoint's; the text tower is new, and of another size."""
     config = _from_clip(("^text/", "^logit_scale$"), width=16, num_positions=6, is_causal=False)
-    params = checkpoint.adapt(clip, config)
+    params = adapt(clip, config)
     new = _init(config, config.seed)
     for name, expected in (("image", clip.params), ("text", new), ("logit_scale", new)):
         jax.tree.map(np.testing.assert_array_equal, params[name], expected[name])
@@ -145,11 +146,11 @@ def test_what_is_fresh_comes_from_the_seed(clip: LoadedModel) -> None:
 
 def test_what_is_not_fresh_must_fit(clip: LoadedModel) -> None:
     with pytest.raises(CheckpointError, match="another architecture"):
-        checkpoint.adapt(clip, _from_clip((), width=16))
+        adapt(clip, _from_clip((), width=16))
     with pytest.raises(CheckpointError, match=r"model\.text\.is_causal"):
-        checkpoint.adapt(clip, _from_clip(("^text/norm_final/",), is_causal=False))
+        adapt(clip, _from_clip(("^text/norm_final/",), is_causal=False))
     with pytest.raises(ConfigError, match="'^txt/' fits no parameter".replace("^", r"\^")):
-        checkpoint.adapt(clip, _from_clip(("^txt/",)))
+        adapt(clip, _from_clip(("^txt/",)))
 
 
 @pytest.mark.parametrize(

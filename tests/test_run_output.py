@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from owl_det import checkpoint
+from owl_det.checkpoints.load import load_model
 from owl_det.errors import ExitCode
 from tests import training_command as training
 
@@ -77,7 +77,7 @@ def test_a_disk_that_fills_up_keeps_what_was_saved(small_disk: Path) -> None:
     _is_one_line_and_names(done, "No space left on device")
     steps = training.steps_saved(workdir)
     assert steps and f"checkpoints/{steps[-1]} stays" in done.stderr.splitlines()[-1]
-    assert checkpoint.load_model(workdir).step == steps[-1]
+    assert load_model(workdir).step == steps[-1]
     # Once there is room, the same command goes on from there.
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
     done = training.run(workdir, *flags, "--config.checkpoint.keep=1")

@@ -10,9 +10,9 @@ from jax.sharding import PartitionSpec as P
 
 from owl_det import path_rules, sharding
 from owl_det.config import MeshConfig
+from owl_det.config.resolve import resolve
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import resolve
 from owl_det.training import train_step
 from tests import tiny
 

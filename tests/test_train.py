@@ -39,7 +39,7 @@ def _losses(workdir: Path) -> dict[int, float]:
 def _params(workdir: Path) -> list[np.ndarray]:
     import jax
 
-    from owl_det.checkpoint import load_model
+    from owl_det.checkpoints.load import load_model
 
     return [np.asarray(leaf) for leaf in jax.tree.leaves(load_model(workdir).params)]
 

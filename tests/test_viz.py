@@ -11,7 +11,9 @@ from PIL import Image
 from data_pipelines.features import Category
 from owl_det import viz
 from owl_det.errors import DataError
-from owl_det.evaluation.coco import CocoEvaluator, confusion_matrix
+from owl_det.evaluation import pictures
+from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.evaluation.confusion import confusion_matrix
 from owl_det.viz import colors, detections, fonts, labels, plots
 from owl_det.viz.pictures import PAIR_SIDE
 
@@ -291,11 +293,11 @@ def small_evaluator():
 
 def test_precision_recall_plot_has_a_line_per_group(tmp_path, figures):
     metrics = small_evaluator().compute()
-    plots.plot_precision_recall(tmp_path / "pr.png", metrics)
+    pictures.write_plots(tmp_path, "x", small_evaluator(), metrics)
     lines = {line.get_label(): line.get_ydata() for line in figures[0].axes[0].lines}
     assert list(lines) == ["base  (AP50 1.000)", "novel  (AP50 0.000)", "all  (AP50 0.500)"]
     np.testing.assert_array_equal(lines["all  (AP50 0.500)"], metrics.precision)
-    assert min(size_of(tmp_path / "pr.png")) > 400
+    assert min(size_of(tmp_path / "precision_recall_x.png")) > 400
 
 
 RULE = {"score": 0.3, "iou": 0.5}

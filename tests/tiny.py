@@ -1,15 +1,22 @@
 """A model small enough for tests, and batches for it."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.input import TrainInput
+from owl_det.checkpoints.load import save_model
 from owl_det.config import Config
+from owl_det.config.resolve import resolve
+from owl_det.distillation.cache_request import cache_request
 from owl_det.modeling import build
-from owl_det.resolve import resolve
-from owl_det.types import Batch, batch_of
+from owl_det.modeling.detector import TOWERS
+from owl_det.types import Batch, LoadedModel, batch_of
+
+_PARAMS: dict[tuple[str, int], Any] = {}  # by task and model, and the seed
 
 
 def config(**changes: Any) -> Config:
@@ -58,13 +65,50 @@ def config(**changes: Any) -> Config:
 
 
 def params(config: Config, seed: int = 0) -> Any:
-    """Random parameters, from one compiled program: leaf by leaf takes many times as long."""
-    return jax.jit(lambda: build.init_params(config, jax.random.key(seed)))()
+    """Random parameters, from one compiled program: leaf by leaf takes many times as long.
+
+    They are the caller's own, who may donate them; equal ones are made once in a process.
+    """
+    key = (repr((config.task, config.model)), seed)
+    if key not in _PARAMS:
+        init = jax.jit(lambda seed: build.init_params(config, jax.random.key(seed)))
+        _PARAMS[key] = jax.device_get(init(seed))
+    return jax.tree.map(jnp.array, _PARAMS[key])
+
+
+def loaded(
+    *,
+    seed: int = 1,
+    step: int = 5,
+    kind: Literal["detector", "towers"] = "detector",
+    names: tuple[str, ...] = (),
+    **changes: Any,
+) -> LoadedModel:
+    """A model as it is read from a checkpoint; `changes` as those of `config`."""
+    made = config(**changes)
+    values = params(made, seed)
+    if kind == "towers":
+        values = {name: value for name, value in values.items() if name in TOWERS}
+    return LoadedModel(
+        kind=kind,
+        params=values,
+        config=made.model,
+        preprocess=made.preprocess,
+        eval_prompts="none",
+        step=step,
+        names=names,
+    )
+
+
+def save(folder: Path, **changes: Any) -> Path:
+    """Writes `loaded(**changes)` as a checkpoint; returns its path."""
+    save_model(folder, loaded(**changes))
+    return folder
 
 
 def arrays(config: Config, num_shards: int = 1) -> dict[str, np.ndarray]:
     """The first batch, as the pipeline makes it."""
-    batches = TrainInput(config).batches(0, num_shards=num_shards)
+    batches = TrainInput(config, cache_request(config)).batches(0, num_data_shards=num_shards)
     first = next(batches)
     batches.close()
     return first

@@ -6,7 +6,8 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, sharding
+from owl_det import sharding
+from owl_det.checkpoints.load import save_model
 from owl_det.config import Config, MeshConfig
 from owl_det.distillation import teachers
 from owl_det.training import train_step
@@ -67,7 +68,7 @@ def save_towers(folder: Path, **changes: Any) -> str:
         eval_prompts="none",
         step=0,
     )
-    checkpoint.save_model(folder, loaded)
+    save_model(folder, loaded)
     return str(folder)
 
 

@@ -18,6 +18,7 @@ from absl import logging
 
 from data_pipelines import image_files, names, text_file
 from data_pipelines.readers import json_fields
+from owl_det import files
 from owl_det.errors import DataError
 
 # The first that an entry has is taken.
@@ -240,14 +241,14 @@ def _id(entry: Mapping[str, Any], key: str, where: str) -> Any:
 
 def _decoded(path: Path) -> str:
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; make it readable") from error
     return text_file.decode(content, path)
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as file:
+    with files.open_read(path) as file:
         is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
         file.seek(0)
         lines = _decoded(path).encode().split(b"\n") if is_wide else file

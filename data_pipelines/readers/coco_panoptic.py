@@ -18,11 +18,12 @@ from data_pipelines import image_ops
 from data_pipelines import names as names_lib
 from data_pipelines.features import Category
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.named_regions import NamedRegions
 from data_pipelines.readers import folder, json_fields
 from data_pipelines.readers.folder import LabelledImage
 from data_pipelines.readers.json_fields import Id
 from data_pipelines.readers.labelled_image import Size
-from data_pipelines.regions import Regions
+from owl_det import files
 from owl_det.errors import DataError
 
 MIN_SIDE = 8  # pixels: a region's box is at least as large as a square of this side
@@ -52,7 +53,7 @@ class CocoPanopticReader(folder.FolderReader):
     present but not boxed (`not_exhaustive`). Regions are, as in CLIPSelf's protocol
     (arXiv 2310.01403), all segments whose box is at least as large as 8 x 8 pixels; crowds are left
     out, which the authors' code keeps. Stuff names are made plain (`plain_name`). Implements
-    `regions.RegionSource`.
+    `named_regions.RegionSource`.
     """
 
     def __init__(self, annotations: Path, images: Path, segments: Path) -> None:
@@ -109,7 +110,7 @@ class CocoPanopticReader(folder.FolderReader):
             spelled={n.text: n.spelled for n in names.values() if n.text != n.spelled},
         )
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         """Raises `DataError` if the PNG is missing or damaged or shows other segments than the JSON
         file names, or if one of the two images is of another size than the file says."""
         file, segments = self._segments[index]
@@ -133,7 +134,7 @@ class CocoPanopticReader(folder.FolderReader):
             rows[np.searchsorted(order, segment.id)] = row
         named = [self._names[segment.category_id] for segment in chosen]
         present = (self._names[segment.category_id].text for segment in segments)
-        return Regions(
+        return NamedRegions(
             size=size,
             boxes_xyxy=np.array([s.box_xyxy for s in chosen], np.float32).reshape(-1, 4),
             names=tuple(name.text for name in named),
@@ -287,7 +288,7 @@ def _categories(
 
 def _decode(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
-        return image_ops.decode_segment_ids(path.read_bytes(), size)
+        return image_ops.decode_segment_ids(files.read_bytes(path), size)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}; correct the folder of segments") from error
     except UnreadableImage as error:

@@ -24,6 +24,7 @@ from data_pipelines.readers.labelled_image import keep_proper as keep_proper
 from data_pipelines.readers.labelled_image import labelled as labelled
 from data_pipelines.readers.tally import Tally
 from data_pipelines.readers.true_sizes import TrueSizes
+from owl_det import files
 from owl_det.errors import DataError, SourceError
 
 _ODD_SHARE = 0.01  # of all boxes: so many of `_USUAL` are found in good data sets
@@ -98,7 +99,7 @@ class FolderReader:
         if file is None:
             raise UnreadableImage(f"{self.image_folder / labels.files[0]}: no such file")
         try:
-            image = file.read_bytes()
+            image = files.read_bytes(file)
         except OSError as error:
             raise UnreadableImage(f"{file}: {error.strerror}") from error
         labels = self._true_sizes.fitted(index, image, file)
@@ -176,7 +177,7 @@ def require_folder(folder: Path, key: str) -> None:
 def read_file(file: Path, key: str) -> bytes:
     """The bytes of a label file; raises `SourceError` naming the key that led there."""
     try:
-        return file.read_bytes()
+        return files.read_bytes(file)
     except OSError as error:
         raise misplaced(f"{file}: {error.strerror}", key) from error
 

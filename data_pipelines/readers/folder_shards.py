@@ -12,6 +12,7 @@ from data_pipelines.image_files import FoundFiles
 from data_pipelines.readers import captions
 from data_pipelines.readers.captions import Texts
 from data_pipelines.readers.image_text_shards import Place, Sample, Unreadable, cut, version_of
+from owl_det import files
 from owl_det.errors import DataError
 
 
@@ -78,7 +79,7 @@ class FolderShards:
 
     def _read(self, place: Place) -> Sample | Unreadable:
         name = self._files[place.numbers[0]]
-        image = (self._folder / name).read_bytes()
+        image = files.read_bytes(self._folder / name)
         try:
             texts = self._texts[name] if self._texts is not None else self._text_beside(name)
         except DataError as error:
@@ -146,7 +147,7 @@ def _first_table(found: FoundFiles, names: Sequence[str]) -> tuple[Path, dict[st
 
 def read_beside(file: Path) -> Texts:
     """The captions of a text or JSON file. Raises `DataError` if a text cannot be read."""
-    content = file.read_bytes()
+    content = files.read_bytes(file)
     if file.suffix == ".json":
         try:
             return captions.of_json(content, file.name)

@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from data_pipelines.features import Category, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts
-from data_pipelines.readers.image_text import LocatedShards, Place, Sample, Unreadable
+from data_pipelines.readers.image_text_shards import LocatedShards, Place, Sample, Unreadable
 from owl_det.errors import DataError
 
 _MAX_LOGGED = 5  # unreadable samples of a data set that are named when it is opened

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
+from owl_det import files
 from owl_det.errors import DataError
 
 IMAGES_PER_SHARD = 1000  # where the data has no shards of its own
@@ -92,7 +93,7 @@ def cut(num_images: int, num_shards: int) -> list[int]:
 def read_spans(file: Path, spans: Sequence[Sequence[int]]) -> list[bytes]:
     """The bytes at these (offset, size) of a file. Raises `OSError` if it ends before."""
     parts = []
-    with file.open("rb") as opened:
+    with files.open_read(file) as opened:
         for offset, size in spans:
             opened.seek(offset)
             parts.append(opened.read(size))
@@ -103,8 +104,7 @@ def read_spans(file: Path, spans: Sequence[Sequence[int]]) -> list[bytes]:
 
 def what_it_is(file: Path) -> str:
     """What a file is that is not what its name says; empty = nothing known."""
-    with file.open("rb") as opened:
-        start = opened.read(64)
+    start = files.open_range(file, 0, 64)
     if not start:
         return "empty"
     known = (said for beginning, said in _BEGINNINGS.items() if start.startswith(beginning))

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from data_pipelines import label_ops, pseudo_records
+from data_pipelines import label_ops, phrases, pseudo_records
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts
-from owl_det.annotate import label_spaces
+from owl_det import files
 from owl_det.config import digest
 from owl_det.errors import DataError
 
@@ -134,19 +134,17 @@ class PseudoBoxesReader:
 
     def _phrases_of(self, texts: tuple[str, ...]) -> Names:
         """What the image's texts say, with and, of N-grams, without punctuation between words."""
-        said = [n for text in texts for n in label_spaces.phrases_in(text)]
+        said = [n for text in texts for n in phrases.phrases_in(text)]
         if self._uses_ngrams:  # the published ones keep punctuation
             limit = self._max_ngrams
-            said += [n for text in texts for n in label_spaces.ngrams(text, max_ngrams=limit)]
+            said += [n for text in texts for n in phrases.ngrams(text, max_ngrams=limit)]
         return tuple(said)
 
     def _read_image(self, index: int) -> bytes:
         file = self._file("images", int(self._images.shard[index]))
         size = int(self._images.size[index])
         try:
-            with file.open("rb") as opened:
-                opened.seek(int(self._images.offset[index]))
-                image = opened.read(size)
+            image = files.open_range(file, int(self._images.offset[index]), size)
         except OSError as error:
             raise UnreadableImage(f"{file}: {error.strerror}") from error
         if len(image) != size:
@@ -239,7 +237,7 @@ def read_entries(folder: Path, num_shards: int) -> Iterator[tuple[int, dict[str,
         file = _existing(pseudo_records.shard_file(folder, "boxes", shard, num_shards))
         tar = _existing(pseudo_records.shard_file(folder, "images", shard, num_shards))
         end = tar.stat().st_size
-        with file.open("rb") as lines:
+        with files.open_read(file) as lines:
             for number, line in enumerate(lines, start=1):
                 yield shard, _parse(line, end, f"{file}, line {number}")
 

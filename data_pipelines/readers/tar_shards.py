@@ -23,6 +23,7 @@ from data_pipelines.readers.image_text_shards import (
     version_of,
     what_it_is,
 )
+from owl_det import files
 from owl_det.errors import DataError
 
 MAX_MEMBER_BYTES = 256 * 2**20  # of one image or text
@@ -124,7 +125,7 @@ def _members(file: Path) -> Iterator[Member]:
     damage = "the tar file is damaged from here on"
     try:
         size = file.stat().st_size
-        with tarfile.open(file, "r:") as tar:
+        with tarfile.open(files.fetch(file), "r:") as tar:
             for member in tar:
                 # tarfile would keep every header.
                 tar.members = []  # pyright: ignore[reportAttributeAccessIssue]
@@ -170,14 +171,12 @@ def _utf8(name: str) -> str:
 
 
 def _ends_in_zeros(file: Path, offset: int) -> bool:
-    with file.open("rb") as opened:
-        opened.seek(offset)
-        return not opened.read(tarfile.BLOCKSIZE).strip(b"\0")
+    return not files.open_range(file, offset, tarfile.BLOCKSIZE).strip(b"\0")
 
 
 def _goes_on(file: Path, offset: int) -> bool:
     """True if there is anything but zeros from `offset` on."""
-    with file.open("rb") as opened:
+    with files.open_read(file) as opened:
         opened.seek(offset)
         while chunk := opened.read(2**20):
             if chunk.strip(b"\0"):

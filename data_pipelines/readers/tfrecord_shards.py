@@ -13,6 +13,7 @@ from data_pipelines.readers.image_text_shards import (
     version_of,
     what_it_is,
 )
+from owl_det import files
 from owl_det.errors import DataError
 from owl_det.optional import is_installed, leave_accelerators_to_jax
 
@@ -49,7 +50,9 @@ class TfRecordShards:
         file = self._files[shard]
         position = 0
         try:
-            for position, raw in enumerate(tf.data.TFRecordDataset(str(file)), start=1):
+            for position, raw in enumerate(
+                tf.data.TFRecordDataset(str(files.fetch(file))), start=1
+            ):
                 yield _sample(f"{position - 1:08d}", bytes(raw.numpy()), tf)
         except tf.errors.DataLossError as error:
             yield self._damage(shard, position, str(error.message))
@@ -66,7 +69,7 @@ class TfRecordShards:
         """
         file = self._files[shard]
         end, offset, number = file.stat().st_size, 0, 0
-        with file.open("rb") as opened:
+        with files.open_read(file) as opened:
             while offset < end:
                 opened.seek(offset)
                 size = int.from_bytes(opened.read(8), "little")

@@ -13,6 +13,7 @@ from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.label_counts import LabelCounts
 from data_pipelines.readers.labelled_image import OTHER_FRAME, LabelledImage, Proper, Size
 from data_pipelines.readers.tally import Tally
+from owl_det import files
 
 _SAMPLE = 32  # images looked at when a data set is opened
 _MOST = 2000  # if one of those is not of its stated size, or none is stated
@@ -116,7 +117,7 @@ class TrueSizes:
         for index in dict.fromkeys(indices):
             file = find(self._images[index])
             try:
-                content = file.read_bytes() if file else b""
+                content = files.read_bytes(file) if file else b""
                 if file:
                     self.fitted(index, content, file)
                     done.add(index)

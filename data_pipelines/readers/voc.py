@@ -16,6 +16,7 @@ from data_pipelines.features import Category, Names
 from data_pipelines.readers import folder, labelled_image, voc_xml
 from data_pipelines.readers.labelled_image import LabelledImage, Proper, Size
 from data_pipelines.readers.voc_xml import VocFile, VocObject
+from owl_det import files
 from owl_det.errors import ConfigError, DataError, SourceError
 
 
@@ -258,13 +259,13 @@ def _stem_key(name: str) -> str:
     return names_lib.visible(os.path.splitext(name)[0]).casefold()
 
 
-def _measure(images: Path, files: Sequence[str]) -> Size | None:
+def _measure(images: Path, names: Sequence[str]) -> Size | None:
     """Height and width of the image; None if it cannot be read, as no box is used then."""
-    found = next((images / file for file in files if os.path.isfile(images / file)), None)
+    found = next((images / name for name in names if os.path.isfile(images / name)), None)
     if found is None:
         return None
     try:
-        return image_ops.image_size(found.read_bytes())
+        return image_ops.image_size(files.read_bytes(found))
     except (OSError, image_ops.UnreadableImage):
         return None
 

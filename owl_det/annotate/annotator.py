@@ -14,26 +14,25 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
-from data_pipelines import image_ops, label_ops, prompts, tokenizer
+from data_pipelines import image_ops, label_ops, prompts
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.pseudo_records import PseudoRecord
-from data_pipelines.readers.image_text import Sample, Unreadable
-from owl_det import boxes as box_lib
+from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
-from owl_det.inference import ranking
+from owl_det.inference import best_queries, ranking
+from owl_det.inference.best_queries import BestQueries, Queries, SharedScores
+from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.build import detector_of
-from owl_det.modeling.family import Detector
-from owl_det.scoring import class_logits
-from owl_det.types import LoadedModel, Params, TokenEmbeddings
+from owl_det.types import LoadedModel
 
 QUERIES_AT_ONCE = 64  # scored together, times the prompts; bounds memory
 TEXTS_AT_ONCE = 64  # encoded together, times the prompts
@@ -43,142 +42,12 @@ NO_CAPTION, ENDS_EARLY = "images without a caption", "images that end early"
 NOTE = "note: "
 
 
-class Queries(NamedTuple):
-    """c chunks of q queries of all images, and c2 chunks of each image's own."""
-
-    shared: Float[Array | np.ndarray, "c t q e"]
-    is_shared: Bool[Array | np.ndarray, "c q"]
-    own: Float[Array | np.ndarray, "b c2 t q e"]
-    is_own: Bool[Array | np.ndarray, "b c2 q"]
-
-
-class BestQueries(NamedTuple):
-    """The best query of each of an image's n boxes."""
-
-    boxes_xyxy: Float[Array, "b n 4"]  # relative to the padded square
-    scores: Float[Array, "b n"]
-    query: Int[Array, "b n"]  # shared queries first, then the image's own
-
-
-class SharedScores(NamedTuple):
-    """What hard negatives are mined from: shared queries without their factor."""
-
-    best: Float[Array, "b c*q"]  # each shared query's best score over an image's boxes
-    scores: Float[Array, "b n"]  # each box's best score
-    query: Int[Array, "b n"]  # as in `BestQueries`
-
-
-def best_queries(
-    detector: Detector,
-    params: Params,
-    image: UInt8[Array, "b H W 3"],
-    queries: Queries,
-    *,
-    shared_factor: float,
-) -> BestQueries:
-    """Scores all shared queries and each image's own.
-
-    A score is the mean probability over the t prompts, times `shared_factor` for shared queries.
-    Of equal scores the first query wins; a box that no query is asked of scores 0.
-    """
-    tokens = ranking.embed_tokens(detector, params, image)
-    scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
-    return BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
-
-
-def best_and_shared(
-    detector: Detector,
-    params: Params,
-    image: UInt8[Array, "b H W 3"],
-    queries: Queries,
-    *,
-    shared_factor: float,
-) -> tuple[BestQueries, SharedScores]:
-    """As `best_queries`, with the scores that hard negatives are mined from."""
-    tokens = ranking.embed_tokens(detector, params, image)
-    scores, query = _best_of_boxes(tokens, queries, shared_factor, detector.dtype)
-    best = BestQueries(box_lib.cxcywh_to_xyxy(tokens.boxes), scores, query)
-    if shared_factor != 1:
-        scores, query = _best_of_boxes(tokens, queries, 1.0, detector.dtype)
-    of_shared = _best_of_shared(tokens, queries, detector.dtype)
-    return best, SharedScores(of_shared, scores, query)
-
-
-def _best_of_boxes(
-    tokens: TokenEmbeddings, asked: Queries, shared_factor: float, dtype: Any
-) -> tuple[Float[Array, "b n"], Int[Array, "b n"]]:
-    """Score and place of each box's best query."""
-    shared, is_shared, own, is_own = asked
-    b, n = tokens.logit_shift.shape
-    q = (shared if shared.shape[0] else own).shape[-2]
-
-    def keep_better(best: tuple[Array, Array], scores: Array, start: Array) -> tuple[Array, Array]:
-        index = jnp.argmax(scores, axis=-1)
-        score = jnp.take_along_axis(scores, index[..., None], axis=-1)[..., 0]
-        is_better = score > best[0]
-        return jnp.where(is_better, score, best[0]), jnp.where(is_better, index + start, best[1])
-
-    def add_shared(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
-        queries, is_query, start = chunk
-        scores = _shared_chunk_scores(tokens, queries, is_query, dtype)
-        return keep_better(best, shared_factor * scores, start), None
-
-    def add_own(best: tuple[Array, Array], chunk: Any) -> tuple[tuple[Array, Array], None]:
-        queries, is_query, start = chunk
-        return keep_better(best, _chunk_scores(tokens, queries, is_query, dtype), start), None
-
-    best = jnp.zeros((b, n)), jnp.zeros((b, n), jnp.int32)
-    best, _ = jax.lax.scan(add_shared, best, (shared, is_shared, jnp.arange(shared.shape[0]) * q))
-    starts = shared.shape[0] * q + jnp.arange(own.shape[1]) * q
-    by_chunk = jnp.moveaxis(own, 1, 0), jnp.moveaxis(is_own, 1, 0), starts
-    best, _ = jax.lax.scan(add_own, best, by_chunk)
-    return best
-
-
-def _best_of_shared(tokens: TokenEmbeddings, asked: Queries, dtype: Any) -> Float[Array, "b c*q"]:
-    """Each shared query's best score over the boxes."""
-
-    def best(_: None, chunk: Any) -> tuple[None, Array]:
-        queries, is_query = chunk
-        return None, _shared_chunk_scores(tokens, queries, is_query, dtype).max(axis=1)
-
-    _, by_chunk = jax.lax.scan(best, None, (asked.shared, asked.is_shared))
-    return jnp.moveaxis(by_chunk, 0, 1).reshape(tokens.logit_shift.shape[0], -1)
-
-
-def _shared_chunk_scores(
-    tokens: TokenEmbeddings, queries: Float[Array, "t q e"], is_query: Bool[Array, " q"], dtype: Any
-) -> Float[Array, "b n q"]:
-    b = tokens.logit_shift.shape[0]
-    queries = jnp.broadcast_to(queries[None], (b, *queries.shape))
-    return _chunk_scores(
-        tokens, queries, jnp.broadcast_to(is_query[None], (b, len(is_query))), dtype
-    )
-
-
-def _chunk_scores(
-    tokens: TokenEmbeddings,
-    queries: Float[Array, "b t q e"],
-    is_query: Bool[Array, "b q"],
-    dtype: Any,
-) -> Float[Array, "b n q"]:
-    """Probabilities, averaged over the prompts; 0 for filler queries."""
-    b, t, q, _ = queries.shape
-    logits = class_logits(
-        tokens.class_embeddings,
-        tokens.logit_shift,
-        tokens.logit_scale,
-        queries.reshape(b, t * q, -1),
-        dtype,
-    )
-    scores = jax.nn.sigmoid(logits).reshape(b, -1, t, q).mean(axis=2)
-    return jnp.where(is_query[:, None, :], scores, 0.0)
-
-
 # Compiled once in a process for each architecture and shape.
-_encode_queries = jax.jit(ranking.encode_queries, static_argnames="detector")
-_best_queries = jax.jit(best_queries, static_argnames=("detector", "shared_factor"))
-_best_and_shared = jax.jit(best_and_shared, static_argnames=("detector", "shared_factor"))
+_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="detector")
+_best_queries = jax.jit(best_queries.best_queries, static_argnames=("detector", "shared_factor"))
+_best_and_shared = jax.jit(
+    best_queries.best_and_shared, static_argnames=("detector", "shared_factor")
+)
 
 
 @dataclass(frozen=True)
@@ -231,10 +100,16 @@ class Annotator:
         self.num_hard_negatives = num_hard_negatives
         self.prompt_mode = prompt_mode or model.eval_prompts
         self._dtype = np.dtype(model.config.dtype)  # of query embeddings
-        self._templates = prompts.eval_prompts(self.prompt_mode)
+        self._num_prompts = len(prompts.eval_prompts(self.prompt_mode))
         self._num_threads = num_threads or os.cpu_count() or 1
-        self._tokenizer = tokenizer.build(model.config.text, model.tokenizer)
         self._detector = detector_of(model.config, model.preprocess)
+        self._encoder = TextEncoder(
+            partial(_embed_prompts, self._detector),
+            model.config,
+            model.tokenizer,
+            names_at_once=TEXTS_AT_ONCE,
+            multiple=TEXTS_AT_ONCE,
+        )
         most = 0 if space.phrases == "none" else space.max_ngrams
         self._chunk = min(QUERIES_AT_ONCE, max(most, len(space.curated.names)))
         self._num_own = -(-most // self._chunk)
@@ -273,15 +148,11 @@ class Annotator:
 
     def encode(self, phrases: Sequence[str], counts: Counter[str]) -> Float[np.ndarray, "q t e"]:
         """Embeddings of the phrases, each in every prompt."""
-        shape = len(phrases), len(self._templates), self.model.config.embedding_dim
-        out = np.zeros(shape, self._dtype)
-        for start in range(0, len(phrases), TEXTS_AT_ONCE):
-            chunk = phrases[start : start + TEXTS_AT_ONCE]
-            tokens = self._tokens(chunk, counts)
-            embeddings = _encode_queries(self._detector, self.model.params, tokens)
-            out[start : start + len(chunk)] = np.asarray(embeddings).swapaxes(0, 1)[: len(chunk)]
+        cut = self._encoder.is_cut(phrases, self.prompt_mode)
+        counts["cut queries"] += int(cut.any(axis=0).sum())
         counts["encoded queries"] += len(phrases)
-        return out
+        embeddings = self._encoder.embed(self.model.params, phrases, self.prompt_mode)
+        return np.ascontiguousarray(embeddings.swapaxes(0, 1), self._dtype)
 
     def score(
         self,
@@ -294,10 +165,10 @@ class Annotator:
         `cache` holds the embeddings of `queries`. The second is there if hard negatives are mined.
         """
         asked = Queries(self._shared, self._is_shared, *self._own_queries(queries, cache))
-        given = self._detector, self.model.params, pixels, asked
+        inputs = self._detector, self.model.params, pixels, asked
         if self.num_hard_negatives:
-            return _best_and_shared(*given, shared_factor=self.space.curated_factor)
-        return _best_queries(*given, shared_factor=self.space.curated_factor), None
+            return _best_and_shared(*inputs, shared_factor=self.space.curated_factor)
+        return _best_queries(*inputs, shared_factor=self.space.curated_factor), None
 
     def _start(self, batch: list[Decoded], cache: "QueryCache", counts: Counter[str]) -> "_Started":
         """Hands a batch to the device; returns before it is done."""
@@ -399,7 +270,7 @@ class Annotator:
     def _shared_queries(self) -> tuple[jax.Array, Bool[np.ndarray, "c q"]]:
         names = self.space.curated.names
         q, count = self._chunk, -(-len(names) // self._chunk)
-        shape = len(self._templates), q, self.model.config.embedding_dim
+        shape = self._num_prompts, q, self.model.config.embedding_dim
         shared, counts = np.zeros((count, *shape), self._dtype), Counter[str]()
         for chunk in range(count):
             part = names[chunk * q : (chunk + 1) * q]
@@ -416,7 +287,7 @@ class Annotator:
         self, queries: Sequence[tuple[str, ...]], cache: "QueryCache | Mapping[str, np.ndarray]"
     ) -> tuple[Float[np.ndarray, "b c2 t q e"], Bool[np.ndarray, "b c2 q"]]:
         b, c, q = self.batch_size, self._num_own, self._chunk
-        shape = b, c, len(self._templates), q, self.model.config.embedding_dim
+        shape = b, c, self._num_prompts, q, self.model.config.embedding_dim
         own = np.zeros(shape, self._dtype)
         is_own = np.zeros((b, c, q), bool)
         for row, phrases in enumerate(queries):
@@ -424,16 +295,6 @@ class Annotator:
                 own[row, i // q, :, i % q] = cache[phrase]
                 is_own[row, i // q, i % q] = True
         return own, is_own
-
-    def _tokens(self, phrases: Sequence[str], counts: Counter[str]) -> Int[np.ndarray, "t q l"]:
-        tokens = np.zeros(
-            (len(self._templates), TEXTS_AT_ONCE, self._tokenizer.num_positions), np.int32
-        )
-        for i, phrase in enumerate(phrases):
-            texts = [prompts.apply_template(template, phrase) for template in self._templates]
-            tokens[:, i] = self._tokenizer.encode_all(texts)
-            counts["cut queries"] += not all(self._tokenizer.fits(text) for text in texts)
-        return tokens
 
 
 def _count(item: Decoded, counts: Counter[str]) -> None:

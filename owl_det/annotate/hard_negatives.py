@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from owl_det.annotate.label_spaces import split_words
+from data_pipelines.phrases import split_words
 
 _ENDINGS = ("s", "es")  # of plurals, as the merge of vocabularies knows them
 

@@ -1,9 +1,10 @@
 """The annotation job: one output shard for each input shard, complete or absent.
 
 Shards are independent. One machine takes them in turn; Apache Beam (`beam_runner`) or an array of
-processes, each with its own `--shard_index`, share them out. Whoever runs a shard does the same:
-annotate it, write temporary files, rename them, the summary last. A shard with a summary is never
-done again, so a job that was killed goes on where it stopped when the same command is run again.
+processes, each with its own `--shard_index`, divide them (`run`). Whoever runs a shard does the
+same: annotate it, write temporary files, rename them, the summary last. A shard with a summary is
+never done again, so a job that was killed goes on where it stopped when the same command is run
+again.
 """
 
 import dataclasses
@@ -11,27 +12,25 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from jaxtyping import PyTree
 
-from data_pipelines import pseudo_records
+from data_pipelines import phrases, pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
-from data_pipelines.readers import image_text
-from data_pipelines.readers.image_text import ImageTextShards, Sample, Unreadable
-from owl_det import checkpoint, console, path_rules
+from data_pipelines.readers import image_text_inputs
+from data_pipelines.readers.image_text_shards import ImageTextShards, Sample, Unreadable
+from owl_det import files
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import load_detector
 from owl_det.config import digest
 from owl_det.errors import DataError
-from owl_det.optional import installation, is_installed
 from owl_det.types import LoadedModel
 
 # What a job.json means that was written before there were these keys.
@@ -46,11 +45,11 @@ class Settings:
     """What the records depend on, and how they are made."""
 
     checkpoint: str
-    input: str  # as in `image_text.open_shards`
+    input: str  # as in `image_text_inputs.open_shards`
     output: str
     labels: str = "union"  # as in `label_spaces.make`
     vocabularies: tuple[str, ...] = ()
-    max_ngrams: int = label_spaces.MAX_NGRAMS  # or noun phrases
+    max_ngrams: int = phrases.MAX_NGRAMS  # or noun phrases
     prompts: str = ""  # empty = those the model is evaluated with
     num_shards: int = 0  # of a folder or shapes world; 0 = a thousand images each
     batch_size: int = 8
@@ -69,7 +68,7 @@ class Job:
         _check(settings)
         self.settings, self.folder = settings, Path(settings.output)
         self.report: dict[str, Any] | None = None  # once all shards are complete
-        self.shards = image_text.open_shards(settings.input, settings.num_shards)
+        self.shards = image_text_inputs.open_shards(settings.input, settings.num_shards)
         self.space = label_spaces.make(settings.labels, settings.vocabularies, settings.max_ngrams)
         if settings.hard_negatives and not self.space.curated.names:
             raise DataError(
@@ -78,7 +77,7 @@ class Job:
             )
         if not self.space.curated.names:
             _require_captions(self.shards, settings.labels)
-        model = checkpoint.load_detector(settings.checkpoint)
+        model = load_detector(settings.checkpoint)
         self.annotator = Annotator(
             model,
             self.space,
@@ -96,6 +95,9 @@ class Job:
         if not file.exists() and pseudo_records.write_new_json(file, ours):
             return
         theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
+        recorded, params = theirs.get("checkpoint"), self.annotator.model.params
+        if recorded != ours["checkpoint"] and recorded == identity.former_parameter_hash(params):
+            ours["checkpoint"] = recorded
         # The same input may have been named otherwise; its version is that of its content.
         different = [key for key in ours if key != "input" and theirs.get(key) != ours[key]]
         if different:
@@ -127,7 +129,7 @@ class Job:
             "batch_size": settings.batch_size,
             "hard_negatives": settings.hard_negatives,
             "checkpoint_step": self.annotator.model.step,
-            "checkpoint": _digest_params(self.annotator.model.params),
+            "checkpoint": identity.parameter_hash(self.annotator.model.params),
             "model": _digest_model(self.annotator.model),
         }
 
@@ -180,7 +182,7 @@ class Job:
         )
 
     def counts(self, shards: Iterable[int] | None = None) -> Counter[str]:
-        """Of those of these shards that are complete together; by default of all."""
+        """Total counts over those of `shards` that are complete (default: all)."""
         total: Counter[str] = Counter()
         for shard in range(len(self.shards)) if shards is None else shards:
             if self.is_complete(shard):
@@ -204,65 +206,6 @@ def open_job(settings: Settings) -> Job:
 @lru_cache(maxsize=1)
 def _open_job(settings: Settings) -> Job:
     return Job(settings)
-
-
-def run(
-    settings: Settings,
-    *,
-    shard_index: int | None = None,
-    shard_step: int = 0,
-    runner: str = "direct",
-    beam_options: Sequence[str] = (),
-) -> Job:
-    """Does what is left to do; when all shards are complete, writes the report.
-
-    `shard_index` restricts this process to that shard, and with `shard_step` to every so-many-th
-    from there. Raises `UserError` for what a user can mend.
-    """
-    if beam_options and runner != "beam":
-        raise DataError(f"--beam_option: is for --runner beam, not {runner}")
-    job = open_job(settings)
-    job.claim()
-    if jax.local_device_count() > 1:
-        logging.warning(
-            "Of %d devices one is used; docs/annotate.md says how each gets a process of its own",
-            jax.local_device_count(),
-        )
-    mine = share(len(job.shards), shard_index, shard_step)
-    todo = [shard for shard in mine if not job.is_complete(shard)]
-    logging.info("%d of %d shards are left to do", len(todo), len(job.shards))
-    if runner == "beam":
-        if not is_installed("apache_beam"):
-            raise DataError(f"--runner beam: needs Apache Beam: {installation('beam')}")
-        from owl_det.annotate import beam_runner
-
-        beam_runner.run(settings, todo, beam_options)
-    else:
-        for shard in console.progress(todo, unit="shard"):
-            job.run_shard(shard)
-    if all(job.is_complete(shard) for shard in range(len(job.shards))):
-        from owl_det.annotate import report
-
-        _remove_partial(job.folder)
-        job.report = report.write(job.folder, job.space, job.counts())
-    return job
-
-
-def share(num_shards: int, index: int | None, step: int) -> range:
-    """The shards of one process: all, one, or every `step`-th from `index` on.
-
-    Raises `DataError` for what names none, but for an index beyond the last with a step: there may
-    be more processes than shards.
-    """
-    if step < 0 or (step and index is None):
-        raise DataError(
-            f"--shard_step: {step}; give a positive one, with the --shard_index of this process"
-        )
-    if index is None:
-        return range(num_shards)
-    if index < 0 or (index >= num_shards and not step):
-        raise DataError(f"--shard_index: {index}, but there are shards 0 to {num_shards - 1}")
-    return range(index, num_shards, step) if step else range(index, index + 1)
 
 
 def _require_captions(shards: ImageTextShards, labels: str) -> None:
@@ -312,36 +255,13 @@ def _check(settings: Settings) -> None:
             raise DataError(f"--{flag}: {value}, but must not be negative")
 
 
-def _remove_partial(folder: Path) -> None:
-    """Temporary files of processes that were killed."""
-    for path in folder.glob(".*.partial"):
-        path.unlink(missing_ok=True)
-
-
 def _digest_model(model: LoadedModel) -> str:
-    """Of all that stands beside the parameters: architecture, preprocessing, tokeniser."""
-    tokenizer = Path(model.tokenizer).read_bytes() if model.tokenizer else b""
+    """A hash of the architecture, the preprocessing and the tokeniser."""
+    tokenizer = files.read_bytes(model.tokenizer) if model.tokenizer else b""
     parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.preprocess)]
     return digest([*parts, hashlib.sha256(tokenizer).hexdigest()])
-
-
-def _digest_params(params: PyTree) -> str:
-    """Sixteen hex digits of all names, shapes and values."""
-    content = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        content.update(f"{path_rules.path_name(path)} {array.shape} {array.dtype}".encode())
-        content.update(array.view(np.uint8).data)
-    return content.hexdigest()[:16]
 
 
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}…"
-
-
-def from_arguments(arguments: Any) -> Settings:
-    """Settings from a namespace that holds its fields (the command line)."""
-    names = [field.name for field in dataclasses.fields(Settings)]
-    given = {name: getattr(arguments, name) for name in names}
-    return Settings(**{**given, "vocabularies": tuple(arguments.vocabularies)})

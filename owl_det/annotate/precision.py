@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data_pipelines import label_ops, pseudo_records, shapes_world
-from data_pipelines import source as source_lib
+from data_pipelines import label_ops, phrases, pseudo_records, shapes_world, source_text
 from data_pipelines.image_ops import UnreadableImage
-from data_pipelines.readers import image_text, pseudo_boxes
+from data_pipelines.open_source import open_source
+from data_pipelines.readers import image_text_inputs, pseudo_boxes
 from data_pipelines.readers.folder import FolderReader
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det.annotate import label_spaces
 from owl_det.config import CocoSource, VocSource, YoloSource
 from owl_det.errors import DataError
-from owl_det.resolve import resolve
 
 IOU = 0.5
 NO_NAME = "no name"  # phrases that are no name of the source, such as "circle and"
@@ -137,7 +135,7 @@ def _right(
 
 def _holds(phrase: str, name: str) -> bool:
     """True if the name's words stand next to each other in the phrase, punctuation aside."""
-    words, of_name = (sum(label_spaces.split_words(text), []) for text in (phrase, name))
+    words, of_name = (sum(phrases.split_words(text), []) for text in (phrase, name))
     starts = range(len(words) - len(of_name) + 1)
     return any(words[start : start + len(of_name)] == of_name for start in starts)
 
@@ -187,7 +185,7 @@ class Known:
     groups: dict[str, str]  # of every name
 
 
-def open_source(where: str, annotated: str) -> Known:
+def open_truth(where: str, annotated: str) -> Known:
     """The truth of shapes world, or of a folder of labelled images.
 
     `where` is `shapes_world:SPLIT:NUM[:SIZE]`, or a source as in a config: `kind=coco,path=ROOT,
@@ -201,7 +199,7 @@ def open_source(where: str, annotated: str) -> Known:
             "kind=coco,path=ROOT,annotations=FILE,images=DIR"
         )
     if where.startswith("shapes_world:") and annotated.startswith("shapes_world:"):
-        ours, theirs = (image_text.open_shapes_world(text) for text in (where, annotated))
+        ours, theirs = (image_text_inputs.open_shapes_world(text) for text in (where, annotated))
         if (ours.split, ours.image_size) == (theirs.split, theirs.image_size):
             return _of_shapes_world(ours)
     elif "=" in where and not annotated.startswith("shapes_world:"):
@@ -219,22 +217,17 @@ def _of_shapes_world(world: ShapesWorld) -> Known:
     for index in range(len(world)):
         objects = world.scene(index).objects
         boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4)
-        key = image_text.shapes_world_key(index)
+        key = image_text_inputs.shapes_world_key(index)
         truths[key] = Truth(boxes, tuple(names[item.category] for item in objects))
     return Known(truths, {entry.name: entry.group for entry in shapes_world.object_names()})
 
 
 def _of_folder(where: str) -> Known:
     """Boxes of images that lie in files; names in lower case, as label spaces have them."""
-    from owl_det.evaluation.ensemble import parse_evaluation
-
-    entry, _ = parse_evaluation(where)
-    # A config needs a training source to be whole; none is opened.
-    data = {"train": {"none": {"kind": "shapes_world"}}, "eval": {"truth": entry}}
-    described = resolve({"data": data}).data.eval["truth"]
+    described, _ = source_text.parse_source(where, "config.data.eval.truth")
     if not isinstance(described, CocoSource | VocSource | YoloSource):
         raise DataError(f"--source: kind={described.kind}, but expected coco, voc or yolo")
-    source = source_lib.build(described, "")
+    source = open_source(described, "")
     assert isinstance(source, FolderReader)
     folder = source.image_folder
     truths: dict[str, Truth] = {}
@@ -262,7 +255,7 @@ def run(
 ) -> dict[str, Any]:
     """Measures the records of a folder, by default at the thresholds of their job.
 
-    `source` is as for `open_source`, by default the job's --input; of shapes world another number
+    `source` is as for `open_truth`, by default the job's --input; of shapes world another number
     of images narrows or widens what recall is measured on. Raises `UserError` if the records or the
     source cannot be used.
     """
@@ -270,7 +263,7 @@ def run(
     job = pseudo_boxes.read_job(folder)
     annotated = str(job.get("input"))
     source = source or annotated
-    known = open_source(source, annotated)
+    known = open_truth(source, annotated)
     settings = {
         "min_box_score": _given(min_box_score, job, "min_box_score"),
         "min_image_score": _given(min_image_score, job, "min_image_score"),

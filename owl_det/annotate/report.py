@@ -11,7 +11,7 @@ import numpy as np
 
 from data_pipelines import image_ops, pseudo_records
 from data_pipelines.image_ops import UnreadableImage
-from owl_det import viz
+from owl_det import files, viz
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import ENDS_EARLY, NO_CAPTION, NOTE
 from owl_det.annotate.label_spaces import CURATED_FACTOR, LabelSpace, escape_markdown
@@ -36,8 +36,8 @@ def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> dict[st
         viz.save_png(folder / "pictures.png", viz.picture_grid(pictures, columns=3))
     pseudo_records.write_json(folder / "report.json", content)
     text = _markdown(content, job, bool(pictures))
-    (folder / "report.md").write_text(
-        text + label_spaces.table_markdown(space, _rules(counts)), "utf-8"
+    files.write_atomic(
+        folder / "report.md", text + label_spaces.table_markdown(space, _rules(counts))
     )
     return content
 
@@ -111,7 +111,7 @@ def _records(folder: Path, job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for shard in range(job["num_shards"]):
         file = pseudo_records.shard_file(folder, "boxes", shard, job["num_shards"])
         tar = pseudo_records.shard_file(folder, "images", shard, job["num_shards"])
-        with file.open("rb") as lines:
+        with files.open_read(file) as lines:
             for line in lines:
                 yield {**json.loads(line), "tar": tar}
 
@@ -121,7 +121,7 @@ def reasons(folder: Path, num_shards: int, shards: Iterable[int]) -> Counter[str
     found: Counter[str] = Counter()
     for shard in shards:
         file = pseudo_records.shard_file(folder, "quarantine", shard, num_shards)
-        with file.open("rb") as lines:
+        with files.open_read(file) as lines:
             found.update(json.loads(line)["reason"] for line in lines)
     return found
 
@@ -134,9 +134,7 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
         kept = _kept(entry, job)
         if not kept:
             continue
-        with entry["tar"].open("rb") as tar:
-            tar.seek(entry["image"]["offset"])
-            encoded = tar.read(entry["image"]["size"])
+        encoded = files.open_range(entry["tar"], entry["image"]["offset"], entry["image"]["size"])
         try:
             image = image_ops.decode_image(encoded)
         except UnreadableImage:

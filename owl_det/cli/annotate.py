@@ -5,19 +5,13 @@ import json
 import sys
 from pathlib import Path
 
-from owl_det.cli.options import Commands, local_path
+from owl_det.cli.options import Commands, add_checkpoint, local_path
 from owl_det.errors import ExitCode
 
 
 def add_annotate(commands: Commands) -> None:
     parser = commands.add_parser("annotate", help="pseudo-boxes for image-text pairs (OWL-ST)")
-    parser.add_argument(
-        "--checkpoint",
-        type=local_path,
-        required=True,
-        metavar="DIR",
-        help="the annotator",
-    )
+    add_checkpoint(parser, "the annotator")
     parser.add_argument(
         "--input",
         required=True,
@@ -30,6 +24,14 @@ def add_annotate(commands: Commands) -> None:
         metavar="DIR",
         help="folder of the records",
     )
+    _add_labels(parser)
+    _add_floors(parser)
+    _add_shards(parser)
+    parser.set_defaults(run=_annotate)
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    """What the annotator is asked for."""
     parser.add_argument(
         "--labels",
         default="union",
@@ -49,6 +51,10 @@ def add_annotate(commands: Commands) -> None:
     parser.add_argument(
         "--prompts", default="", choices=["", "none", "clip", "clip_best7"], help="ensemble of"
     )
+
+
+def _add_floors(parser: argparse.ArgumentParser) -> None:
+    """Which boxes the records keep, and which of them training takes."""
     parser.add_argument("--min_box_score", type=float, default=0.1, help="of a box that trains")
     parser.add_argument("--min_image_score", type=float, default=0.3, help="of an image's best box")
     parser.add_argument(
@@ -63,6 +69,10 @@ def add_annotate(commands: Commands) -> None:
         default=0,
         help="of each image, so many curated names that are wrongly detected; 0 = none",
     )
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    """How the work is cut, and what runs it."""
     parser.add_argument("--batch_size", type=int, default=8, help="images at once")
     parser.add_argument("--num_threads", type=int, default=0, help="that decode; 0 = one a core")
     parser.add_argument(
@@ -78,7 +88,6 @@ def add_annotate(commands: Commands) -> None:
     parser.add_argument(
         "--beam_option", action="append", default=[], help="--beam_option=--runner=…; repeat"
     )
-    parser.set_defaults(run=_annotate)
 
 
 def _annotate(arguments: argparse.Namespace) -> int:
@@ -87,17 +96,18 @@ def _annotate(arguments: argparse.Namespace) -> int:
     `LOSSES` if of the images of this process's shards more than one, and more than 1 %, were
     unreadable, if a shard gave no image, or if one is damaged.
     """
-    from owl_det.annotate import job, summary
+    from owl_det.annotate import summary
+    from owl_det.annotate.run import run_job, settings_of, shard_range
 
-    done = job.run(
-        job.from_arguments(arguments),
+    done = run_job(
+        settings_of(arguments),
         shard_index=arguments.shard_index,
         shard_step=arguments.shard_step,
         runner=arguments.runner,
         beam_options=arguments.beam_option,
     )
     print(json.dumps(summary.as_json(done.counts())))
-    mine = job.share(len(done.shards), arguments.shard_index, arguments.shard_step)
+    mine = shard_range(len(done.shards), arguments.shard_index, arguments.shard_step)
     said = summary.of_job(done, mine)
     for line in (*said.lines, *said.losses):
         print(f"owl-det: {line}", file=sys.stderr)

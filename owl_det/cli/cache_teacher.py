@@ -2,14 +2,20 @@
 
 import argparse
 import json
+from typing import Any
 
 from owl_det.cli.options import Commands, local_path
 from owl_det.errors import ExitCode
 
+_CHANGES = "--config.KEY=VALUE changes a key of the config, as in python -m owl_det.main"
+
 
 def add_cache_teacher(commands: Commands) -> None:
     parser = commands.add_parser(
-        "cache-teacher", help="compute what distillation's teachers say of every training image"
+        "cache-teacher",
+        help="compute what distillation's teachers say of every training image",
+        epilog=_CHANGES,
+        takes_changes=True,
     )
     parser.add_argument(
         "--config",
@@ -18,9 +24,7 @@ def add_cache_teacher(commands: Commands) -> None:
         metavar="FILE",
         help="of the training; .py, .json",
     )
-    parser.add_argument(
-        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="repeat"
-    )
+    parser.add_argument("--set", action=_Refused, help=argparse.SUPPRESS)
     parser.add_argument(
         "--out",
         type=local_path,
@@ -35,12 +39,23 @@ def add_cache_teacher(commands: Commands) -> None:
     parser.set_defaults(run=_cache_teacher)
 
 
+class _Refused(argparse.Action):
+    """An option of earlier versions: its error says what to write in its place."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        change = str(values).removeprefix("config.")
+        parser.error(f"--set is no option any more; write --config.{change}")
+
+
 def _cache_teacher(arguments: argparse.Namespace) -> int:
     """One JSON object of counts on stdout; 1 if images could not be read."""
+    from owl_det.config import config_file
     from owl_det.distillation import cache_teacher
 
     counts = cache_teacher.run(
-        cache_teacher.read_config(arguments.config, arguments.changes),
+        config_file.read(arguments.config, arguments.changes),
         arguments.out,
         shard_size=arguments.shard_size,
         batch_size=arguments.batch_size,

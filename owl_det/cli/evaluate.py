@@ -2,20 +2,46 @@
 
 import argparse
 
-from owl_det.cli.options import Commands, check_folder, local_path
+from owl_det.cli.options import Commands, add_checkpoint, check_folder, local_path
 
 _NUM_PICTURES = 8  # images that --pictures shows, of each data set
 
 
 def add_evaluate(commands: Commands) -> None:
     parser = commands.add_parser("evaluate", help="measure a checkpoint on a benchmark")
+    add_checkpoint(parser, "workdir or checkpoint")
+    _add_benchmark(parser)
     parser.add_argument(
-        "--checkpoint",
-        type=local_path,
-        required=True,
-        metavar="DIR",
-        help="workdir or checkpoint",
+        "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
     )
+    parser.add_argument(
+        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
+    )
+    parser.add_argument(
+        "--top_k", type=int, default=0, help="query-box pairs per image: 300; fixed: 3,000"
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
+    parser.add_argument("--max_images", type=int, default=0, help="per data set; 0 = all")
+    parser.add_argument(
+        "--out", type=local_path, metavar="FILE.json", help="where to write the metrics"
+    )
+    parser.add_argument(
+        "--results",
+        type=local_path,
+        metavar="FILE.json",
+        help="where to write detections in COCO's format",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=local_path,
+        metavar="DIR",
+        help="where to draw detections beside the truth, precision and recall, and confusions",
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def _add_benchmark(parser: argparse.ArgumentParser) -> None:
+    """Which images and labels are measured."""
     parser.add_argument(
         "--dataset",
         required=True,
@@ -49,40 +75,14 @@ def add_evaluate(commands: Commands) -> None:
         choices=("train", "val", "valid", "test"),
         help="of odinw: valid (the default) or test; of yolo: which part of the data set",
     )
-    parser.add_argument(
-        "--protocol", choices=("coco", "lvis", "fixed"), help="lvis for LVIS, else coco"
-    )
-    parser.add_argument(
-        "--prompts", default="", choices=("none", "clip", "clip_best7"), help="as trained"
-    )
-    parser.add_argument(
-        "--top_k", type=int, default=0, help="query-box pairs per image: 300; fixed: 3,000"
-    )
-    parser.add_argument("--batch_size", type=int, default=8, help="images at once")
-    parser.add_argument("--max_images", type=int, default=0, help="per data set; 0 = all")
-    parser.add_argument(
-        "--out", type=local_path, metavar="FILE.json", help="where to write the metrics"
-    )
-    parser.add_argument(
-        "--results",
-        type=local_path,
-        metavar="FILE.json",
-        help="where to write detections in COCO's format",
-    )
-    parser.add_argument(
-        "--pictures",
-        type=local_path,
-        metavar="DIR",
-        help="where to draw detections beside the truth, precision and recall, and confusions",
-    )
-    parser.set_defaults(run=_evaluate)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     """A table on stdout; JSON with `--out`, pictures with `--pictures`."""
-    from owl_det import checkpoint
+    from owl_det.checkpoints.load import load_detector
     from owl_det.evaluation import benchmark
     from owl_det.inference import stablehlo
+    from owl_det.inference.export_folder import is_export
 
     settings = benchmark.settings(
         arguments.dataset,
@@ -95,7 +95,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     if arguments.pictures:
         check_folder("--pictures", arguments.pictures)
     sources = benchmark.open_sources(
-        benchmark.Location(
+        benchmark.BenchmarkLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,
             images=arguments.images,
@@ -103,10 +103,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             split=arguments.split,
         )
     )
-    if stablehlo.is_export(arguments.checkpoint):
+    if is_export(arguments.checkpoint):
         model, functions = stablehlo.load(arguments.checkpoint)
     else:
-        model, functions = checkpoint.load_detector(arguments.checkpoint), None
+        model, functions = load_detector(arguments.checkpoint), None
     content = benchmark.run(
         model,
         sources,
@@ -126,13 +126,7 @@ def add_evaluate_regions(commands: Commands) -> None:
     parser = commands.add_parser(
         "evaluate-regions", help="measure dense features: names of true boxes and masks"
     )
-    parser.add_argument(
-        "--checkpoint",
-        type=local_path,
-        required=True,
-        metavar="DIR",
-        help="of any kind",
-    )
+    add_checkpoint(parser, "of any kind")
     parser.add_argument(
         "--dataset",
         required=True,
@@ -167,11 +161,12 @@ def add_evaluate_regions(commands: Commands) -> None:
 
 def _evaluate_regions(arguments: argparse.Namespace) -> int:
     """A table on stdout; JSON with `--out`."""
-    from owl_det import checkpoint
+    from owl_det.checkpoints.image_size import resized
+    from owl_det.checkpoints.load import load_model
     from owl_det.evaluation import benchmark, dense
 
-    source = dense.open_source(
-        dense.Location(
+    source = dense.open_region_source(
+        dense.RegionDataLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,
             images=arguments.images,
@@ -179,9 +174,9 @@ def _evaluate_regions(arguments: argparse.Namespace) -> int:
             split=arguments.split,
         )
     )
-    model = checkpoint.load_model(arguments.checkpoint)
+    model = load_model(arguments.checkpoint)
     if arguments.image_size:
-        model = checkpoint.resized(model, arguments.image_size)
+        model = resized(model, arguments.image_size)
     content = dense.run(
         model,
         source,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from absl import logging
 
-from owl_det import files, near_paths
+from owl_det import files
 from owl_det.errors import ExitCode, UserError
 
 
@@ -31,7 +31,7 @@ def image_paths(arguments: list[str], out: str | None = None) -> list[Path]:
         elif path.exists():
             paths.append(path)
         else:
-            raise UserError(f"{path}: no such file or folder{near_paths.hint(path)}")
+            raise UserError(f"{path}: no such file or folder{files.did_you_mean(path)}")
     if not paths:
         raise UserError("; ".join(empty))
     return paths

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from owl_det import files
-from owl_det.cli import ranges
 from owl_det.errors import ExitCode, UserError
+from owl_det.inference import ranges
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
@@ -43,11 +43,22 @@ class Parser(argparse.ArgumentParser):
 
 
 class CommandParser(Parser):
-    """One that takes no arguments but its own, and names the flag that was meant."""
+    """One that takes no arguments but its own, and names the flag that was meant.
+
+    With `takes_changes` it also takes changes of a config, `--config.KEY=VALUE`, as `changes`.
+    """
+
+    def __init__(self, *arguments: object, takes_changes: bool = False, **options: object):
+        super().__init__(*arguments, **options)
+        self._takes_changes = takes_changes
+        if takes_changes:
+            self.set_defaults(changes=[])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's; a command within this one refuses by itself what it does not know."""
         parsed, unknown = super().parse_known_args(args, namespace)
+        if self._takes_changes and unknown and is_change(unknown[0]):
+            parsed.changes, unknown = unknown, []
         flags = [text for text in unknown if text.startswith("--")]
         if unknown and self._subparsers is None:
             name = (flags or unknown)[0].partition("=")[0]
@@ -57,14 +68,22 @@ class CommandParser(Parser):
         return parsed, unknown
 
 
+def is_change(argument: str) -> bool:
+    """True for `--config.KEY=VALUE` and its like, not for `--config=FILE`."""
+    return re.match(r"--?(no)?config\.", argument) is not None
+
+
 def with_underscores(arguments: Sequence[str]) -> list[str]:
-    """`--query-image` is `--query_image`; values and what follows a bare `--` stay as they are."""
+    """`--query-image` is `--query_image`; values and what follows a bare `--` stay as they are.
+
+    So do keys of a config, which are looked up in it.
+    """
     spelt: list[str] = []
     for index, argument in enumerate(arguments):
         if argument == "--":
             return [*spelt, *arguments[index:]]
         name, sign, value = argument.partition("=")
-        is_flag = name.startswith("--")
+        is_flag = name.startswith("--") and not is_change(argument)
         spelt.append("--" + name[2:].replace("-", "_") + sign + value if is_flag else argument)
     return spelt
 
@@ -92,8 +111,8 @@ def share(flag: str) -> Callable[[str], float]:
         try:
             number = float(text)
         except ValueError:
-            return ranges.share(flag, text)
-        return ranges.share(flag, number)
+            return ranges.fraction(flag, text)
+        return ranges.fraction(flag, number)
 
     return parse
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from owl_det import console
+from owl_det import console, files
 from owl_det.cli import options, summary
 from owl_det.cli.images import exit_code, image_paths, picture_paths
 from owl_det.cli.options import Commands
@@ -107,13 +107,13 @@ def _filters(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check_queries(arguments: argparse.Namespace) -> None:
     """Raises `UserError` for a query of no use, before the model is loaded."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import given_images, given_queries
+    from owl_det.inference import image_inputs, text_queries
 
     if arguments.query:
-        given_queries.texts(arguments.query)
+        text_queries.texts(arguments.query)
     for text in arguments.query_image:
         try:
-            given_images.read(_image_and_box(text)[0])
+            image_inputs.read(_image_and_box(text)[0])
         except UnreadableImage as error:
             raise UserError(f"--query_image: {error}") from None
 
@@ -170,7 +170,7 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     from data_pipelines import image_ops
     from owl_det import viz
 
-    image = np.asarray(image_ops.decode_image(path.read_bytes()))
+    image = np.asarray(image_ops.decode_image(files.read_bytes(path)))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
     names = [str(d["query"]) for d in detections]

@@ -39,21 +39,23 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import checkpoint, viz
-    from owl_det.inference import dense_features, given_queries
+    from owl_det import viz
+    from owl_det.checkpoints.image_size import resized
+    from owl_det.checkpoints.load import load_model
+    from owl_det.inference import dense_features, text_queries
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)
-    queries = given_queries.texts(arguments.query) if arguments.query else ()
-    model = checkpoint.load_model(arguments.checkpoint)
+    queries = text_queries.texts(arguments.query) if arguments.query else ()
+    model = load_model(arguments.checkpoint)
     if arguments.image_size:
-        model = checkpoint.resized(model, arguments.image_size)
+        model = resized(model, arguments.image_size)
     features = dense_features.DenseFeatures(model)
     read: list[tuple[Path, Path]] = []
     grids: list[np.ndarray] = []
     for path, target in zip(paths, picture_paths(Path(arguments.out), paths), strict=True):
         try:
-            grids.append(features.embed(image_ops.decode_image(path.read_bytes())))
+            grids.append(features.embed(image_ops.decode_image(files.read_bytes(path))))
             read.append((path, target))
         except (UnreadableImage, OSError) as error:
             print(f"owl-det: skipped {path}: {error}", file=sys.stderr)
@@ -62,7 +64,7 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     texts = features.encode(queries, arguments.prompts) if queries else []
     clusters = dense_features.cluster(grids, arguments.num_clusters)
     for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
-        image = image_ops.decode_image(path.read_bytes())  # again: not all fit into memory
+        image = image_ops.decode_image(files.read_bytes(path))  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
         coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
         pictures = [viz.show(pixels, "image"), viz.titled(coloured, "clusters")]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from owl_det.convert import clip_vocabulary, towers
-from owl_det.convert.huggingface import find_folder
+from owl_det.convert.hub import find_folder
 from owl_det.convert.rules import ALL, LAYER, Ignored, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.types import LoadedModel

@@ -10,6 +10,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+from owl_det import files
 from owl_det.convert.weights import read_json
 from owl_det.errors import CheckpointError
 
@@ -17,6 +18,17 @@ SIZE = 49408  # 256 bytes, the same at the end of a word, merges, two special to
 START, END = 49406, 49407
 
 _START_TOKEN, _END_TOKEN = "<|startoftext|>", "<|endoftext|>"
+# What the rules of `tokenizers` cut a text into, and how they write its bytes.
+_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
+    r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+)
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 _MARK = b"#version: 0.2\n"  # the first line of the list
 _NUM_MERGES = SIZE - 2 * 256 - 2
 _SHA256 = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"  # of the merges
@@ -30,10 +42,10 @@ def write(folder: Path, *, max_length: int) -> None:
     """
     merges = read_merges()
     vocabulary = _vocabulary(merges)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), "utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    files.write_atomic(folder / "vocab.json", json.dumps(vocabulary, ensure_ascii=False))
+    files.write_atomic(folder / "merges.txt", "\n".join(["#version: 0.2", *merges]) + "\n")
     whole = json.dumps(_tokenizer_json(merges), ensure_ascii=False)
-    (folder / "tokenizer.json").write_text(whole, "utf-8")
+    files.write_atomic(folder / "tokenizer.json", whole)
     special = {
         "bos_token": _START_TOKEN,
         "eos_token": _END_TOKEN,
@@ -50,7 +62,7 @@ def write(folder: Path, *, max_length: int) -> None:
         "add_prefix_space": False,
     }
     for name, value in (("special_tokens_map", special), ("tokenizer_config", settings)):
-        (folder / f"{name}.json").write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        files.write_atomic(folder / f"{name}.json", json.dumps(value, indent=2) + "\n")
 
 
 def own_tokenizer(folder: Path) -> str:
@@ -74,9 +86,6 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
     """The same tokeniser in the format of the `tokenizers` library."""
     special = [(START, _START_TOKEN), (END, _END_TOKEN)]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d"
-    words += r"|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     return {
         "version": "1.0",
         "truncation": None,
@@ -97,11 +106,11 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
             "pretokenizers": [
                 {
                     "type": "Split",
-                    "pattern": {"Regex": words},
+                    "pattern": {"Regex": _WORDS},
                     "behavior": "Removed",
                     "invert": True,
                 },
-                {**byte_level, "use_regex": True},
+                _BYTE_LEVEL,
             ],
         },
         "post_processor": {
@@ -111,7 +120,7 @@ def _tokenizer_json(merges: list[str]) -> dict[str, object]:
             "trim_offsets": False,
             "add_prefix_space": False,
         },
-        "decoder": {**byte_level, "use_regex": True},
+        "decoder": _BYTE_LEVEL,
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -131,7 +140,7 @@ def read_merges() -> list[str]:
     folders = package.submodule_search_locations if package else None
     for folder in folders or ():
         for module in Path(folder).glob("instant_clip_tokenizer*"):
-            data = module.read_bytes()
+            data = files.read_bytes(module)
             start = data.find(_MARK)
             lines = data[start + len(_MARK) :].split(b"\n", _NUM_MERGES)[:_NUM_MERGES]
             if start >= 0 and hashlib.sha256(b"\n".join(lines)).hexdigest() == _SHA256:

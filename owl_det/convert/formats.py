@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
-from owl_det.checkpoint import LoadedModel
 from owl_det.errors import CheckpointError
+from owl_det.types import LoadedModel
 
 Reader = Callable[[str], LoadedModel]
 Writer = Callable[[Path, LoadedModel, dict[str, str]], None]  # the last: where it came from
@@ -93,9 +93,9 @@ def _read_huggingface(source: str) -> LoadedModel:
 
 
 def _read_own(source: str) -> LoadedModel:
-    from owl_det import checkpoint
+    from owl_det.checkpoints.load import load_model
 
-    return checkpoint.load_model(source)
+    return load_model(source)
 
 
 def _read_clip(source: str) -> LoadedModel:
@@ -123,9 +123,9 @@ def _read_resnet(source: str) -> LoadedModel:
 
 
 def _write_own(target: Path, model: LoadedModel, origin: dict[str, str]) -> None:
-    from owl_det import checkpoint
+    from owl_det.checkpoints.load import save_model
 
-    checkpoint.save_model(target, model, origin=origin)
+    save_model(target, model, origin=origin)
 
 
 def _write_huggingface(target: Path, model: LoadedModel, origin: dict[str, str]) -> None:

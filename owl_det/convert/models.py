@@ -4,18 +4,16 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from owl_det import path_rules
-from owl_det.checkpoint import LoadedModel
 from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.config.resolve import resolve_model
 from owl_det.convert import rules
 from owl_det.convert.rules import Table
 from owl_det.convert.weights import Weights
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import build
-from owl_det.resolve import resolve_model
-from owl_det.types import Params
+from owl_det.types import LoadedModel
 
 # How the authors evaluate every published detector.
 EVAL_PROMPTS = "clip_best7"
@@ -51,7 +49,7 @@ def read(
     """The model with the weights that the table finds. Raises `CheckpointError` as `rules` does."""
     parameters = rules.to_ours(table, weights, parameter_shapes(model, preprocess))
     return LoadedModel(
-        params=unflatten(parameters),
+        params=path_rules.unflatten(parameters),
         config=model,
         preprocess=preprocess,
         eval_prompts=EVAL_PROMPTS,
@@ -65,28 +63,4 @@ def parameter_shapes(
     """The shape of every parameter by its path; nothing is allocated."""
     config = Config(model=model, preprocess=preprocess)
     template = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
-    return {name: tuple(leaf.shape) for name, leaf in _leaves(template)}
-
-
-def flatten(params: Params) -> dict[str, np.ndarray]:
-    """Parameters by path."""
-    return {name: np.asarray(leaf) for name, leaf in _leaves(params)}
-
-
-def unflatten(parameters: dict[str, np.ndarray]) -> Params:
-    """Inverse of `flatten`."""
-    tree: Params = {}
-    for path, value in parameters.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = value
-    return tree
-
-
-def _leaves(tree: Params) -> list[tuple[str, Any]]:
-    return [
-        (path_rules.path_name(path), leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    return {name: tuple(leaf.shape) for name, leaf in path_rules.flatten(template).items()}

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from absl import logging
 
-from owl_det import finite
+from owl_det.checkpoints import finite
 from owl_det.convert.weights import FLOATS, Weights
 from owl_det.errors import CheckpointError
 

@@ -8,12 +8,12 @@ from 0. The architecture is told from the shapes; what the code fixes is written
 import math
 import re
 
-from owl_det.checkpoint import LoadedModel
 from owl_det.config import ModelConfig, PreprocessConfig
 from owl_det.convert import models
 from owl_det.convert.rules import ALL, LAYER, Ignored, Index, Rule, Table
 from owl_det.convert.weights import Weights, open_weights
 from owl_det.errors import CheckpointError
+from owl_det.types import LoadedModel
 
 _VISUAL, _TEXT = "backbone/clip/visual", "backbone/clip/text"
 # What contrastive training has left; files may lack it.

@@ -10,7 +10,7 @@ from typing import Any
 
 from data_pipelines.tokenizer import FILES
 from owl_det.convert import towers
-from owl_det.convert.huggingface import find_folder
+from owl_det.convert.hub import find_folder
 from owl_det.convert.rules import Ignored, Rule, Table
 from owl_det.convert.weights import Weights, open_weights, read_json
 from owl_det.errors import CheckpointError

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from owl_det import checkpoint, path_rules
+from owl_det import path_rules
+from owl_det.checkpoints.load import parameter_shapes
 from owl_det.convert import models, settings
 from owl_det.convert.rules import ALL, LAYER, Index, Rule, Table, to_ours
 from owl_det.convert.weights import Weights
@@ -49,9 +50,10 @@ def load(
         step=0,
         tokenizer=tokenizer,
     )
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
+    leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(described))
     shapes = {path_rules.path_name(path): leaf.shape for path, leaf in leaves}
-    return dataclasses.replace(described, params=models.unflatten(to_ours(table, weights, shapes)))
+    params = path_rules.unflatten(to_ours(table, weights, shapes))
+    return dataclasses.replace(described, params=params)
 
 
 def find_tokenizer(folder: Path, *names: str) -> str:
@@ -151,17 +153,18 @@ def huggingface_model(
             **_depth(weights, "vision_model"),
         },
         "text": {
-            "vocabulary_size": shape_of(weights, "text_model.embeddings.token_embedding.weight", 2)[
-                0
-            ],
-            "num_positions": shape_of(
-                weights, "text_model.embeddings.position_embedding.weight", 2
-            )[0],
-            "width": shape_of(weights, "text_model.embeddings.token_embedding.weight", 2)[1],
+            **_text_sizes(weights),
             "num_heads": value("text", "num_attention_heads", text_heads),
             **_depth(weights, "text_model"),
         },
     }
+
+
+def _text_sizes(weights: Weights) -> dict[str, int]:
+    embeddings = "text_model.embeddings"
+    vocabulary, width = shape_of(weights, f"{embeddings}.token_embedding.weight", 2)
+    num_positions = shape_of(weights, f"{embeddings}.position_embedding.weight", 2)[0]
+    return {"vocabulary_size": vocabulary, "num_positions": num_positions, "width": width}
 
 
 def _depth(weights: Weights, tower: str) -> dict[str, int]:

@@ -22,6 +22,7 @@ import msgpack
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from owl_det import files
 from owl_det.errors import CheckpointError
 
 MAX_TENSOR_BYTES = 16 * 2**30  # in float32; the largest published tensor here has 1.6 GB
@@ -94,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_INDEX_BYTES:
             raise CheckpointError(f"{path}: larger than {MAX_INDEX_BYTES} bytes")
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
+        value = json.loads(files.read_text(path, "utf-8-sig"))
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -105,8 +106,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _open_file(path: Path) -> Weights:
-    with path.open("rb") as file:
-        head = file.read(16)
+    head = files.open_range(path, 0, 16)
     if head[8:9] == b"{" and head[4:8] == bytes(4):
         return _open_safetensors(path)
     if head[:4] == b"PK\x03\x04":
@@ -133,7 +133,7 @@ def _open_folder(folder: Path) -> Weights:
 
 def _open_safetensors(path: Path) -> Weights:
     try:
-        file: Any = safe_open(path, framework="numpy")
+        file: Any = safe_open(files.fetch(path), framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}
         shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
         dtypes = {
@@ -186,7 +186,7 @@ _DAMAGED_ZIP += (SyntaxError, TypeError, tokenize.TokenError, MemoryError)  # of
 
 def _open_npz(path: Path) -> Weights:
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(files.fetch(path))
         if any(name.endswith(".pkl") for name in archive.namelist()):
             raise CheckpointError(f"{path}: {_PICKLE}")
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
@@ -251,7 +251,7 @@ _DAMAGED_MSGPACK += (RecursionError, MemoryError)
 
 def _open_msgpack(path: Path) -> Weights:
     """A tree that Flax serialised; names are paths with slashes. Leaves that are no arrays go."""
-    with path.open("rb") as file:
+    with files.open_read(files.fetch(path)) as file:
         data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
         tree = msgpack.unpackb(data, ext_hook=_flax_leaf, object_pairs_hook=_distinct, raw=False)

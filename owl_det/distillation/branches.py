@@ -79,7 +79,8 @@ def name_texts(distill: DistillConfig) -> list[str]:
 def check(config: Config) -> None:
     """Raises `ConfigError` if an active branch cannot run under the other keys of the config.
 
-    The schema checks what it knows by itself; this also looks at `custom` branches.
+    The schema checks an entry's own keys, `config.resolve` what every distillation asks; the rest
+    is asked here, before any data is read.
     """
     for name, (branch, entry) in active(config.distill).items():
         _check_branch(name, branch, entry, config)
@@ -99,7 +100,7 @@ def _check_branch(name: str, branch: Branch, entry: Any, config: Config) -> None
         raise ConfigError(f"config.data.with_captions: distill.{name} needs captions")
     if wanted & {"names", "dense_regions"} and not name_texts(config.distill):
         raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things or stuff")
-    if branch.needs_heads and config.task != "detection":
+    if branch.needs_heads and not config.has_heads:
         raise ConfigError(f"config.distill.{name}: needs a detector's heads (task detection)")
     if branch.couples(entry) and config.optimizer.clip.scope in PER_EXAMPLE:
         raise ConfigError(

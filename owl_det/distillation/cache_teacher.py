@@ -19,36 +19,23 @@ from absl import logging
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from data_pipelines import source as source_lib
-from data_pipelines import teacher_cache, tokenizer, transforms
+from data_pipelines import batch_spec, teacher_cache, tokenizer, transforms
 from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
-from owl_det import checkpoint, config_file, files, sharding
+from owl_det import files, sharding
+from owl_det.checkpoints.identity import parameter_hash
+from owl_det.checkpoints.inherited_model import take_model
 from owl_det.config import AugmentConfig, Config, MeshConfig
 from owl_det.distillation import branches, teachers
+from owl_det.distillation.cache_request import cached_settings
 from owl_det.distillation.teacher import open_dense_teacher, open_teacher, text_id
 from owl_det.errors import ConfigError
-from owl_det.parameter_hash import parameter_hash
 from owl_det.types import Batch, batch_of
 
 _BY_BOX, _BY_CAPTION = "box_start", "caption_start"
-
-
-def read_config(path: str, changes: list[str]) -> Config:
-    """A config file, as `config_file.read` takes it, with `key=value` changes. Raises as that."""
-    for change in changes:
-        if "=" not in change:
-            raise ConfigError(f"--set: {change!r} is not key=value")
-    pairs = [change.removeprefix("config.").partition("=") for change in changes]
-    return config_file.read(path, [f"--config.{key}={_unquoted(value)}" for key, _, value in pairs])
-
-
-def _unquoted(text: str) -> str:
-    """A value may be written as Python does: 'proposals' is proposals."""
-    is_quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1] if is_quoted else text
 
 
 def run(
@@ -71,14 +58,14 @@ def run(
             "cache-teacher: shard_size and batch_size must be positive, shard_index in "
             "[0, shard_step)"
         )
-    config = checkpoint.take_model(config, output)
+    config = take_model(config, output)
     wanted = frozenset(teacher_cache.SIGNALS) & branches.needs(config.distill)
     if not wanted:
         raise ConfigError("config.distill: no active branch has teacher outputs to cache")
     mesh = sharding.make_mesh(MeshConfig())
     batch_size = -(-batch_size // mesh.size) * mesh.size
     sources = {
-        name: source_lib.build(entry, config.data.path) for name, entry in config.data.train.items()
+        name: open_source(entry, config.data.path) for name, entry in config.data.train.items()
     }
     folder = Path(output)
     writer = _Writer(config, wanted, folder, mesh, shard_size)
@@ -147,7 +134,7 @@ class _Writer:
             "dense_dim": self._dense.loaded.config.embedding_dim if self._dense else 0,
             "signals": sorted(self._wanted),
             "shard_size": self._shard_size,
-            "settings": teacher_cache.settings(self._config),
+            "settings": cached_settings(self._config),
             "sources": {
                 name: teacher_cache.describe(source, self._config.data.train[name])
                 for name, source in sources.items()
@@ -280,19 +267,9 @@ def _padded(boxes: np.ndarray, length: int) -> np.ndarray:
 
 
 def _batch(arrays: dict[str, np.ndarray]) -> Batch:
-    """A batch of what teachers look at; queries and the rest are of no concern to them."""
+    """A batch of what teachers look at; of queries and all else it holds zeros."""
     b, m = arrays["boxes"].shape[:2]
-    rest = {
-        "is_example": np.ones(b, bool),
-        "image_id": np.zeros(b, np.int32),
-        "original_size": np.zeros((b, 2), np.int32),
-        "is_crowd": np.zeros((b, m), bool),
-        "instance_labels": np.zeros((b, m, 0), bool),
-        "instance_scores": np.ones((b, m), np.float32),
-        "query_table": np.zeros((b, 0), np.int32),
-        "query_index": np.zeros((b, 0), np.int32),
-        "is_query": np.zeros((b, 0), bool),
-        "tile_of_instance": np.zeros((b, m), np.int32),
-        "tile_image_id": np.zeros((b, 1), np.int32),
-    }
-    return batch_of(rest | arrays)
+    sizes = {"b": b, "m": m, "q": 0, "u": b, "l": 0, "t": 1}
+    sizes["H"], sizes["W"] = arrays["image"].shape[1:3]
+    always = {name: f for name, f in batch_spec.FIELDS.items() if f.presence == "always"}
+    return batch_of(batch_spec.zeros(always, sizes) | {"is_example": np.ones(b, bool)} | arrays)

@@ -8,7 +8,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import tokenizer
-from owl_det import checkpoint
+from owl_det.checkpoints.identity import parameter_hash
+from owl_det.checkpoints.image_size import resized
+from owl_det.checkpoints.load import load_model
 from owl_det.config import Config
 from owl_det.distillation import branches, crops
 from owl_det.errors import CheckpointError, ConfigError
@@ -16,7 +18,6 @@ from owl_det.modeling.build import call, detector_of
 from owl_det.modeling.family import ContrastiveModel
 from owl_det.modeling.region_pool import region_embeddings
 from owl_det.modeling.resnet import STRIDE, ClipResNet
-from owl_det.parameter_hash import parameter_hash
 from owl_det.scoring import unit_length
 from owl_det.types import LoadedModel, Params
 
@@ -125,9 +126,9 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
             "attention, so its tokens lie in no space of texts; take a CLIP, or towers that "
             "CLIPSelf has taught"
         )
-    resized = checkpoint.resized(teacher.loaded, side)
-    is_same = resized is teacher.loaded
-    positions = None if is_same else resized.params["image"]["position_embedding"]
+    fitted = resized(teacher.loaded, side)
+    is_same = fitted is teacher.loaded
+    positions = None if is_same else fitted.params["image"]["position_embedding"]
     tower = dataclasses.replace(model.image, last_block=distill.dense_last_block)
     model = dataclasses.replace(model, image_size=side, image=tower)
     return Teacher(dataclasses.replace(teacher.loaded, config=model), positions)
@@ -142,7 +143,7 @@ def _open(path: str, key: str, config: Config) -> Teacher:
     where = f"config.distill.{key}"
     if not path:
         raise ConfigError(f"{where}: the active branches need a checkpoint of towers or a ResNet")
-    loaded = checkpoint.load_model(path)
+    loaded = load_model(path)
     if loaded.kind == "detector":
         raise CheckpointError(
             f"{path} ({where}): a detector embeds no images; a teacher is a checkpoint of kind "

@@ -19,6 +19,7 @@ from jaxtyping import Array, Int32, PyTree
 
 from data_pipelines import teacher_cache
 from owl_det import sharding
+from owl_det.checkpoints.identity import parameter_hash
 from owl_det.config import Config
 from owl_det.distillation import branches, crops
 from owl_det.distillation.branch import Signals
@@ -35,7 +36,6 @@ from owl_det.distillation.teacher import (
     text_id,
 )
 from owl_det.errors import ConfigError, DataError
-from owl_det.parameter_hash import parameter_hash
 from owl_det.scoring import unit_length
 from owl_det.types import Batch, LoadedModel, Params
 

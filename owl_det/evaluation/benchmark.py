@@ -13,18 +13,18 @@ from typing import Any, cast
 
 import jax
 
-from data_pipelines import source as source_lib
+from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
 from owl_det import config as config_lib
 from owl_det import files, sharding
-from owl_det.checkpoint import LoadedModel
 from owl_det.config import EvaluationConfig, MeshConfig, Protocol
 from owl_det.errors import DataError, UserError, in_flags
 from owl_det.evaluation import by_category, data_check
-from owl_det.evaluation import pictures as pictures_lib
-from owl_det.evaluation.evaluate import Evaluate, pairs_kept, summary
+from owl_det.evaluation.evaluate import DetectionEvaluator, DetectionMeasurement, pairs_kept
+from owl_det.evaluation.evaluator import summary
 from owl_det.inference import ranking
 from owl_det.modeling.build import detector_of
+from owl_det.types import LoadedModel
 
 KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")
 SPLITS = {"valid": ("valid", "val", "mini_val"), "test": ("test",)}  # names of ODinW's folders
@@ -34,7 +34,7 @@ _MEANS = ("AP", "AP50", "AP75")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Location:
+class BenchmarkLocation:
     """Where a data set lies; what a kind does not need is empty."""
 
     kind: str  # of KINDS
@@ -76,7 +76,7 @@ def settings(
 
 
 @in_flags()
-def open_sources(location: Location) -> dict[str, Source]:
+def open_sources(location: BenchmarkLocation) -> dict[str, Source]:
     """The data sets of a benchmark by name.
 
     Raises `UserError` naming the flag that is missing or does not apply, and `DataError` where
@@ -84,14 +84,12 @@ def open_sources(location: Location) -> dict[str, Source]:
     """
     _check(location)
     if location.kind != "odinw":
-        source = source_lib.build(_entry(location), "")
+        source = open_source(_entry(location), "")
         _require_federated(location, source)
         return {location.kind: source}
     folders = _odinw_folders(Path(location.images), "test" if location.split == "test" else "valid")
     return {
-        name: source_lib.build(
-            config_lib.CocoSource(annotations=str(file), images=str(file.parent)), ""
-        )
+        name: open_source(config_lib.CocoSource(annotations=str(file), images=str(file.parent)), "")
         for name, file in folders.items()
     }
 
@@ -105,7 +103,7 @@ def run(
     prompts: str = "",
     results: str | os.PathLike[str] | None = None,
     pictures: str | os.PathLike[str] | None = None,
-    functions: ranking.Functions | None = None,
+    functions: ranking.DetectorFunctions | None = None,
 ) -> dict[str, Any]:
     """Measures a model on every data set; the summary is like that of training, and by category.
 
@@ -126,7 +124,7 @@ def run(
     summaries = {}
     for name, source in sources.items():
         started = time.time()
-        measure = Evaluate(
+        evaluator = DetectionEvaluator(
             detector,
             source,
             mesh,
@@ -136,16 +134,16 @@ def run(
             tokenizer_file=model.tokenizer,
             functions=functions,
         )
-        result = measure(params)
-        metrics = result.evaluator.compute()
+        result = evaluator(params)
+        metrics = result.metrics
         if results is not None:
             result.evaluator.write_results(results)
         summaries[name] = {
-            **summary(measure, result, metrics, model.step, time.time() - started),
+            **summary(evaluator, result, model.step, time.time() - started),
             **by_category.content(metrics),
         }
         if pictures is not None:
-            pictures_lib.write(Path(pictures), name, result.pictures, result.evaluator, metrics)
+            _draw(Path(pictures), name, result)
     return {
         **_overall(list(summaries.values())),
         "protocol": settings.protocol,
@@ -154,6 +152,12 @@ def run(
         "max_images": settings.max_images,
         "datasets": summaries,
     }
+
+
+def _draw(folder: Path, name: str, result: DetectionMeasurement) -> None:
+    from owl_det.evaluation import pictures
+
+    pictures.write(folder, name, result.pictures, result.evaluator, result.metrics)
 
 
 def write_summary(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
@@ -215,7 +219,7 @@ def _overall(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check(location: Location) -> None:
+def _check(location: BenchmarkLocation) -> None:
     needs = {
         "odinw": ("images",),
         "shapes_world": (),
@@ -236,7 +240,7 @@ def _check(location: Location) -> None:
         _check_yolo(location)
 
 
-def _require_federated(location: Location, source: Source) -> None:
+def _require_federated(location: BenchmarkLocation, source: Source) -> None:
     """Names that an image of LVIS lacks may still be in it; other files say nothing of that."""
     counts = data_check.counts_of(source)
     if location.kind == "lvis" and counts is not None and not counts.is_federated:
@@ -247,7 +251,7 @@ def _require_federated(location: Location, source: Source) -> None:
         )
 
 
-def _check_yolo(location: Location) -> None:
+def _check_yolo(location: BenchmarkLocation) -> None:
     """A file tells all folders; a folder of labels needs one of images."""
     if os.path.isfile(location.annotations) and location.images:
         raise UserError(
@@ -258,7 +262,7 @@ def _check_yolo(location: Location) -> None:
         raise UserError(f"--annotations: {location.annotations}: no such file or folder")
 
 
-def _entry(location: Location) -> config_lib.Source:
+def _entry(location: BenchmarkLocation) -> config_lib.SourceConfig:
     annotations, images = location.annotations, location.images
     if location.kind == "shapes_world":
         return config_lib.ShapesWorldSource(split="test", num_images=1024)
@@ -272,7 +276,7 @@ def _entry(location: Location) -> config_lib.Source:
     return config_lib.CocoSource(annotations=annotations, images=images, subset=subset)
 
 
-def _split_list(location: Location) -> str:
+def _split_list(location: BenchmarkLocation) -> str:
     """The file of `--split_list`: a path, or the name of a list of the data set, such as `val`."""
     given = location.split_list
     root = Path(location.annotations).parent
@@ -284,7 +288,7 @@ def _split_list(location: Location) -> str:
     return str(file) if given else ""
 
 
-def _yolo_entry(location: Location) -> config_lib.YoloSource:
+def _yolo_entry(location: BenchmarkLocation) -> config_lib.YoloSource:
     split = cast(Any, location.split)
     if not location.images:
         return config_lib.YoloSource(path=os.path.abspath(location.annotations), split=split)

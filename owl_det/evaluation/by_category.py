@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from owl_det.evaluation.coco import Metrics
+from owl_det.evaluation.metrics import Metrics
 
 MAX_ROWS = 40  # beyond, the best and the worst are shown
 NUM_ENDS = 10  # of these each

@@ -28,7 +28,7 @@ def write_table(workdir: Path, after: Summaries) -> None:
     file = workdir / "eval" / BEFORE
     if not file.exists():
         return
-    rows = compare(json.loads(file.read_text()), after)
+    rows = compare(json.loads(files.read_text(file)), after)
     _write(workdir / "eval" / TABLE, rows)
     for line in table(rows):
         logging.info("%s", line)

@@ -7,16 +7,16 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.features import Record
-from data_pipelines.image_ops import UnreadableImage
+from data_pipelines.image_ops import UnreadableImage, is_tolerable
 from data_pipelines.label_counts import LabelCounts, dropped_text
 from data_pipelines.source import Source
 from owl_det.config import Config
-from owl_det.errors import DataError
+from owl_det.errors import DataError, SourceError
 
 _LOOKED_AT = 256  # records of a source that does not count its labels
 
 
-class Found(Enum):
+class Presence(Enum):
     """What looking at the records of a source told."""
 
     SOME = "some"
@@ -58,12 +58,12 @@ def require_ground_truth(config: Config, sources: Mapping[str, Source]) -> None:
         where = f"config.data.eval.{name}"
         boxes = _boxes(source, limit)
         if config.task == "detection":
-            if boxes is Found.NONE:
+            if boxes is Presence.NONE:
                 raise DataError(
                     f"{where}: no usable box{_in_first(limit, source)} to measure against: "
                     f"{told(source)}; mend its labels, or leave the set out"
                 )
-        elif boxes is Found.NONE and _captions(source, limit) is Found.NONE:
+        elif boxes is Presence.NONE and _captions(source, limit) is Presence.NONE:
             raise DataError(
                 f"{where}: neither boxes nor captions{_in_first(limit, source)} to measure "
                 f"against: {told(source)}; mend its labels, or leave the set out"
@@ -76,6 +76,20 @@ def require_boxes(source: Source) -> None:
     if counts is not None and not counts.num_boxes:
         raise DataError(
             f"{source.name}: no usable box to measure against: {told(source)}; mend its labels"
+        )
+
+
+def require_files(source: Source, max_images: int = 0) -> None:
+    """Raises `DataError` if of a folder's first images more than 1 % are not there; 0 = all."""
+    missing_of: Callable[[int], list[str]] | None = getattr(source, "missing", None)
+    num_images = min(len(source), max_images or len(source))
+    missing = missing_of(num_images) if missing_of else []
+    if not is_tolerable(len(missing), num_images):
+        raise SourceError(
+            f"{source.name}: {len(missing)} of {num_images} images are not there, such as "
+            f"{missing[0]}",
+            keys="add them, or correct the key `images` of the source",
+            flags="add them, or correct --images",
         )
 
 
@@ -94,7 +108,7 @@ def _needs_boxes(config: Config) -> bool:
 
 def _require_boxes(sources: Mapping[str, Source]) -> None:
     found = {name: _boxes(source) for name, source in sources.items()}
-    if all(value is Found.NONE for value in found.values()):
+    if all(value is Presence.NONE for value in found.values()):
         all_told = "; ".join(f"{name}: {told(source)}" for name, source in sources.items())
         raise DataError(
             "config.data.train: no usable box in any source, so there is nothing to learn "
@@ -102,9 +116,9 @@ def _require_boxes(sources: Mapping[str, Source]) -> None:
         )
     for name, value in found.items():
         where = f"config.data.train.{name}"
-        if value is Found.NONE:
+        if value is Presence.NONE:
             logging.warning("%s: no usable box: %s", where, told(sources[name]))
-        elif value is Found.NOT_SEEN:
+        elif value is Presence.NOT_SEEN:
             logging.warning("%s: no usable box in the %d images looked at", where, _LOOKED_AT)
 
 
@@ -122,12 +136,12 @@ def _warn_of_no_negatives(config: Config, sources: Mapping[str, Source]) -> None
 
 def _require_captions(sources: Mapping[str, Source]) -> None:
     found = {name: _captions(source) for name, source in sources.items()}
-    if all(value is Found.NONE for value in found.values()):
+    if all(value is Presence.NONE for value in found.values()):
         raise DataError(
             f"config.data.train: no image of {', '.join(sources)} has a caption, and "
             "config.data.with_captions asks for them"
         )
-    if Found.SOME not in found.values():
+    if Presence.SOME not in found.values():
         logging.warning(
             "config.data.train: no caption in the %d images looked at of each source", _LOOKED_AT
         )
@@ -141,12 +155,12 @@ def counts_of(source: Source) -> LabelCounts | None:
     return getattr(source, "counts", None)
 
 
-def _boxes(source: Source, limit: int = 0) -> Found:
+def _boxes(source: Source, limit: int = 0) -> Presence:
     """Whether there are usable boxes among the first `limit` images; 0 = all."""
     counts = counts_of(source)
     is_whole = not limit or limit >= len(source)
     if counts is not None and (is_whole or not counts.num_boxes):
-        return Found.SOME if counts.num_boxes else Found.NONE
+        return Presence.SOME if counts.num_boxes else Presence.NONE
     return _look(source, limit, _has_box)
 
 
@@ -154,21 +168,21 @@ def _has_box(record: Record) -> bool:
     return bool(np.any(~np.asarray(record.is_crowd, bool)))
 
 
-def _captions(source: Source, limit: int = 0) -> Found:
+def _captions(source: Source, limit: int = 0) -> Presence:
     return _look(source, limit, lambda record: any(text.strip() for text in record.captions))
 
 
-def _look(source: Source, limit: int, has: Callable[[Record], bool]) -> Found:
+def _look(source: Source, limit: int, has: Callable[[Record], bool]) -> Presence:
     """Looks at records all over the first `limit`, until one has it."""
     count = min(len(source), limit or len(source))
     indices = _spread(count)
     for index in indices:
         try:
             if has(source[index]):
-                return Found.SOME
+                return Presence.SOME
         except UnreadableImage:  # told where it is trained on
             continue
-    return Found.NONE if len(indices) == count else Found.NOT_SEEN
+    return Presence.NONE if len(indices) == count else Presence.NOT_SEEN
 
 
 def _spread(count: int) -> Sequence[int]:

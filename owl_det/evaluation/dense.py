@@ -19,9 +19,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Float32
 
-from data_pipelines import image_ops, prompts, tokenizer
-from data_pipelines import source as source_lib
-from data_pipelines.regions import BoxRegions, Regions, RegionSource, region_tokens
+from data_pipelines import image_ops
+from data_pipelines.named_regions import BoxRegions, NamedRegions, RegionSource, region_tokens
+from data_pipelines.open_source import open_source
 from owl_det import config as config_lib
 from owl_det import sharding
 from owl_det.config import MeshConfig
@@ -30,7 +30,8 @@ from owl_det.evaluation import data_check
 from owl_det.evaluation.benchmark import columns
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy
-from owl_det.inference import dense_features
+from owl_det.inference.dense_features import EmbeddingFunctions, embedding_functions
+from owl_det.inference.text_encoder import TextEncoder, mean_of_prompts
 from owl_det.modeling.region_pool import mask_embeddings, region_embeddings
 from owl_det.types import LoadedModel, Params
 
@@ -68,7 +69,7 @@ class CategoryRecall:
         return {f"recall_at_{k}": float(mean) for k, mean in zip(self._ranks, means, strict=True)}
 
 
-class EvaluateRegions:
+class RegionEvaluator:
     """Measures one model on one source of regions, with as many parameters as there are."""
 
     def __init__(
@@ -80,14 +81,13 @@ class EvaluateRegions:
         eval_prompts: str,
         batch_size: int,
         max_images: int = 0,
+        functions: EmbeddingFunctions | None = None,
     ) -> None:
-        """`model` says what is computed; its parameters are given later. `max_images` 0 = all."""
-        self.source, self.model = source, model
-        words = tokenizer.build(model.config.text, model.tokenizer)
-        self._tokens = [
-            words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
-            for t in prompts.eval_prompts(eval_prompts)
-        ]
+        """`model` says what is computed; its parameters are given later. `max_images` 0 = all.
+
+        `functions` take the place of the model's own.
+        """
+        self.source, self.model, self.eval_prompts = source, model, eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -97,9 +97,11 @@ class EvaluateRegions:
             max_images=max_images,
         )
         whole = sharding.replicated(mesh)
-        functions = dense_features.functions_of(model)
-        self._encode = jax.jit(functions.encode_texts, out_shardings=whole)
-        self._embed = jax.jit(functions.embed, out_shardings=whole)
+        functions = functions or embedding_functions(model)
+        self._encoder = TextEncoder(
+            jax.jit(functions.embed_prompts, out_shardings=whole), model.config, model.tokenizer
+        )
+        self._embed = jax.jit(functions.embed_image, out_shardings=whole)
         self._pool = jax.jit(_pool, out_shardings=whole)
 
     def __call__(self, params: Params) -> dict[str, Any]:
@@ -110,20 +112,17 @@ class EvaluateRegions:
         model or the source does not have is left out. Raises `DataError` where masks are malformed
         and if more than 1 % of the images cannot be read.
         """
-        texts = np.stack([np.asarray(self._encode(params, tokens)) for tokens in self._tokens])
         categories = self.source.categories
+        names = [category.name for category in categories]
+        texts = self._encoder.embed(params, names, self.eval_prompts)
         accuracy = {name: NameAccuracy(categories, texts, name) for name in _METRICS}
-        recall = CategoryRecall(
-            dense_features.mean_of_prompts(texts), [category.name for category in categories]
-        )
+        recall = CategoryRecall(mean_of_prompts(texts), names)
         counts: dict[str, int] = dict.fromkeys(_METRICS, 0)
-        for indices, images, is_readable, _ in self.loader.batches(
-            f"regions of {self.source.name}"
-        ):
-            embedded = self._embed(params, images)
+        for batch in self.loader.batches(f"regions of {self.source.name}"):
+            embedded = self._embed(params, batch.images)
             regions = [
-                self.source.regions(index) if is_readable[row] else None
-                for row, index in enumerate(indices)
+                self.source.regions(index) if batch.is_readable[row] else None
+                for row, index in enumerate(batch.indices)
             ]
             if embedded.tokens is not None:
                 self._add_regions(accuracy, counts, embedded.tokens, regions)
@@ -143,7 +142,7 @@ class EvaluateRegions:
         accuracy: Mapping[str, NameAccuracy],
         counts: dict[str, int],
         tokens: Float[Array, "b n e"],
-        regions: Sequence[Regions | None],
+        regions: Sequence[NamedRegions | None],
     ) -> None:
         side = math.isqrt(tokens.shape[1])
         boxes, masks = self._targets(tokens.shape[0], side, regions)
@@ -160,7 +159,7 @@ class EvaluateRegions:
                 counts[name] += len(which)
 
     def _targets(
-        self, num_rows: int, side: int, regions: Sequence[Regions | None]
+        self, num_rows: int, side: int, regions: Sequence[NamedRegions | None]
     ) -> tuple[Float32[np.ndarray, "b r 4"], Bool[np.ndarray, "b r n"]]:
         """Boxes (cxcywh) and the tokens inside masks; rows beyond an image's regions are empty."""
         geometry = self.model.preprocess.geometry
@@ -189,7 +188,7 @@ def _pool(
 
 
 def _add_whole(
-    recall: CategoryRecall, whole: Float[np.ndarray, "b e"], regions: Sequence[Regions | None]
+    recall: CategoryRecall, whole: Float[np.ndarray, "b e"], regions: Sequence[NamedRegions | None]
 ) -> None:
     for row, found in enumerate(regions):
         if found is not None:
@@ -209,7 +208,7 @@ def _scalars(accuracy: NameAccuracy) -> dict[str, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Location:
+class RegionDataLocation:
     """Where regions lie; what a kind does not need is empty."""
 
     kind: str  # of KINDS
@@ -222,7 +221,7 @@ class Location:
 
 
 @in_flags()
-def open_source(location: Location) -> RegionSource:
+def open_region_source(location: RegionDataLocation) -> RegionSource:
     """Raises `UserError` naming the flag that is missing or does not apply, and `DataError`."""
     _check(location)
     if location.kind == "shapes_world":
@@ -236,7 +235,7 @@ def open_source(location: Location) -> RegionSource:
         segments = Path(location.segments) if location.segments else beside
         return CocoPanopticReader(annotations, images, segments)
     entry = config_lib.CocoSource(annotations=str(annotations), images=str(images))
-    boxes = source_lib.build(entry, "")
+    boxes = open_source(entry, "")
     data_check.require_boxes(boxes)
     return BoxRegions(boxes)
 
@@ -251,7 +250,7 @@ def run(
 ) -> dict[str, Any]:
     """Measures a model; metrics have 6 digits. `eval_prompts` "" takes those of the checkpoint.
 
-    Raises `UserError` on numbers that are out of range, and as `EvaluateRegions` does.
+    Raises `UserError` on numbers that are out of range, and as `RegionEvaluator` does.
     """
     for name, value, least in (("batch_size", batch_size, 1), ("max_images", max_images, 0)):
         if value < least:
@@ -259,7 +258,7 @@ def run(
     started = time.time()
     mesh = sharding.make_mesh(MeshConfig())
     eval_prompts = eval_prompts or model.eval_prompts
-    measure = EvaluateRegions(
+    measure = RegionEvaluator(
         model,
         source,
         mesh,
@@ -302,7 +301,7 @@ def table(content: Mapping[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _shapes_world(location: Location) -> RegionSource:
+def _shapes_world(location: RegionDataLocation) -> RegionSource:
     from data_pipelines.panoptic_world import SPLITS, PanopticWorld
     from data_pipelines.shapes_world import SPLITS as WITHOUT_STUFF
     from data_pipelines.shapes_world import ShapesWorld
@@ -317,7 +316,7 @@ def _shapes_world(location: Location) -> RegionSource:
     return BoxRegions(ShapesWorld(split=split, image_size=size, num_images=count))
 
 
-def _check(location: Location) -> None:
+def _check(location: RegionDataLocation) -> None:
     is_file = location.kind != "shapes_world"
     for name in ("annotations", "images"):
         if is_file and not getattr(location, name):

@@ -7,7 +7,6 @@ section 4.6, where w = 0.4 is best for L/14 on ODinW; Wortsman et al., arXiv 210
 
 import dataclasses
 import os
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from owl_det import checkpoint, sharding
-from owl_det.config import CheckpointConfig, Config, EvaluationConfig, MeshConfig, Source
+from owl_det import sharding
+from owl_det.checkpoints.adapt import adapt
+from owl_det.checkpoints.load import load_detector, load_model, save_model
+from owl_det.config import (
+    CheckpointConfig,
+    Config,
+    EvaluationConfig,
+    MeshConfig,
+    ModelConfig,
+)
+from owl_det.config.roles import keys_of
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.build import detector_of
 from owl_det.modeling.detector import without_contrastive
-from owl_det.resolve import resolve
 from owl_det.types import LoadedModel
 
 BATCH_SIZE = 32  # of evaluation
 
-# Keys of the model that change training, speed or the start, but not what the parameters mean.
-_FREE = ("droplayer_rate", "dropout_rate", "dtype", "attention", "remat", "scan_unroll")
-_FREE += ("position_init", "class_prior", "class_initial_scale")
-
-_NUMBERS: dict[str, type[int] | type[float]] = {
-    field.name: field.type
-    for schema in typing.get_args(Source)
-    for field in dataclasses.fields(schema)
-    if field.type in (int, float)
-}
+# Keys of the model that change what is trained or how fast, but not what the parameters mean.
+_FREE = {*keys_of(ModelConfig, "training", "execution")} - {"contrastive"}  # has parameters
 
 
 def interpolate(self_trained: LoadedModel, fine_tuned: LoadedModel, weight: float) -> LoadedModel:
@@ -62,14 +61,17 @@ def check_same_architecture(a: LoadedModel, b: LoadedModel) -> None:
 
     Loading has compared the parameters with these keys already.
     """
-    for part in ("model", "preprocess"):
-        ours, theirs = (_leaves(dataclasses.asdict(getattr(x, part)), part) for x in (a, b))
-        for key, value in ours.items():
-            if key.rpartition(".")[2] not in _FREE and theirs[key] != value:
-                raise CheckpointError(
-                    f"--self_trained and --fine_tuned are not of one architecture: {key} is "
-                    f"{value!r} in the first and {theirs[key]!r} in the second"
-                )
+    ours, theirs = (
+        _leaves(dataclasses.asdict(x.config), "model")
+        | _leaves(dataclasses.asdict(x.preprocess), "preprocess")
+        for x in (a, b)
+    )
+    for key, value in ours.items():
+        if key.removeprefix("model.") not in _FREE and theirs[key] != value:
+            raise CheckpointError(
+                f"--self_trained and --fine_tuned are not of one architecture: {key} is "
+                f"{value!r} in the first and {theirs[key]!r} in the second"
+            )
 
 
 def save(
@@ -85,7 +87,7 @@ def save(
     """
     if Path(out).exists():
         raise CheckpointError(f"{out}: exists already; name a new folder with --out")
-    first, second = (checkpoint.load_model(path) for path in (self_trained, fine_tuned))
+    first, second = (load_model(path) for path in (self_trained, fine_tuned))
     if first.kind != second.kind or first.kind == "resnet":
         raise CheckpointError(
             f"{self_trained} is of kind {first.kind}, {fine_tuned} of kind {second.kind}: give two "
@@ -95,7 +97,7 @@ def save(
         first = _fitted(first, second, str(self_trained))
     else:
         first, second = _with_the_same_parts(first, second)
-    checkpoint.save_model(out, interpolate(first, second, weight))
+    save_model(out, interpolate(first, second, weight))
 
 
 def _fitted(towers: LoadedModel, like: LoadedModel, path: str) -> LoadedModel:
@@ -106,7 +108,7 @@ def _fitted(towers: LoadedModel, like: LoadedModel, path: str) -> LoadedModel:
         preprocess=like.preprocess,
         checkpoint=CheckpointConfig(init_from=path),
     )
-    return dataclasses.replace(like, params=checkpoint.adapt(towers, config))
+    return dataclasses.replace(like, params=adapt(towers, config))
 
 
 def _with_the_same_parts(a: LoadedModel, b: LoadedModel) -> tuple[LoadedModel, LoadedModel]:
@@ -139,25 +141,6 @@ def parse_weights(text: str) -> list[float]:
     return weights
 
 
-def parse_evaluation(text: str) -> tuple[dict[str, Any], str]:
-    """`kind=coco,path=…,group=rare` → (a source as in a config, its group; "" = all names)."""
-    entry: dict[str, Any] = {}
-    for part in text.split(","):
-        key, equals, value = part.partition("=")
-        if not equals or key in entry:
-            raise ConfigError(f"{text!r}: expected kind=…,key=value,…,group=… with each key once")
-        entry[key] = _number(key, value, text) if key in _NUMBERS else value
-    group = str(entry.pop("group", ""))
-    return entry, group
-
-
-def _number(key: str, value: str, text: str) -> float:
-    try:
-        return _NUMBERS[key](value)
-    except ValueError:
-        raise ConfigError(f"{text!r}: {key}: {value!r} is no {_NUMBERS[key].__name__}") from None
-
-
 def sweep(
     self_trained: str | os.PathLike[str],
     fine_tuned: str | os.PathLike[str],
@@ -170,15 +153,13 @@ def sweep(
 ) -> list[dict[str, float]]:
     """AP of each weight in and out of domain; writes sweep.json and trade_off.png into `out`.
 
-    The evaluations are given as for `parse_evaluation`. Raises `UserError` if a checkpoint, a
+    The evaluations are texts as for `parse_source`. Raises `UserError` if a checkpoint, a
     source or a group cannot be used.
     """
     from data_pipelines import pseudo_records
     from owl_det.viz import plots
 
-    a, b = _with_the_same_parts(
-        checkpoint.load_detector(self_trained), checkpoint.load_detector(fine_tuned)
-    )
+    a, b = _with_the_same_parts(load_detector(self_trained), load_detector(fine_tuned))
     check_same_architecture(a, b)
     measure = _Measure(b, {"in_domain": in_domain, "out_of_domain": out_of_domain}, max_images)
     folder = Path(out)
@@ -202,23 +183,26 @@ class _Measure:
     """AP of one model after the other on the same evaluations."""
 
     def __init__(self, model: LoadedModel, evaluations: dict[str, str], max_images: int):
-        from data_pipelines import source as source_lib
-        from owl_det.evaluation.evaluate import Evaluate
+        from data_pipelines.open_source import open_source
+        from data_pipelines.source_text import parse_source
+        from owl_det.evaluation.evaluate import DetectionEvaluator
 
-        parsed = {name: parse_evaluation(text) for name, text in evaluations.items()}
-        sources = _sources({name: entry for name, (entry, _) in parsed.items()})
+        parsed = {
+            name: parse_source(text, f"config.data.eval.{name}")
+            for name, text in evaluations.items()
+        }
         self._mesh = sharding.make_mesh(MeshConfig())
         detector = detector_of(model.config, model.preprocess)
         self._texts = evaluations
         self._groups = {name: group for name, (_, group) in parsed.items()}
         self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one
         self._source: dict[str, str] = {}
-        for name, source in sources.items():
+        for name, (source, _) in parsed.items():
             key = repr(source)
             self._source[name] = key
             if key not in self._evaluate:
-                opened = source_lib.build(source, "")
-                self._evaluate[key] = Evaluate(
+                opened = open_source(source, "")
+                self._evaluate[key] = DetectionEvaluator(
                     detector,
                     opened,
                     self._mesh,
@@ -239,7 +223,7 @@ class _Measure:
     def __call__(self, model: LoadedModel) -> dict[str, float]:
         whole = sharding.replicated(self._mesh)
         params = jax.tree.map(lambda x: jax.device_put(np.asarray(x), whole), model.params)
-        results = {key: e(params).evaluator.compute() for key, e in self._evaluate.items()}
+        results = {key: evaluate(params).metrics for key, evaluate in self._evaluate.items()}
         values: dict[str, float] = {}
         for name, key in self._source.items():
             group = self._groups[name]
@@ -251,13 +235,6 @@ class _Measure:
             found = results[key].groups[group] if group else results[key]
             values[f"{name}_AP"], values[f"{name}_AP50"] = found.AP, found.AP50
         return values
-
-
-def _sources(entries: dict[str, Any]) -> dict[str, Source]:
-    """Evaluation sources as a config would read them."""
-    # A config needs a training source to be whole; none is opened.
-    data = {"train": {"none": {"kind": "shapes_world"}}, "eval": entries}
-    return resolve({"data": data}).data.eval
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -1,32 +1,32 @@
 """Runs a detector over a source and measures it; training and `owl-det evaluate` share it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
-from data_pipelines import image_ops, prompts, tokenizer
+from data_pipelines import image_ops
 from data_pipelines.features import Category, Record
-from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import EvaluationConfig
-from owl_det.evaluation.coco import CocoEvaluator, Metrics
+from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.loader import Loader
-from owl_det.evaluation.pictures import beside_truth
+from owl_det.evaluation.metrics import Metrics
 from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.inference import ranking
+from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 
-class Found(NamedTuple):
-    """`inference.TopPairs` of one image, on the host."""
+class HostPairs(NamedTuple):
+    """`ranking.TopPairs` of one image, on the host."""
 
     boxes_xyxy: np.ndarray
     scores: np.ndarray
@@ -34,13 +34,41 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What one pass over a data set gave."""
+class DetectionMeasurement:
+    """What one pass over a data set gave. Implements `evaluator.Measurement`."""
 
     evaluator: CocoEvaluator
-    pictures: list[np.ndarray]
+    pictures: list[np.ndarray]  # predictions beside the truth
     num_unreadable: int
     regions: RegionAccuracy | None = None
+
+    @cached_property
+    def metrics(self) -> Metrics:
+        """Raises `DataError` without any ground truth."""
+        return self.evaluator.compute()
+
+    def scalars(self) -> dict[str, float]:
+        regions = self.regions.scalars() if self.regions else {}
+        return {**self.metrics.scalars(), **regions}
+
+    def headline(self) -> str:
+        return f"AP {self.metrics.AP:.3f}, AP50 {self.metrics.AP50:.3f}"
+
+    def write(
+        self, workdir: Path, name: str, step: int, *, with_plots: bool
+    ) -> UInt8[np.ndarray, "H W 3"] | None:
+        """Writes `eval/results_<name>.json`, the pictures of this step and, if asked, plots."""
+        from owl_det import viz
+        from owl_det.evaluation import pictures
+
+        self.evaluator.write_results(workdir / "eval" / f"results_{name}.json")
+        if with_plots:
+            pictures.write_plots(workdir / "pictures", name, self.evaluator, self.metrics)
+        if not self.pictures:
+            return None
+        sheet = pictures.sheet(self.pictures)
+        viz.save_png(workdir / "pictures" / f"{name}_{step:07d}.png", sheet)
+        return sheet
 
 
 def pairs_kept(settings: EvaluationConfig) -> int:
@@ -48,7 +76,7 @@ def pairs_kept(settings: EvaluationConfig) -> int:
     return settings.top_k or (3000 if settings.protocol == "fixed" else 300)
 
 
-class Evaluate:
+class DetectionEvaluator:
     """Evaluates one source, with as many parameters as there are.
 
     All categories are asked together, in every prompt of `eval_prompts` (probabilities are
@@ -68,19 +96,11 @@ class Evaluate:
         settings: EvaluationConfig,
         eval_prompts: str,
         tokenizer_file: str = "",
-        functions: ranking.Functions | None = None,
+        functions: ranking.DetectorFunctions | None = None,
     ) -> None:
         """`functions` are those of an export; without them the detector runs."""
         self.source, self.name, self.settings, self.mesh = source, name, settings, mesh
-        self.detector = detector
-        words = tokenizer.build(detector.config.text, tokenizer_file)
-        templates = prompts.eval_prompts(eval_prompts)
-        self.tokens = np.stack(
-            [
-                words.encode_all([prompts.apply_template(t, c.name) for c in source.categories])
-                for t in templates
-            ]
-        )
+        self.detector, self.eval_prompts = detector, eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -90,15 +110,15 @@ class Evaluate:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        run = functions or ranking.Functions(
-            partial(ranking.encode_queries, detector), partial(ranking.embed_tokens, detector)
+        run = functions or ranking.DetectorFunctions.of_detector(detector)
+        self._encoder = TextEncoder(
+            jax.jit(run.embed_prompts, out_shardings=whole), detector.config, tokenizer_file
         )
-        self._encode = jax.jit(run.encode_queries, out_shardings=whole)
         self._detect = jax.jit(partial(self._forward, run), out_shardings=whole)
 
     def _forward(
         self,
-        run: ranking.Functions,
+        run: ranking.DetectorFunctions,
         params: Params,
         images: Any,
         sizes: Any,
@@ -106,7 +126,7 @@ class Evaluate:
         is_query: Any,
     ) -> tuple[ranking.TopPairs, jax.Array | None]:
         """The best pairs and, where regions are measured, the class embeddings of all tokens."""
-        tokens = run.embed_tokens(params, images)
+        tokens = run.embed_image_tokens(params, images)
         found = ranking.rank(
             tokens,
             queries,
@@ -118,57 +138,49 @@ class Evaluate:
         )
         return found, tokens.class_embeddings if self.settings.region_accuracy else None
 
-    def __call__(self, params: Params) -> Evaluation:
+    def __call__(self, params: Params) -> DetectionMeasurement:
         """Detects in every readable image. Only process 0 collects results.
 
         Raises `DataError` if more than 1 % of the images cannot be read, `CheckpointError` if the
         model computes NaN.
         """
-        queries = self._encode(params, self.tokens)
-        is_query = np.ones(self.tokens.shape[1], bool)
+        names = [category.name for category in self.source.categories]
+        embedded = self._encoder.embed(params, names, self.eval_prompts)
+        queries = jax.device_put(embedded, sharding.replicated(self.mesh))
+        is_query = np.ones(len(names), bool)
         evaluator = CocoEvaluator(self.source.categories, self.settings.protocol)
         regions = None
         if self.settings.region_accuracy:
-            regions = RegionAccuracy(self.source.categories, np.asarray(queries))
+            regions = RegionAccuracy(self.source.categories, embedded)
         pictures: list[np.ndarray] = []
-        for loaded in self.loader.batches(f"evaluate {self.name}"):
-            found, embeddings = self._detect(params, loaded.images, loaded.sizes, queries, is_query)
+        for batch in self.loader.batches(f"evaluate {self.name}"):
+            found, embeddings = self._detect(params, batch.images, batch.sizes, queries, is_query)
             found = jax.tree.map(np.asarray, found)
             ranking.require_finite(self.name, found.scores, found.boxes_xyxy)
             if not _is_first():
                 continue
-            records = [
-                self._record(index) if loaded.is_readable[i] else None
-                for i, index in enumerate(loaded.indices)
-            ]
+            records = self.loader.records(batch)
             for i, record in enumerate(records):
                 if record is not None:
-                    of_image = Found(*(np.asarray(x[i]) for x in found))
-                    picture = self._add(evaluator, record, of_image)
+                    detected = self._in_pixels(
+                        record, HostPairs(*(np.asarray(x[i]) for x in found))
+                    )
+                    self._add(evaluator, record, detected)
                     if len(pictures) < self.settings.num_pictures:
-                        pictures.append(picture())
+                        pictures.append(self._picture(record, detected))
             if regions is not None:
                 regions.add(np.asarray(embeddings), records, self.detector.preprocess.geometry)
-        return Evaluation(evaluator, pictures, self.loader.num_unreadable, regions)
+        return DetectionMeasurement(evaluator, pictures, self.loader.num_unreadable, regions)
 
-    def _record(self, index: int) -> Record | None:
-        """The labels of an image that the loader has read; None if it is gone since."""
-        try:
-            return self.source[index]
-        except UnreadableImage as error:
-            logging.warning("Skipped image %d of %s: %s", index, self.name, error)
-            self.loader.num_unreadable += 1
-            return None
-
-    def _add(
-        self, evaluator: CocoEvaluator, record: Record, found: Found
-    ) -> Callable[[], np.ndarray]:
-        """Adds one image; returns a function that draws it."""
+    def _in_pixels(self, record: Record, found: HostPairs) -> HostPairs:
+        """The pairs whose box is in the image, with boxes in its pixels."""
         height, width = image_ops.image_size(record.image)
         geometry = self.detector.preprocess.geometry
         boxes = ranking.pixel_boxes(found.boxes_xyxy, height, width, geometry)
         is_shown = found.scores != ranking.OUTSIDE
-        boxes, found = boxes[is_shown], Found(*(x[is_shown] for x in found))
+        return HostPairs(boxes[is_shown], found.scores[is_shown], found.query[is_shown])
+
+    def _add(self, evaluator: CocoEvaluator, record: Record, found: HostPairs) -> None:
         categories = self.source.categories
         ids = {category.name: category.id for category in categories}
         rows = [(row, ids[name]) for row, names in enumerate(record.names) for name in names]
@@ -181,32 +193,22 @@ class Evaluate:
             }
         evaluator.add(
             record.image_id,
-            (height, width),
+            image_ops.image_size(record.image),
             (record.boxes_xyxy[take], np.array([i for _, i in rows], int), record.is_crowd[take]),
-            (boxes, found.scores, np.array([c.id for c in categories], int)[found.query]),
+            (
+                found.boxes_xyxy,
+                found.scores,
+                np.array([c.id for c in categories], int)[found.query],
+            ),
             true_areas=None if record.areas is None else record.areas[take],
             given_id=record.given_id,
             **federated,
         )
-        return lambda: beside_truth(record, categories, boxes, found.scores, found.query)
 
+    def _picture(self, record: Record, found: HostPairs) -> UInt8[np.ndarray, "H W 3"]:
+        from owl_det.evaluation.pictures import beside_truth
 
-def summary(
-    measure: Evaluate, result: Evaluation, metrics: Metrics, step: int, seconds: float
-) -> dict[str, Any]:
-    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
-    return {
-        "step": step,
-        **{key: round(value, 6) for key, value in metrics.scalars().items()},
-        **(
-            {key: round(value, 6) for key, value in result.regions.scalars().items()}
-            if result.regions
-            else {}
-        ),
-        "unreadable_images": result.num_unreadable,
-        "dataset": measure.source.version,
-        "seconds": round(seconds, 1),
-    }
+        return beside_truth(record, self.source.categories, *found)
 
 
 def _is_first() -> bool:

@@ -1,6 +1,8 @@
 """What a contrastive model knows: zero-shot classification, retrieval, region accuracy."""
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,22 +10,41 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int32
 
-from data_pipelines import prompts, tokenizer
 from data_pipelines.features import Record
 from data_pipelines.source import Source
 from owl_det import sharding
 from owl_det.config import EvaluationConfig
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
+from owl_det.inference import ranking
+from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.build import call
 from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 RETRIEVAL_RANKS = (1, 5, 10)
-_ROWS = 1024  # of a similarity matrix that exist at once
+_ROWS = 1024  # of a similarity matrix, or texts in the text tower, that exist at once
 
 
-class EvaluateTowers:
+@dataclass(frozen=True)
+class ImageTextMeasurement:
+    """What one pass over a data set gave. Implements `evaluator.Measurement`."""
+
+    values: dict[str, float]  # metrics by name; empty on every process but the first
+    num_unreadable: int
+
+    def scalars(self) -> dict[str, float]:
+        return self.values
+
+    def headline(self) -> str:
+        chosen = (key for key in self.values if "top1" in key or "_r1" in key)
+        return ", ".join(f"{key} {self.values[key]:.3f}" for key in chosen)
+
+    def write(self, workdir: Path, name: str, step: int, *, with_plots: bool) -> None:
+        """Nothing: there are no results of images, and nothing to draw."""
+
+
+class ImageTextEvaluator:
     """Evaluates two towers on one source, by what its records hold.
 
     Boxes: region accuracy (not of towers with attention pooling, whose tokens lie in no space
@@ -44,8 +65,7 @@ class EvaluateTowers:
         tokenizer_file: str = "",
     ) -> None:
         self.source, self.name, self.detector = source, name, detector
-        self._words = tokenizer.build(detector.config.text, tokenizer_file)
-        self._templates = prompts.eval_prompts(eval_prompts)
+        self.eval_prompts = eval_prompts
         self.loader = Loader(
             source,
             mesh,
@@ -57,9 +77,11 @@ class EvaluateTowers:
         whole = sharding.replicated(mesh)
         self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
-        self._encode = jax.jit(
-            lambda params, tokens: call(detector.encode_text, params, tokens),
-            out_shardings=whole,
+        self._encoder = TextEncoder(
+            jax.jit(partial(ranking.embed_prompts, detector), out_shardings=whole),
+            detector.config,
+            tokenizer_file,
+            names_at_once=_ROWS,
         )
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
@@ -67,7 +89,7 @@ class EvaluateTowers:
             return call(self.detector.embed_image_and_patches, params, images)
         return call(self.detector.embed_image, params, images), None
 
-    def __call__(self, params: Params) -> dict[str, float]:
+    def __call__(self, params: Params) -> ImageTextMeasurement:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).
 
         `cut_captions` counts the distinct captions that are longer than the text tower's positions.
@@ -75,19 +97,15 @@ class EvaluateTowers:
         Raises `DataError` if more than 1 % of the images cannot be read.
         """
         categories = self.source.categories
-        names = [
-            self._texts(params, [prompts.apply_template(t, c.name) for c in categories])
-            for t in self._templates
-        ]
-        zero_shot = NameAccuracy(categories, np.stack(names), "zero_shot")
-        regions = RegionAccuracy(categories, np.stack(names))
+        names = [category.name for category in categories]
+        prompted = _unit_length(self._encoder.embed(params, names, self.eval_prompts))
+        zero_shot = NameAccuracy(categories, prompted, "zero_shot")
+        regions = RegionAccuracy(categories, prompted)
         embeddings: list[np.ndarray] = []
         captions: list[str] = []
-        for indices, images, is_readable, _ in self.loader.batches(f"evaluate {self.name}"):
-            whole, dense = self._embed(params, images)
-            records = [
-                self.source[i] if is_readable[row] else None for row, i in enumerate(indices)
-            ]
+        for batch in self.loader.batches(f"evaluate {self.name}"):
+            whole, dense = self._embed(params, batch.images)
+            records = self.loader.records(batch)
             whole = _unit_length(np.asarray(whole))
             _add_single_named(zero_shot, whole, records)
             if dense is not None:
@@ -100,17 +118,12 @@ class EvaluateTowers:
         if captions:
             distinct = {text: i for i, text in enumerate(dict.fromkeys(captions))}
             truth = np.array([distinct[text] for text in captions])
-            values |= retrieval(np.stack(embeddings), self._texts(params, list(distinct)), truth)
-            values["cut_captions"] = float(sum(not self._words.fits(text) for text in distinct))
-        return values if jax.process_index() == 0 else {}
-
-    def _texts(self, params: Params, texts: list[str]) -> Float32[np.ndarray, "u e"]:
-        """Embeddings of unit length, computed in chunks of one shape."""
-        if not texts:
-            return np.zeros((0, self.detector.config.embedding_dim), np.float32)
-        tokens = self._words.encode_all(texts)
-        rows = [np.asarray(self._encode(params, part)) for part in _chunks(tokens)]
-        return _unit_length(np.concatenate(rows)[: len(tokens)])
+            texts = _unit_length(self._encoder.embed_texts(params, list(distinct)))
+            values |= retrieval(np.stack(embeddings), texts, truth)
+            fits = self._encoder.tokenizer.fits
+            values["cut_captions"] = float(sum(not fits(text) for text in distinct))
+        values = values if jax.process_index() == 0 else {}
+        return ImageTextMeasurement(values, self.loader.num_unreadable)
 
 
 def retrieval(
@@ -156,24 +169,6 @@ def _add_single_named(
     zero_shot.add_named(embeddings[rows], names)
 
 
-def _chunks(tokens: Int32[np.ndarray, "u l"]) -> Iterator[Int32[np.ndarray, "c l"]]:
-    size = min(_ROWS, len(tokens))
-    for start in range(0, len(tokens), size):
-        part = tokens[start : start + size]
-        yield np.pad(part, ((0, size - len(part)), (0, 0)))
-
-
 def _unit_length(x: Float[np.ndarray, "*b e"]) -> Float32[np.ndarray, "*b e"]:
     x = np.asarray(x, np.float32)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
-
-
-def summary(measure: EvaluateTowers, values: dict[str, float], step: int, seconds: float) -> Any:
-    """What is written of one evaluation; metrics are in [0, 1], with 6 digits."""
-    return {
-        "step": step,
-        **{key: round(value, 6) for key, value in values.items()},
-        "unreadable_images": measure.loader.num_unreadable,
-        "dataset": measure.source.version,
-        "seconds": round(seconds, 1),
-    }

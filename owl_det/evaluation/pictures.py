@@ -9,7 +9,9 @@ from jaxtyping import Float, Int, UInt8
 from data_pipelines import image_ops
 from data_pipelines.features import Category, Record
 from owl_det import viz
-from owl_det.evaluation.coco import CocoEvaluator, Metrics, confusion_matrix
+from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.evaluation.confusion import confusion_matrix
+from owl_det.evaluation.metrics import Metrics
 from owl_det.viz.detections import MAX_BOXES
 from owl_det.viz.pictures import PAIR_SIDE
 
@@ -61,7 +63,7 @@ def _truth(
     ) else f": {len(largest)} largest of {len(boxes)}"
 
 
-def sheet(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "H W 3"]:
+def sheet(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "H W 3"]:
     """Pairs of `beside_truth`, two a row."""
     return viz.picture_grid(pictures, columns=2)
 
@@ -69,7 +71,7 @@ def sheet(pictures: Sequence[UInt8[np.ndarray, "h w 3"]]) -> UInt8[np.ndarray, "
 def write(
     folder: Path,
     name: str,
-    pairs: Sequence[UInt8[np.ndarray, "h w 3"]],
+    pairs: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     evaluator: CocoEvaluator,
     metrics: Metrics,
 ) -> None:
@@ -84,7 +86,16 @@ def write_plots(folder: Path, name: str, evaluator: CocoEvaluator, metrics: Metr
     """Writes `precision_recall_<name>.png` and `confusion_matrix_<name>.png`."""
     from owl_det.viz import plots
 
-    plots.plot_precision_recall(folder / f"precision_recall_{name}.png", metrics)
+    plots.plot_precision_recall(
+        folder / f"precision_recall_{name}.png",
+        metrics.recall,
+        [
+            plots.PrecisionCurve(group, values.AP50, values.precision)
+            for group, values in metrics.groups.items()
+        ],
+        plots.PrecisionCurve("all", metrics.AP50, metrics.precision),
+        f"{metrics.num_images:,} images, {metrics.num_instances:,} instances",
+    )
     plots.plot_confusion_matrix(
         folder / f"confusion_matrix_{name}.png",
         confusion_matrix(evaluator, CONFUSION_IOU, CONFUSION_SCORE),

@@ -80,10 +80,10 @@ class RowFile:
 class GroupedRows:
     """Rows of a `RowFile` by group."""
 
-    def __init__(self, rows: RowFile, bounds: Int[np.ndarray, " c+1"]) -> None:
+    def __init__(self, rows: RowFile, bounds: Int[np.ndarray, " d"]) -> None:
         self.counts = np.diff(bounds)
         self._rows = rows
-        self._bounds = bounds
+        self._bounds: list[int] = bounds.tolist()
 
     def of(self, groups: Sequence[int]) -> Shaped[np.ndarray, " y"]:
         """The rows of some groups, one group after the other."""

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 from PIL import Image
 
-from data_pipelines import image_ops, prompts, tokenizer
+from data_pipelines import image_ops
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import given_queries, ranking
+from owl_det.inference import ranking, text_queries
+from owl_det.inference.text_encoder import TextEncoder, mean_of_prompts
 from owl_det.modeling import resnet
 from owl_det.modeling.build import call, detector_of
 from owl_det.modeling.family import ContrastiveModel, Detector
@@ -30,15 +30,15 @@ class Embedded(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Functions:
+class EmbeddingFunctions:
     """The pure functions of a model that are measured."""
 
-    encode_texts: Callable[[Params, Int32[Array, "c l"]], Float[Array, "c e"]]
-    embed: Callable[[Params, UInt8[Array, "b H W 3"]], Embedded]
+    embed_prompts: Callable[[Params, Int32[Array, "t c l"]], Float[Array, "t c e"]]
+    embed_image: Callable[[Params, UInt8[Array, "b H W 3"]], Embedded]
 
 
-def functions_of(model: LoadedModel) -> Functions:
-    """Those of any kind of checkpoint.
+def embedding_functions(model: LoadedModel) -> EmbeddingFunctions:
+    """The functions of a checkpoint of any kind.
 
     A detector has the class embeddings of its tokens, and an embedding of the whole image only if
     it kept its contrastive parameters. Towers have both, but the tokens of a tower with attention
@@ -46,10 +46,12 @@ def functions_of(model: LoadedModel) -> Functions:
     """
     if model.kind == "resnet":
         clip = ClipResNet(model.config, model.preprocess)
-        return Functions(partial(call, clip.encode_text), partial(_embed_contrastive, clip))
+        return EmbeddingFunctions(
+            partial(ranking.embed_prompts, clip), partial(_embed_contrastive, clip)
+        )
     detector = detector_of(model.config, model.preprocess)
     embed = _embed_contrastive if model.kind == "towers" else _embed_detector
-    return Functions(partial(call, detector.encode_text), partial(embed, detector))
+    return EmbeddingFunctions(partial(ranking.embed_prompts, detector), partial(embed, detector))
 
 
 def _embed_contrastive(model: ContrastiveModel, params: Params, image: Array) -> Embedded:
@@ -58,16 +60,9 @@ def _embed_contrastive(model: ContrastiveModel, params: Params, image: Array) ->
 
 
 def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
-    tokens = ranking.embed_tokens(detector, params, image).class_embeddings
+    tokens = ranking.embed_image_tokens(detector, params, image).class_embeddings
     has_whole = detector.config.contrastive != "none"
     return Embedded(tokens, call(detector.embed_image, params, image) if has_whole else None)
-
-
-def mean_of_prompts(texts: Float[np.ndarray, "t c e"]) -> Float32[np.ndarray, "c e"]:
-    """Mean of the unit-length embeddings of each name in its t prompts, of unit length again."""
-    unit = texts / np.linalg.norm(texts, axis=-1, keepdims=True)
-    mean = unit.astype(np.float32).mean(axis=0)
-    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
 class DenseFeatures:
@@ -75,8 +70,9 @@ class DenseFeatures:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        functions = functions_of(model)
-        self._encode, self._embed = jax.jit(functions.encode_texts), jax.jit(functions.embed)
+        functions = embedding_functions(model)
+        self._embed = jax.jit(functions.embed_image)
+        self._encoder = TextEncoder(jax.jit(functions.embed_prompts), model.config, model.tokenizer)
 
     def embed(self, image: Image.Image) -> Float32[np.ndarray, "h w e"]:
         """The tokens that show the image, of unit length, as a grid; padding is cut off.
@@ -115,26 +111,16 @@ class DenseFeatures:
 
         Raises `DataError` for a query of no use.
         """
-        queries = given_queries.texts(queries)
-        words = tokenizer.build(self.model.config.text, self.model.tokenizer)
-        given_queries.check_read(queries, words)
-        given_queries.warn(queries)
-        for query in queries:
-            if not words.fits(query):
-                logging.warning("Query %r is cut to %d tokens", query, words.num_positions)
-        texts = [
-            self._encode(
-                self.model.params,
-                words.encode_all([prompts.apply_template(template, query) for query in queries]),
-            )
-            for template in prompts.eval_prompts(prompt_mode or self.model.eval_prompts)
-        ]
-        return mean_of_prompts(np.stack([np.asarray(text) for text in texts]))
+        texts, mode = text_queries.texts(queries), prompt_mode or self.model.eval_prompts
+        text_queries.check_read(texts, self._encoder.tokenizer)
+        text_queries.warn(texts)
+        self._encoder.warn_of_cut(texts, mode)
+        return mean_of_prompts(self._encoder.embed(self.model.params, texts, mode))
 
 
 def cluster(
-    grids: Sequence[Float32[np.ndarray, "h w e"]], num_clusters: int, seed: int = 0
-) -> list[Int[np.ndarray, "h w"]]:
+    grids: Sequence[Float32[np.ndarray, "_ _ e"]], num_clusters: int, seed: int = 0
+) -> list[Int[np.ndarray, "_ _"]]:
     """k-means over the tokens of all images together: the cluster of every token.
 
     Clusters are numbered by size, largest first. Raises `UserError` if there are fewer tokens.

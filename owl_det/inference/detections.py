@@ -1,10 +1,7 @@
 """What was found in one image, in its own pixels; from ranked pairs and tokens to that."""
 
-import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import jax
 import numpy as np
@@ -106,24 +103,3 @@ def of_tokens(
         kept = ranking.has_area(pixels)  # others lie in the padding
         found.append(Proposals(pixels[kept], scores[row, order][kept]))
     return found
-
-
-_Found = TypeVar("_Found", Detections, Proposals)
-
-
-def suppress(found: _Found, nms_iou: float | None, across_queries: bool) -> _Found:
-    """Greedy non-maximum suppression; None keeps everything."""
-    if nms_iou is None or not len(found):
-        return found
-    with warnings.catch_warnings():
-        # OpenCV is no dependency: supervision says at import that it works with NumPy instead.
-        warnings.filterwarnings("ignore", message="OpenCV", category=UserWarning)
-        from supervision import box_non_max_suppression
-    columns: list[np.ndarray] = [found.boxes, found.scores[:, None]]
-    if isinstance(found, Detections) and not across_queries:
-        columns.append(found.labels[:, None])
-    keep = box_non_max_suppression(np.concatenate(columns, axis=1), nms_iou)
-    if isinstance(found, Detections):
-        kept = found.boxes[keep], found.scores[keep], found.labels[keep]
-        return dataclasses.replace(found, boxes=kept[0], scores=kept[1], labels=kept[2])
-    return dataclasses.replace(found, boxes=found.boxes[keep], scores=found.scores[keep])

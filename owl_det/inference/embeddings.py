@@ -11,30 +11,26 @@ The folder is complete or absent. Reading checks types and shapes before anythin
 """
 
 import dataclasses
-import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from owl_det import finite, near_paths
+from owl_det import files
+from owl_det.checkpoints import finite
 from owl_det.errors import DataError
-from owl_det.types import LoadedModel, TokenEmbeddings
+from owl_det.types import TokenEmbeddings
 
 FORMAT = "owl_det image embeddings 1"
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(TokenEmbeddings))
-# These decide how fast a model runs, not what it computes.
-_EXECUTION = ("attention", "remat", "scan_unroll")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class QueryEmbeddings:
 
     embeddings: Float32[np.ndarray, "t q e"]
     names: tuple[str, ...]
-    checkpoint: str  # `fingerprint` of the model that made them
+    checkpoint: str  # `identity.model_hash` of the model that made them
 
     def __len__(self) -> int:
         return len(self.names)
@@ -81,26 +77,11 @@ class ImageEmbeddings:
     sizes: Int32[np.ndarray, "i 2"]  # height, width in pixels
     names: tuple[str, ...]  # files, or what the caller calls the images
     image_size: int  # side of the padded square, pixels
-    checkpoint: str  # `fingerprint` of the model that made them
+    checkpoint: str  # `identity.model_hash` of the model that made them
     source: str = "embeddings"  # file, for error messages
 
     def __len__(self) -> int:
         return len(self.names)
-
-
-def fingerprint(model: LoadedModel) -> str:
-    """Sixteen hex digits that change with parameters, architecture and preprocessing."""
-    settings = dataclasses.asdict(model.config)
-    for key in _EXECUTION:
-        del settings[key]
-    content = hashlib.sha256(
-        json.dumps([settings, dataclasses.asdict(model.preprocess)], sort_keys=True).encode()
-    )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
-        array = np.ascontiguousarray(leaf)
-        content.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        content.update(array.tobytes())
-    return content.hexdigest()[:16]
 
 
 def check_checkpoint(what: str, made_with: str, checkpoint: str) -> None:
@@ -113,29 +94,24 @@ def check_checkpoint(what: str, made_with: str, checkpoint: str) -> None:
 
 
 class Writer:
-    """Writes shards to `<path>.partial`, which takes its name when the block is left in order.
+    """Writes shards to a folder that is there once the block is left in order.
 
     Raises `DataError` if `path` exists.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._partial = self.path.with_name(f"{self.path.name}.partial")
+        self._folder = files.atomic_folder(self.path)
         self._num_shards = 0
         if self.path.exists():
             raise DataError(f"{self.path}: exists; remove it or write to another folder")
 
     def __enter__(self) -> "Writer":
-        if self._partial.exists():
-            shutil.rmtree(self._partial)  # of a run that was interrupted
-        self._partial.mkdir(parents=True)
+        self._partial = self._folder.__enter__()
         return self
 
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is None:
-            self._partial.rename(self.path)
-        else:
-            shutil.rmtree(self._partial)
+        self._folder.__exit__(kind, error, traceback)
 
     def add(self, images: ImageEmbeddings) -> None:
         """Writes one shard. Raises `DataError` where it cannot be written."""
@@ -159,16 +135,16 @@ def read(path: str | os.PathLike[str]) -> Iterator[ImageEmbeddings]:
 
     Raises `DataError`, naming the file, where there is none or one cannot be used.
     """
-    files = sorted(Path(path).glob("shard-*.safetensors"))
-    if not files:
-        hint = "" if Path(path).exists() else near_paths.hint(path)
+    shards = sorted(Path(path).glob("shard-*.safetensors"))
+    if not shards:
+        hint = "" if Path(path).exists() else files.did_you_mean(path)
         raise DataError(f"{path}: no embeddings there; write them with owl-det embed{hint}")
-    return map(_read_shard, files)
+    return map(_read_shard, shards)
 
 
 def _read_shard(file: Path) -> ImageEmbeddings:
     try:
-        with safe_open(file, framework="numpy") as shard:
+        with safe_open(files.fetch(file), framework="numpy") as shard:
             metadata = _checked_metadata(file, shard.metadata() or {})
             _check_shapes(file, shard, len(metadata["names"]))
             arrays = {name: shard.get_tensor(name) for name in (*_FIELDS, "sizes")}

@@ -9,8 +9,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,10 +26,13 @@ from jaxtyping import Array
 import owl_det
 from data_pipelines import prompts, tokenizer
 from owl_det import boxes as box_lib
-from owl_det import checkpoint
+from owl_det import files, path_rules
+from owl_det.checkpoints import identity
+from owl_det.checkpoints.load import load_detector
 from owl_det.errors import CheckpointError, UserError
-from owl_det.inference import embeddings, ranking, stablehlo
-from owl_det.inference.ranking import Functions
+from owl_det.inference import ranking, stablehlo
+from owl_det.inference.export_folder import METADATA, is_export
+from owl_det.inference.ranking import DetectorFunctions
 from owl_det.optional import installation, is_installed, leave_accelerators_to_jax
 from owl_det.types import LoadedModel, Params
 
@@ -62,35 +63,32 @@ def export(
     package is missing or the written model computes something else.
     """
     folder = Path(target)
-    if stablehlo.is_export(source):
+    if is_export(source):
         raise CheckpointError(f"{source}: is an export already; give the checkpoint it came from")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder}: exists and is not empty; choose another folder")
-    model = _portable(checkpoint.load_detector(source), kind)
+    model = _portable(load_detector(source), kind)
     start = time.perf_counter()
-    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    try:
+    with files.atomic_folder(folder) as scratch:
         runtime = WRITERS[kind](scratch, model)
         _write_metadata(scratch, model, kind)
         differences = _check(model, runtime, kind)
         _publish(scratch)
-        scratch.replace(folder.absolute())
-    except BaseException:
-        shutil.rmtree(scratch)
-        raise
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     return {
         "format": kind,
         "path": str(folder),
         "seconds": round(time.perf_counter() - start, 1),
-        "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in _files_in(folder)},
         "max_abs_difference": differences,
     }
 
 
+def _files_in(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
 def _publish(folder: Path) -> None:
-    """Lets others read what mkdtemp and some of the writers keep private."""
+    """Lets others read what some of the writers keep private."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -105,14 +103,14 @@ def _portable(model: LoadedModel, kind: str) -> LoadedModel:
 
 
 def _write_stablehlo(folder: Path, model: LoadedModel) -> Runtime:
-    flat = {k: np.asarray(v) for k, v in stablehlo.flatten(model.params).items()}
+    flat = {k: np.asarray(v) for k, v in path_rules.flatten(model.params).items()}
     safetensors.numpy.save_file(flat, folder / stablehlo.PARAMS)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), model.params)
-    for name, function in _named(ranking.functions_of(model), model, "stablehlo").items():
+    for name, function in _named(DetectorFunctions.of_model(model), model, "stablehlo").items():
         exported = jax.export.export(jax.jit(function), platforms=stablehlo.PLATFORMS)(
             params, *_symbolic_inputs(model, name)
         )
-        (folder / f"{name}.jax_export").write_bytes(exported.serialize())
+        files.write_atomic(folder / f"{name}.jax_export", bytes(exported.serialize()))
 
     def run(inputs: Outputs) -> Outputs:
         loaded, functions = stablehlo.load(folder)
@@ -130,7 +128,7 @@ def _write_saved_model(folder: Path, model: LoadedModel) -> Runtime:
     module, variables = tf.Module(), jax.tree.map(tf.Variable, jax.device_get(model.params))
     module.params = variables  # pyright: ignore[reportAttributeAccessIssue]  # so that it saves them
     signatures = {}
-    for name, function in _named(ranking.functions_of(model), model, "saved_model").items():
+    for name, function in _named(DetectorFunctions.of_model(model), model, "saved_model").items():
         inputs, _ = stablehlo.signatures(model.config)[name]
         converted = jax2tf.convert(
             function,
@@ -168,7 +166,7 @@ def _write_onnx(folder: Path, model: LoadedModel) -> Runtime:
 
     # Names every intermediate value of unknown shape; onnxruntime infers those itself.
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
-    for name, function in _named(ranking.functions_of(model), model, "onnx").items():
+    for name, function in _named(DetectorFunctions.of_model(model), model, "onnx").items():
         symbolic = _symbolic_inputs(model, name)
         inputs, outputs = stablehlo.signatures(model.config)[name]
         # jax2onnx replaces parts of jax.numpy while it traces, which Flax's scan does not survive;
@@ -254,22 +252,22 @@ WRITERS: dict[str, Callable[[Path, LoadedModel], Runtime]] = {
 
 
 def _named(
-    functions: Functions, model: LoadedModel, kind: str
+    functions: DetectorFunctions, model: LoadedModel, kind: str
 ) -> dict[str, Callable[..., dict[str, Array]]]:
     """The functions of a format, outputs by name as `stablehlo.signatures` lists them."""
 
     def encode_queries(params: Params, tokens: Array) -> dict[str, Array]:
-        embeddings = functions.encode_queries(params, tokens)
+        embeddings = functions.embed_prompts(params, tokens)
         return {"embeddings": embeddings.astype(jnp.float32)}  # whatever the model computes in
 
     def embed_tokens(params: Params, image: Array) -> dict[str, Array]:
-        tokens = functions.embed_tokens(params, image)
+        tokens = functions.embed_image_tokens(params, image)
         return {field.name: getattr(tokens, field.name) for field in dataclasses.fields(tokens)}
 
     def score_tokens(
         params: Params, image: Array, query_embeddings: Array, is_query: Array
     ) -> dict[str, Array]:
-        tokens = functions.embed_tokens(params, image)
+        tokens = functions.embed_image_tokens(params, image)
         scores = ranking.score(tokens, query_embeddings, jnp.dtype(model.config.dtype))
         return {
             "boxes_xyxy": box_lib.cxcywh_to_xyxy(tokens.boxes),
@@ -300,13 +298,13 @@ def _require(package: str, what: str, install: str) -> None:
 
 def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
     if model.tokenizer:
-        shutil.copy(model.tokenizer, folder / Path(model.tokenizer).name)
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        content = files.read_bytes(model.tokenizer)
+        files.write_atomic(folder / Path(model.tokenizer).name, content)
     metadata = {
         "version": stablehlo.VERSION,
         "format": kind,
         "step": model.step,
-        "fingerprint": embeddings.fingerprint(model),
+        "fingerprint": identity.model_hash(model),
         "model": dataclasses.asdict(model.config),
         "preprocess": dataclasses.asdict(model.preprocess),
         "eval_prompts": model.eval_prompts,
@@ -319,10 +317,10 @@ def _write_metadata(folder: Path, model: LoadedModel, kind: str) -> None:
         },
         "functions": {name: stablehlo.signatures(model.config)[name] for name in FUNCTIONS[kind]},
         "platforms": stablehlo.PLATFORMS if kind != "onnx" else None,
-        "sha256": {str(path.relative_to(folder)): stablehlo.sha256(path) for path in files},
+        "sha256": {str(path.relative_to(folder)): files.sha256(path) for path in _files_in(folder)},
         "written_with": {"owl_det": owl_det.__version__, "jax": jax.__version__},
     }
-    (folder / stablehlo.METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+    files.write_atomic(folder / METADATA, json.dumps(metadata, indent=2) + "\n")
 
 
 def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
@@ -330,7 +328,7 @@ def _check(model: LoadedModel, runtime: Runtime, kind: str) -> dict[str, float]:
     inputs = _sample(model)
     # StableHLO runs here as the checkpoint does; the others run in full precision on the CPU.
     with jax.default_matmul_precision("default" if kind == "stablehlo" else "highest"):
-        expected = _run(ranking.functions_of(model), model, inputs, kind)
+        expected = _run(DetectorFunctions.of_model(model), model, inputs, kind)
     actual = runtime(inputs)
     differences = {
         name: float(np.abs(value.astype(np.float32) - actual[name].astype(np.float32)).max())
@@ -359,7 +357,7 @@ def _sample(model: LoadedModel) -> Outputs:
     }
 
 
-def _run(functions: Functions, model: LoadedModel, inputs: Outputs, kind: str) -> Outputs:
+def _run(functions: DetectorFunctions, model: LoadedModel, inputs: Outputs, kind: str) -> Outputs:
     outputs: dict[str, Array] = {}
     for name, function in _named(functions, model, kind).items():
         keys, _ = stablehlo.signatures(model.config)[name]

@@ -16,8 +16,8 @@ Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 i
 _EXPECTED = "give four numbers x0, y0, x1, y1 in pixels"
 
 
-def each(boxes: Any, num_images: int) -> list[Box | None]:
-    """One box, or None, an image. A single box of four numbers is that of a single image.
+def each(boxes: Any, num_images: int) -> list[Any]:
+    """One box, or None, for each image; `relative` checks it. Four numbers are one image's box.
 
     Raises `DataError` for what is no list of boxes.
     """
@@ -25,13 +25,13 @@ def each(boxes: Any, num_images: int) -> list[Box | None]:
         return [None] * num_images
     if isinstance(boxes, (str, bytes, Mapping, Set)) or not hasattr(boxes, "__iter__"):
         raise DataError(f"image queries: boxes: got {type(boxes).__name__}; a list, {_EXPECTED}")
-    given = list(boxes)
-    is_flat = len(given) == 4 and all(isinstance(number, (Real, np.generic)) for number in given)
-    return [given] if is_flat and num_images == 1 else given
+    listed = list(boxes)
+    is_flat = len(listed) == 4 and all(isinstance(x, (Real, np.generic)) for x in listed)
+    return [listed] if is_flat and num_images == 1 else listed
 
 
 def relative(
-    box: Box, size: tuple[int, int], geometry: Geometry, where: str
+    box: Any, size: tuple[int, int], geometry: Geometry, where: str
 ) -> Float32[np.ndarray, " 4"]:
     """Pixel corners → cxcywh relative to the padded square, clipped to the image.
 
@@ -39,22 +39,22 @@ def relative(
     """
     height, width = size
     try:
-        given = np.asarray(box, np.float64)
+        corners = np.asarray(box, np.float64)
     except (TypeError, ValueError):
         raise DataError(f"{where}: {box!r}: {_EXPECTED}") from None
-    if given.shape != (4,) or not np.isfinite(given).all():
+    if corners.shape != (4,) or not np.isfinite(corners).all():
         raise DataError(f"{where}: {_EXPECTED}")
     shown = f"{where}: {np.asarray(box).tolist()}"
-    if min(size) > 1 and 0 <= given.min() and given.max() <= 1 and given.any():
+    if min(size) > 1 and 0 <= corners.min() and corners.max() <= 1 and corners.any():
         raise DataError(
             f"{shown} lies in the first pixel of an image of {width} x {height}; boxes are in "
             "pixels, and no fractions: multiply x by the width, y by the height"
         )
-    if (given[2:] < given[:2]).any():
+    if (corners[2:] < corners[:2]).any():
         raise DataError(
             f"{shown} ends before it begins; give corners x0, y0, x1, y1, not a corner and a size"
         )
-    corners = np.clip(given, 0, [width, height, width, height])
+    corners = np.clip(corners, 0, [width, height, width, height])
     if not (corners[2:] > corners[:2]).all():
         raise DataError(f"{shown} has no area inside the image of {width} x {height} pixels")
     if (corners[2:] - corners[:2] < 1).any():

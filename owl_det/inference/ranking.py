@@ -1,7 +1,8 @@
 """Detection with a frozen model: what evaluation, the predictor and exports share.
 
-An image becomes `TokenEmbeddings` once (`embed_tokens`); `rank` then scores queries against them
-without the image tower, so that detection and search in saved embeddings are the same arithmetic.
+An image becomes `TokenEmbeddings` once (`embed_image_tokens`); `rank` then scores queries against
+them without the image tower, so that detection and search in saved embeddings are the same
+arithmetic.
 """
 
 from collections.abc import Callable
@@ -15,33 +16,37 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, UInt8
 
 from data_pipelines import image_ops
 from owl_det import boxes as box_lib
-from owl_det import finite
+from owl_det.checkpoints import finite
 from owl_det.errors import CheckpointError
 from owl_det.scoring import class_logits
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 if TYPE_CHECKING:  # an exported model is run by this module where Flax is not installed
-    from owl_det.modeling.family import Detector
+    from owl_det.modeling.family import ContrastiveModel, Detector
 
 QUERY_CHUNK = 512  # queries scored at once: bounds the memory of the scores
 MIN_SIDE = 0.01  # pixels: a box that shows less of its image, on either axis, shows nothing
 OUTSIDE = -1.0  # below every probability: the score of boxes that show nothing of the image
 
 
-class Functions(NamedTuple):
+class DetectorFunctions(NamedTuple):
     """The pure functions that a predictor runs: of a checkpoint's modules, or of an export."""
 
-    encode_queries: Callable[[Params, Int32[Array, "t q l"]], Float[Array, "t q e"]]
-    embed_tokens: Callable[[Params, UInt8[Array, "b H W 3"]], TokenEmbeddings]
+    embed_prompts: Callable[[Params, Int32[Array, "t q l"]], Float[Array, "t q e"]]
+    embed_image_tokens: Callable[[Params, UInt8[Array, "b H W 3"]], TokenEmbeddings]
     is_one_size: bool = False  # True: images have the side of the model, and no smaller one
 
+    @classmethod
+    def of_model(cls, model: LoadedModel) -> "DetectorFunctions":
+        """The functions of a checkpoint's modules."""
+        from owl_det.modeling.build import detector_of
 
-def functions_of(model: LoadedModel) -> Functions:
-    """Those of a checkpoint."""
-    from owl_det.modeling.build import detector_of
+        return cls.of_detector(detector_of(model.config, model.preprocess))
 
-    detector = detector_of(model.config, model.preprocess)
-    return Functions(partial(encode_queries, detector), partial(embed_tokens, detector))
+    @classmethod
+    def of_detector(cls, detector: "Detector") -> "DetectorFunctions":
+        """The functions of modules that are there already."""
+        return cls(partial(embed_prompts, detector), partial(embed_image_tokens, detector))
 
 
 class TopPairs(NamedTuple):
@@ -52,18 +57,18 @@ class TopPairs(NamedTuple):
     query: Int[Array, "b k"]
 
 
-def encode_queries(
-    detector: "Detector", params: Params, tokens: Int32[Array, "t q l"]
+def embed_prompts(
+    model: "ContrastiveModel", params: Params, tokens: Int32[Array, "t q l"]
 ) -> Float[Array, "t q e"]:
     """Embeddings of every query in each of its t prompts."""
     from owl_det.modeling.build import call
 
     t, q, length = tokens.shape
-    embeddings = call(detector.encode_text, params, tokens.reshape(t * q, length))
+    embeddings = call(model.encode_text, params, tokens.reshape(t * q, length))
     return embeddings.reshape(t, q, -1)
 
 
-def embed_tokens(
+def embed_image_tokens(
     detector: "Detector", params: Params, image: UInt8[Array, "b H W 3"]
 ) -> TokenEmbeddings:
     """One pass of the image tower. A side below the model's uses a part of the position grid."""
@@ -137,46 +142,89 @@ def rank(
     model's matrix work. Scores of `query_chunk` queries exist at a time; the best pairs so far are
     carried along.
     """
-    b, n = tokens.logit_shift.shape
+    num_pairs = tokens.logit_shift.shape[1] * query_embeddings.shape[1]
+    boxes_xyxy = box_lib.cxcywh_to_xyxy(tokens.boxes)
+    best_of = partial(
+        _best_of_chunk,
+        tokens,
+        shows_image(boxes_xyxy, sizes, geometry)[..., None],
+        min(top_k, num_pairs),
+        dtype,
+    )
+    chunks = _query_chunks(query_embeddings, is_query, query_chunk)
+    if len(chunks.start) == 1:
+        best = best_of(jax.tree.map(lambda x: x[0], chunks))
+    else:
+        best = _best_of_all(best_of, chunks, (len(boxes_xyxy), min(top_k, num_pairs)))
+    boxes = jnp.take_along_axis(boxes_xyxy, best.token[..., None], axis=1)
+    return TopPairs(boxes_xyxy=boxes, scores=best.scores, query=best.query)
+
+
+class _QueryChunk(NamedTuple):
+    """Queries that are scored at once; of several chunks, all have one more axis in front."""
+
+    start: Int[Array, "*c"]  # place of the first query among all
+    queries: Float[Array, "*c t q e"]
+    kind: Int[Array, "*c q"]  # 1: a query; 0: a filler that scores 0; -1: padding, below every pair
+
+
+class _BestPairs(NamedTuple):
+    """The best pairs so far, best first."""
+
+    scores: Float[Array, "b k"]
+    token: Int[Array, "b k"]
+    query: Int[Array, "b k"]
+
+
+def _query_chunks(
+    query_embeddings: Float[Array, "t q e"], is_query: Bool[Array, " q"], query_chunk: int
+) -> _QueryChunk:
+    """All queries in chunks of one size, at most `query_chunk`."""
     t, q, e = query_embeddings.shape
     num_chunks = -(-q // query_chunk)
     size = -(-q // num_chunks)
     padding = num_chunks * size - q
     queries = jnp.pad(query_embeddings, ((0, 0), (0, padding), (0, 0)))
-    queries = queries.reshape(t, num_chunks, size, e).swapaxes(0, 1)
-    # 1: a query; 0: a filler that scores 0; -1: padding, which ranks below every pair.
     kind = jnp.pad(is_query.astype(jnp.int32), (0, padding), constant_values=-1)
-    k = min(top_k, n * q)
-    boxes_xyxy = box_lib.cxcywh_to_xyxy(tokens.boxes)
-    is_shown = shows_image(boxes_xyxy, sizes, geometry)[..., None]
+    return _QueryChunk(
+        start=jnp.arange(num_chunks, dtype=jnp.int32) * size,
+        queries=queries.reshape(t, num_chunks, size, e).swapaxes(0, 1),
+        kind=kind.reshape(num_chunks, size),
+    )
 
-    def best_of(start: Array, prompts: Array, kind: Array) -> tuple[Array, Array, Array]:
-        kind = kind[None, None, :]
-        scores = score(tokens, prompts, dtype)
-        scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32))
-        scores = jnp.where(is_shown, scores, OUTSIDE).reshape(b, n * size)
-        scores, pair = jax.lax.top_k(scores, min(k, n * size))
-        return scores, pair // size, start + pair % size
 
-    def merge(
-        best: tuple[Array, Array, Array], chunk: tuple[Array, Array, Array]
-    ) -> tuple[tuple[Array, Array, Array], None]:
-        both = [jnp.concatenate(x, axis=1) for x in zip(best, best_of(*chunk), strict=True)]
-        scores, place = jax.lax.top_k(both[0], k)
+def _best_of_chunk(
+    tokens: TokenEmbeddings,
+    is_shown: Bool[Array, "b n 1"],
+    k: int,
+    dtype: Any,
+    chunk: _QueryChunk,
+) -> _BestPairs:
+    """The k best pairs of a chunk, or all where there are fewer."""
+    b, n = tokens.logit_shift.shape
+    size = chunk.queries.shape[1]
+    kind = chunk.kind[None, None, :]
+    scores = score(tokens, chunk.queries, dtype)
+    scores = jnp.where(kind > 0, scores, kind.astype(jnp.float32))
+    scores = jnp.where(is_shown, scores, OUTSIDE).reshape(b, n * size)
+    scores, pair = jax.lax.top_k(scores, min(k, n * size))
+    return _BestPairs(scores, pair // size, chunk.start + pair % size)
+
+
+def _best_of_all(
+    best_of: Callable[[_QueryChunk], _BestPairs], chunks: _QueryChunk, shape: tuple[int, int]
+) -> _BestPairs:
+    """The best pairs of all chunks; `shape` is the number of images, and of pairs of each."""
+
+    def merge(best: _BestPairs, chunk: _QueryChunk) -> tuple[_BestPairs, None]:
+        both = [jnp.concatenate(x, axis=1) for x in zip(best, best_of(chunk), strict=True)]
+        scores, place = jax.lax.top_k(both[0], shape[1])
         token, query = (jnp.take_along_axis(x, place, axis=1) for x in both[1:])
-        return (scores, token, query), None
+        return _BestPairs(scores, token, query), None
 
-    starts = jnp.arange(num_chunks, dtype=jnp.int32) * size
-    chunks = starts, queries, kind.reshape(num_chunks, size)
-    if num_chunks == 1:
-        scores, token, query = best_of(*(x[0] for x in chunks))
-    else:
-        empty = jnp.zeros((b, k), jnp.int32)
-        (scores, token, query), _ = jax.lax.scan(
-            merge, (jnp.full((b, k), OUTSIDE), empty, empty), chunks
-        )
-    boxes = jnp.take_along_axis(boxes_xyxy, token[..., None], axis=1)
-    return TopPairs(boxes_xyxy=boxes, scores=scores, query=query)
+    empty = jnp.zeros(shape, jnp.int32)
+    best, _ = jax.lax.scan(merge, _BestPairs(jnp.full(shape, OUTSIDE), empty, empty), chunks)
+    return best
 
 
 def score(
@@ -242,6 +290,6 @@ def pixel_boxes(
 
     `geometry` is how the image came into the square (`config.PreprocessConfig`).
     """
-    low, high = boxes_xyxy[:, :2], boxes_xyxy[:, 2:]
-    centres = np.concatenate([(low + high) / 2, high - low], axis=1)
-    return image_ops.boxes_from_padded(centres, height, width, geometry)
+    across, down = image_ops.extent(height, width, geometry)
+    pixels = boxes_xyxy.astype(np.float64) * (across, down, across, down)
+    return np.clip(pixels, 0, (width, height, width, height)).astype(np.float32)

@@ -14,11 +14,9 @@ Loading needs JAX, and neither Flax nor Orbax. The files are untrusted: sizes, h
 types are checked before parameters are allocated, and a function that calls outside XLA is refused.
 """
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -28,16 +26,17 @@ import safetensors
 from jaxtyping import Array, Float, Int32, UInt8
 
 from data_pipelines import prompts, tokenizer
-from owl_det import finite
+from owl_det import files, path_rules
+from owl_det.checkpoints import finite
 from owl_det.config import ModelConfig
+from owl_det.config.resolve import resolve_model
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.inference.ranking import Functions
-from owl_det.resolve import resolve_model
+from owl_det.inference.export_folder import METADATA
+from owl_det.inference.ranking import DetectorFunctions
 from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 VERSION = 1  # of the metadata
 PLATFORMS = ("cpu", "cuda", "tpu")
-METADATA = "export.json"
 PARAMS = "params.safetensors"
 ENCODE_QUERIES = "encode_queries.jax_export"
 EMBED_TOKENS = "embed_tokens.jax_export"
@@ -55,12 +54,7 @@ PER_TOKEN = ("embedding_norm", "logit_shift", "logit_scale", "objectness_logits"
 Signature: TypeAlias = tuple[tuple[int | str, ...], str]
 
 
-def is_export(path: str | os.PathLike[str]) -> bool:
-    """True if the folder holds an export, of whatever format."""
-    return (Path(path) / METADATA).is_file()
-
-
-def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
+def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, DetectorFunctions]:
     """Loads a StableHLO export: parameters, and the functions that take them.
 
     Raises `CheckpointError`, naming the file, where one is missing, damaged, of another export or
@@ -80,10 +74,10 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
     embed = _read_function(folder / EMBED_TOKENS, *signatures(model)["embed_tokens"])
     params = _read_params(folder / PARAMS, [encode, embed])
 
-    def embed_tokens(params: Params, image: UInt8[Array, "b H W 3"]) -> TokenEmbeddings:
+    def embed_image_tokens(params: Params, image: UInt8[Array, "b H W 3"]) -> TokenEmbeddings:
         return TokenEmbeddings(**cast(dict[str, Array], embed.call(params, image)))
 
-    def encode_queries(params: Params, tokens: Int32[Array, "t q l"]) -> Float[Array, "t q e"]:
+    def embed_prompts(params: Params, tokens: Int32[Array, "t q l"]) -> Float[Array, "t q e"]:
         return cast(dict[str, Array], encode.call(params, tokens))["embeddings"]
 
     loaded = LoadedModel(
@@ -95,7 +89,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, Functions]:
         tokenizer=_find_tokenizer(folder, metadata),
         names=tuple(metadata.get("names", [])),  # older exports have none
     )
-    return loaded, Functions(encode_queries, embed_tokens, is_one_size=True)
+    return loaded, DetectorFunctions(embed_prompts, embed_image_tokens, is_one_size=True)
 
 
 def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict[str, Signature]]]:
@@ -132,38 +126,12 @@ def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict
     }
 
 
-def flatten(params: Params, prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested dict under names like `image/transformer/blocks/qkv/kernel`."""
-    flat: dict[str, Any] = {}
-    for key, value in sorted(params.items()):
-        name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}/") if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> Params:
-    """Inverse of `flatten`."""
-    params: Params = {}
-    for name, value in flat.items():
-        *parents, leaf = name.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return params
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read_metadata(folder: Path) -> dict[str, Any]:
     file = folder / METADATA
     try:
         if file.stat().st_size > MAX_METADATA_BYTES:
             raise ValueError(f"larger than {MAX_METADATA_BYTES} bytes")
-        metadata = json.loads(file.read_text())
+        metadata = json.loads(files.read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error})") from None
     if not isinstance(metadata, dict) or metadata.get("version") != VERSION:
@@ -189,7 +157,7 @@ def _check_hash(file: Path, expected: Any) -> None:
         size = file.stat().st_size
         if file.suffix == ".jax_export" and size > MAX_FUNCTION_BYTES:
             raise CheckpointError(f"{file}: {size} bytes are too many for a function")
-        actual = sha256(file)
+        actual = files.sha256(file)
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror})") from None
     if actual != expected:
@@ -214,7 +182,7 @@ def _read_function(
     file: Path, inputs: dict[str, Signature], outputs: dict[str, Signature]
 ) -> jax.export.Exported:
     try:
-        function = jax.export.deserialize(bytearray(file.read_bytes()))
+        function = jax.export.deserialize(bytearray(files.read_bytes(file)))
         native_call = NATIVE_CALL.search(function.mlir_module())
         (params, *given), keywords = jax.tree.unflatten(function.in_tree, function.in_avals)
         made = jax.tree.unflatten(function.out_tree, function.out_avals)
@@ -238,7 +206,7 @@ def _signature(aval: Any) -> Signature:
 def _read_params(file: Path, functions: list[jax.export.Exported]) -> Params:
     """Reads the parameters, if they are those that all functions take."""
     try:
-        with safetensors.safe_open(file, framework="numpy") as tensors:
+        with safetensors.safe_open(files.fetch(file), framework="numpy") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}
             saved = {n: (tuple(s.get_shape()), s.get_dtype()) for n, s in slices.items()}
             for function in functions:
@@ -246,7 +214,7 @@ def _read_params(file: Path, functions: list[jax.export.Exported]) -> Params:
             read = {name: tensors.get_tensor(name) for name in sorted(saved)}
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{file}: no safetensors file ({error})") from None
-    params = unflatten(read)
+    params = path_rules.unflatten(read)
     finite.require_finite(params, str(file))
     return jax.device_put(params)
 
@@ -255,7 +223,10 @@ def _check_params(
     file: Path, saved: dict[str, tuple[tuple[int, ...], str]], function: jax.export.Exported
 ) -> None:
     (params, *_), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
-    wanted = {name: _signature(aval) for name, aval in flatten(params).items()}
+    try:
+        wanted = {name: _signature(aval) for name, aval in path_rules.flatten(params).items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {function.fun_name}: {error}") from None
     for name in sorted(wanted.keys() | saved.keys()):
         if saved.get(name) != (wanted.get(name, ((), ""))[0], "F32"):
             raise CheckpointError(

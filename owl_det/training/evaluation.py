@@ -3,122 +3,130 @@
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import logging
 from jax.sharding import Mesh
 
-from data_pipelines import source as source_lib
+from data_pipelines.open_source import open_source
 from owl_det import files
 from owl_det.config import Config
-from owl_det.evaluation import comparison, image_text
-from owl_det.evaluation.evaluate import Evaluate, summary
-from owl_det.evaluation.image_text import EvaluateTowers
+from owl_det.evaluation import data_check
 from owl_det.modeling import build
 from owl_det.training.metric_log import MetricLog
 from owl_det.types import TrainState
 
+if TYPE_CHECKING:
+    from owl_det.evaluation.evaluator import Evaluator
 
-def open_all(
-    config: Config, mesh: Mesh, before_batch: Callable[[], None] = lambda: None
-) -> list[Evaluate | EvaluateTowers]:
-    """The evaluations of `config.data.eval`; each calls `before_batch` before a batch.
 
-    Raises `DataError` if a data set is missing, malformed or empty.
+class Evaluations:
+    """The sets of `config.data.eval`, opened; what measures them is made when it is first due.
+
+    `before_batch` is called before every batch; what it raises ends the evaluation. Raises
+    `DataError` if a data set is missing, malformed or empty.
     """
-    detector = build.make_detector(config)
-    settings = dataclasses.replace(
-        config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
-    )
-    make = Evaluate if config.task == "detection" else EvaluateTowers
-    evaluations = [
-        make(
-            detector,
-            source_lib.build(entry, config.data.path),
-            mesh,
-            name,
-            settings=settings,
-            eval_prompts=config.data.eval_prompts,
-            tokenizer_file=config.data.tokenizer,
+
+    def __init__(
+        self, config: Config, mesh: Mesh, before_batch: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config, self._mesh, self._before_batch = config, mesh, before_batch
+        self.sources = {
+            name: open_source(entry, config.data.path) for name, entry in config.data.eval.items()
+        }
+        for source in self.sources.values():
+            data_check.require_files(source, config.evaluation.max_images)
+        self._evaluators: list[Evaluator] = []
+
+    def measure(
+        self, state: TrainState, workdir: Path, log: MetricLog, *, is_last: bool
+    ) -> dict[str, dict[str, Any]]:
+        """Measures every set; writes summary, results and pictures, and plots if `is_last`.
+
+        Returns the summaries by set (on process 0).
+        """
+        self._evaluators = self._evaluators or self._made()
+        summaries: dict[str, dict[str, Any]] = {}
+        (workdir / "eval").mkdir(exist_ok=True)
+        (workdir / "pictures").mkdir(exist_ok=True)
+        for evaluator in self._evaluators:
+            entry = _measure(evaluator, state, workdir, log, is_last)
+            if entry is not None:
+                summaries[evaluator.name] = entry
+        if summaries:
+            _write(summaries, workdir, is_last)
+        return summaries
+
+    def _made(self) -> "list[Evaluator]":
+        """One evaluator for each set."""
+        config = self._config
+        make = _evaluator_class(config.task)
+        detector = build.make_detector(config)
+        settings = dataclasses.replace(
+            config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
         )
-        for name, entry in config.data.eval.items()
-    ]
-    for evaluation in evaluations:
-        evaluation.loader.before_batch = before_batch
-    return evaluations
+        evaluators = [
+            make(
+                detector,
+                source,
+                self._mesh,
+                name,
+                settings=settings,
+                eval_prompts=config.data.eval_prompts,
+                tokenizer_file=config.data.tokenizer,
+            )
+            for name, source in self.sources.items()
+        ]
+        for evaluator in evaluators:
+            evaluator.loader.before_batch = self._before_batch
+        return evaluators
 
 
-def evaluate(
-    evaluations: Sequence[Evaluate | EvaluateTowers],
-    state: TrainState,
-    folder: Path,
-    log: MetricLog,
-    is_last: bool,
-) -> dict[str, dict[str, Any]]:
-    """Measures every evaluation set; writes summary, results and pictures.
+def _evaluator_class(task: str) -> "Callable[..., Evaluator]":
+    """Only what the task needs is imported."""
+    if task == "detection":
+        from owl_det.evaluation.evaluate import DetectionEvaluator
 
-    Returns the summaries by evaluation set (on process 0).
-    """
+        return DetectionEvaluator
+    from owl_det.evaluation.image_text import ImageTextEvaluator
+
+    return ImageTextEvaluator
+
+
+def _measure(
+    evaluator: "Evaluator", state: TrainState, workdir: Path, log: MetricLog, is_last: bool
+) -> dict[str, Any] | None:
+    """The summary of one set; results and pictures go to the workdir. None beyond process 0."""
+    from owl_det.evaluation.evaluator import summary
+
+    started, step, name = time.time(), int(state.step), evaluator.name
+    measurement = evaluator(build.model_params(state.params))
+    if jax.process_index() != 0:
+        return None
+    scalars = measurement.scalars()
+    entry = summary(evaluator, measurement, step, time.time() - started)
+    log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
+    picture = measurement.write(workdir, name, step, with_plots=is_last)
+    if picture is not None:
+        log.picture(step, f"pictures/{name}", picture)
+    logging.info("Step %d, %s: %s", step, name, measurement.headline())
+    return entry
+
+
+def _write(summaries: dict[str, dict[str, Any]], workdir: Path, is_last: bool) -> None:
+    """Writes eval/summary.json; after the last step also the curve, and what training changed."""
+    first = next(iter(summaries.values()))
+    text = json.dumps({**first, "datasets": summaries}, indent=2) + "\n"
+    files.write_atomic(workdir / "eval" / "summary.json", text)
+    if not is_last:
+        return
+    from owl_det.evaluation import comparison
     from owl_det.viz import plots
 
-    summaries: dict[str, dict[str, Any]] = {}
-    (folder / "eval").mkdir(exist_ok=True)
-    (folder / "pictures").mkdir(exist_ok=True)
-    for measure in evaluations:
-        if isinstance(measure, EvaluateTowers):
-            entry = _measure_towers(measure, state, log)
-        else:
-            entry = _measure_detection(measure, state, folder, log, is_last)
-        if jax.process_index() == 0:
-            summaries[measure.name] = entry
-    if summaries and jax.process_index() == 0:
-        first = next(iter(summaries.values()))
-        text = json.dumps({**first, "datasets": summaries}, indent=2) + "\n"
-        files.write_atomic(folder / "eval" / "summary.json", text)
-        if is_last and (folder / "metrics.jsonl").exists():
-            plots.plot_training_curve(
-                folder / "pictures" / "training_curve.png", folder / "metrics.jsonl"
-            )
-        if is_last:
-            comparison.write_table(folder, summaries)
-    return summaries
-
-
-def _measure_towers(measure: EvaluateTowers, state: TrainState, log: MetricLog) -> dict[str, Any]:
-    started = time.time()
-    values = measure(build.model_params(state.params))
-    step = int(state.step)
-    log.scalars(step, {f"eval/{measure.name}/{key}": value for key, value in values.items()})
-    shown = [f"{key} {value:.3f}" for key, value in values.items() if "top1" in key or "_r1" in key]
-    logging.info("Step %d, %s: %s", step, measure.name, ", ".join(shown))
-    return image_text.summary(measure, values, step, time.time() - started)
-
-
-def _measure_detection(
-    measure: Evaluate, state: TrainState, folder: Path, log: MetricLog, is_last: bool
-) -> dict[str, Any]:
-    """The summary of one set, on process 0; results and pictures go to the workdir."""
-    from owl_det import viz
-    from owl_det.evaluation import pictures
-
-    started, step, name = time.time(), int(state.step), measure.name
-    result = measure(build.model_params(state.params))
-    if jax.process_index() != 0:
-        return {}
-    evaluator = result.evaluator
-    metrics = evaluator.compute()
-    entry = summary(measure, result, metrics, step, time.time() - started)
-    scalars = metrics.scalars() | (result.regions.scalars() if result.regions else {})
-    log.scalars(step, {f"eval/{name}/{key}": value for key, value in scalars.items()})
-    evaluator.write_results(folder / "eval" / f"results_{name}.json")
-    if result.pictures:
-        picture = pictures.sheet(result.pictures)
-        viz.save_png(folder / "pictures" / f"{name}_{step:07d}.png", picture)
-        log.picture(step, f"pictures/{name}", picture)
-    logging.info("Step %d, %s: AP %.3f, AP50 %.3f", step, name, scalars["AP"], scalars["AP50"])
-    if is_last:
-        pictures.write_plots(folder / "pictures", name, evaluator, metrics)
-    return entry
+    log = workdir / "metrics.jsonl"
+    if log.exists():
+        plots.plot_training_curve(workdir / "pictures" / "training_curve.png", log)
+    comparison.write_table(workdir, summaries)

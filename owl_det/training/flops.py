@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from data_pipelines import batch_spec
 from owl_det import sharding
 from owl_det.config import Config, ImageTowerConfig, MeshConfig, TextTowerConfig
 from owl_det.modeling.token_drop import num_kept
@@ -78,7 +79,7 @@ def texts_per_image(config: Config, num_shards: int = 1) -> float:
     """Texts that a step encodes over its images: rows of the query tables, or captions."""
     if config.task == "contrastive":
         return float(max(config.data.augment.mosaic_sizes) ** 2)  # each tile has its caption
-    return step_shapes.num_table_rows(config, num_shards) / config.batch_size
+    return batch_spec.num_table_rows(config, num_shards) / config.batch_size
 
 
 def xla_flops_per_image(config: Config, num_shards: int = 1) -> float:

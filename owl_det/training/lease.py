@@ -22,6 +22,7 @@ from typing import Any
 
 from absl import logging
 
+from owl_det import files
 from owl_det.errors import UserError
 
 NAME = "lease"
@@ -224,7 +225,7 @@ def _described(owner: dict[str, Any]) -> str:
 def _boot() -> str:
     """Of this machine since it was started; all its containers share it."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return files.read_text("/proc/sys/kernel/random/boot_id").strip()
     except OSError:  # no Linux
         return f"{socket.gethostname()} {_boot_time()}"
 

@@ -2,39 +2,45 @@
 
 import contextlib
 import errno
-import itertools
 import time
-from collections.abc import Generator, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import jax
-import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from data_pipelines import batching
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, files, sharding, step_folders
 from owl_det import config as config_lib
-from owl_det.checkpoint import Checkpoints
+from owl_det import files, sharding
+from owl_det.checkpoints.store import Checkpoints
 from owl_det.config import Config
-from owl_det.distillation import branches
-from owl_det.distillation.teachers import Teachers, check_same_text, open_teachers
+from owl_det.config.resolve import check_attention
 from owl_det.errors import ExitCode, UserError
-from owl_det.evaluation import comparison, data_check
-from owl_det.modeling import build
-from owl_det.resolve import check_attention
 from owl_det.stop_signal import Stopped, StopSignal
-from owl_det.training import gradients, memory, optim, step_shapes, train_step
-from owl_det.training.evaluation import evaluate, open_all
-from owl_det.training.lease import Lease
+from owl_det.training import memory, train_step
+from owl_det.training.device_batches import device_batches, with_first
+from owl_det.training.evaluation import Evaluations
+from owl_det.training.initial_state import initial_state
+from owl_det.training.lease import Lease, leased
 from owl_det.training.metric_log import MetricLog
 from owl_det.training.progress import Progress
+from owl_det.training.start_checks import (
+    check_before_reading,
+    check_data,
+    is_done,
+    is_due,
+    lacks_evaluation,
+)
 from owl_det.training.step_profile import StepProfile
-from owl_det.types import Batch, TrainState, batch_of
+from owl_det.types import Batch
+
+if TYPE_CHECKING:
+    from data_pipelines.teacher_cache import CacheRequest
+    from owl_det.distillation.teachers import Teachers
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 
@@ -70,10 +76,10 @@ def _run(config: Config, folder: Path, stop: StopSignal) -> ExitCode:
     check_attention(config.model, jax.default_backend())
     logging.info("Devices: %d x %s", jax.device_count(), jax.devices()[0].device_kind)
     mesh = sharding.make_mesh(config.mesh)
-    _check_before_reading(config, sharding.num_data_shards(mesh))
-    if _is_done(config, folder):
+    check_before_reading(config, sharding.num_data_shards(mesh))
+    if is_done(config, folder):
         return ExitCode.DONE
-    with _leased(folder) as lease:
+    with leased(folder) as lease:
         stop.before_leaving = lease.release if lease else lambda: None
         return _Training(config, folder, mesh, stop, lease).run()
 
@@ -85,28 +91,28 @@ class _Training:
         self, config: Config, folder: Path, mesh: Mesh, stop: StopSignal, lease: Lease | None
     ):
         self._config, self._folder, self._stop, self._lease = config, folder, stop, lease
-        self._data = TrainInput(config)
-        self._evaluations = open_all(config, mesh, stop.check)
-        _check_data(config, self._data, {e.name: e.source for e in self._evaluations})
-        opened = open_teachers(config, mesh)
+        self._data = TrainInput(config, _cache_request(config))
+        self._evaluations = Evaluations(config, mesh, stop.check)
+        check_data(config, self._data, self._evaluations.sources)
+        opened = _open_teachers(config, mesh)
         ids = opened.teacher_ids if opened else ()
         self._checkpoints = Checkpoints(folder, config, ids, self._data.names)
-        self._state = _start(config, mesh, self._checkpoints, self._data.version, opened)
+        self._state = initial_state(config, mesh, self._checkpoints, self._data.version, opened)
         self._first_step = int(self._state.step)
         self._step_fn = train_step.jit_train_step(config, mesh, self._state, opened)
-        self._batches = _device_batches(self._data, self._first_step, config, mesh)
+        self._batches = device_batches(self._data, self._first_step, config, mesh)
 
     def run(self) -> ExitCode:
         is_first = jax.process_index() == 0
         to_train = self._first_step < self._config.num_steps
-        lacks_evaluation = self._first_step > 0 and _lacks_evaluation(
+        is_unevaluated = self._first_step > 0 and lacks_evaluation(
             self._config, self._folder, self._first_step
         )
         with contextlib.ExitStack() as stack:
             # TensorFlow's threads must be gone before the interpreter is: they call back into it.
             stack.callback(self._batches.close)
             # Made before anything is written: data that cannot be read is met here.
-            batches = _with_first(self._batches) if to_train else iter(())
+            batches = with_first(self._batches) if to_train else iter(())
             if to_train and is_first:
                 text = config_lib.to_json(self._config) + "\n"
                 files.write_atomic(self._folder / "config.json", text)
@@ -119,10 +125,8 @@ class _Training:
             self._progress = Progress(self._config, self._log, self._first_step)
             stack.callback(self._progress.close)
             if self._config.evaluation.before_training and self._first_step == 0:
-                before = self._evaluate(is_last=False)
-                if is_first:
-                    comparison.write_before(self._folder, before)
-            if lacks_evaluation:  # killed between the save and its end
+                self._evaluate_before_training()
+            if is_unevaluated:  # killed between the save and its end
                 self._evaluate(is_last=not to_train)
             code = self._steps(batches)
         if code != ExitCode.DONE:
@@ -139,10 +143,10 @@ class _Training:
                 self._lease.check()
             is_last, is_stopped = step == config.num_steps, self._stop.is_set()
             # Saved first: what is evaluated may take longer than a preemption's notice.
-            if _due(step, config.checkpoint.every_steps) or is_last or is_stopped:
+            if is_due(step, config.checkpoint.every_steps) or is_last or is_stopped:
                 self._save()
-            is_evaluated = _due(step, config.evaluation.every_steps) or is_last
-            if is_stopped and not (is_last and not self._evaluations):
+            is_evaluated = is_due(step, config.evaluation.every_steps) or is_last
+            if is_stopped and not (is_last and not config.data.eval):
                 return self._stopped()
             if is_evaluated:
                 self._progress.flush()
@@ -169,7 +173,14 @@ class _Training:
         self._progress.add(step, metrics, counts)
 
     def _evaluate(self, is_last: bool) -> dict[str, dict[str, object]]:
-        return evaluate(self._evaluations, self._state, self._folder, self._log, is_last)
+        return self._evaluations.measure(self._state, self._folder, self._log, is_last=is_last)
+
+    def _evaluate_before_training(self) -> None:
+        from owl_det.evaluation import comparison
+
+        summaries = self._evaluate(is_last=False)
+        if jax.process_index() == 0:
+            comparison.write_before(self._folder, summaries)
 
     def _save(self) -> None:
         self._progress.flush()  # so that no state after a NaN is ever saved
@@ -198,154 +209,17 @@ class _Training:
             logging.warning("%s", failure)
 
 
-# --- before a run --------------------------------------------------------------------------------
+def _cache_request(config: Config) -> "CacheRequest | None":
+    if not config.distill.active():
+        return None
+    from owl_det.distillation.cache_request import cache_request
+
+    return cache_request(config)
 
 
-def _is_done(config: Config, folder: Path) -> bool:
-    """True if the workdir is at the config's last step or beyond it, and has been evaluated."""
-    latest = step_folders.latest_step(folder)
-    step = _of_first_process(-1 if latest is None else latest)
-    if step < config.num_steps:
-        return False
-    if step == config.num_steps and _lacks_evaluation(config, folder, step):
-        return False
-    logging.log(
-        logging.INFO if step == config.num_steps else logging.WARNING,
-        "%s is already at %s of %s steps: there is nothing to do; another run needs another "
-        "--workdir, a longer one a larger config.num_steps",
-        *(folder, f"{step:,}", f"{config.num_steps:,}"),
-    )
-    return True
+def _open_teachers(config: Config, mesh: Mesh) -> "Teachers | None":
+    if not config.distill.active():
+        return None
+    from owl_det.distillation.teachers import open_teachers
 
-
-@contextlib.contextmanager
-def _leased(folder: Path) -> Generator[Lease | None, None, None]:
-    """Holds the workdir, on process 0 for all. Raises `UserError` everywhere if it is taken."""
-    lease, problem = None, ""
-    if jax.process_index() == 0:
-        try:
-            lease = Lease(folder)
-        except UserError as error:
-            problem = str(error)
-    if _of_first_process(bool(problem)):
-        raise UserError(problem or f"--workdir: {folder}: process 0 says why it is refused")
-    with lease or contextlib.nullcontext():
-        yield lease
-
-
-def _of_first_process(value: int) -> int:
-    """The value that process 0 has; files may reach the others later."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
-
-
-def _check_data(config: Config, data: TrainInput, evaluated: dict[str, data_check.Source]) -> None:
-    trained = dict(zip(config.data.train, data.sources, strict=True))
-    data_check.log_what_was_read("train", trained)
-    data_check.log_what_was_read("eval", evaluated)
-    data_check.require_training_labels(config, trained)
-    data_check.require_ground_truth(config, evaluated)
-    schedule = config.schedule
-    if schedule.warmup_steps >= config.num_steps:
-        logging.warning(
-            "config.schedule.warmup_steps: the warm-up of %d steps is no shorter than the run of "
-            "%d: the learning rate never exceeds %.2g",
-            *(schedule.warmup_steps, config.num_steps),
-            config.optimizer.learning_rate * config.num_steps / schedule.warmup_steps,
-        )
-
-
-def _check_before_reading(config: Config, num_shards: int) -> None:
-    """Raises `ConfigError` for what only the devices and the parameters' names tell."""
-    step_shapes.batch_shapes(config, num_shards)
-    if config.optimizer.clip.scope in branches.PER_EXAMPLE:
-        gradients.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
-    params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
-    optim.groups(params, config.optimizer)
-
-
-def _lacks_evaluation(config: Config, folder: Path, step: int) -> bool:
-    """True if an evaluation of this step was due and is not in the log; the same everywhere."""
-    is_last = step >= config.num_steps
-    if not config.data.eval or not (is_last or _due(step, config.evaluation.every_steps)):
-        return False
-    lacks = True
-    if jax.process_index() == 0:
-        file = folder / "metrics.jsonl"
-        lines = file.read_text("utf-8").splitlines() if file.exists() else []
-        entries = (line for line in lines if line.startswith(f'{{"step": {step},'))
-        # A line that was cut short has no end; the evaluation is done again.
-        is_logged = any('"eval/' in line and line.endswith("}") for line in entries)
-        is_written = not is_last or (folder / "eval" / "summary.json").exists()
-        lacks = not (is_logged and is_written)
-    return bool(_of_first_process(lacks))
-
-
-# --- state and batches ---------------------------------------------------------------------------
-
-
-def _start(
-    config: Config,
-    mesh: Mesh,
-    checkpoints: Checkpoints,
-    input_version: str,
-    opened: Teachers | None,
-) -> TrainState:
-    """The state to train from: the latest checkpoint, other weights, or fresh ones."""
-    teacher_dim = opened.teacher_dim if opened else 0
-    init_state = partial(train_step.init_state, config, teacher_dim=teacher_dim)
-    shapes = jax.eval_shape(init_state)
-    placement = sharding.state_shardings(shapes, shapes.params, mesh)
-    optim.groups(shapes.params, config.optimizer)
-    if checkpoints.latest_step is not None:
-        template = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placement
-        )
-        state = checkpoints.restore(template, input_version)
-        logging.info("Resumed at step %d", int(state.step))
-        return state
-    params = None
-    if config.checkpoint.init_from:
-        loaded = checkpoint.load_model(config.checkpoint.init_from)
-        params = jax.tree.map(np.asarray, checkpoint.adapt(loaded, config))
-        logging.info("Starts from %s, step %d", config.checkpoint.init_from, loaded.step)
-    if opened is not None:
-        check_same_text(opened, params, config)
-    if params is not None:
-        return jax.jit(lambda p: init_state(params=p), out_shardings=placement)(params)
-    return jax.jit(init_state, out_shardings=placement)()
-
-
-def _device_batches(
-    data: TrainInput, first_step: int, config: Config, mesh: Mesh
-) -> Generator[tuple[Batch, dict[str, int]], None, None]:
-    """Global batches on the mesh, and what was left out of this process's part."""
-    placement = sharding.batch_sharding(mesh)
-    host_batches = data.batches(
-        first_step,
-        num_shards=sharding.num_data_shards(mesh),
-        process=jax.process_index(),
-        num_processes=jax.process_count(),
-    )
-    try:
-        for arrays in host_batches:
-            totals = arrays["counts"].sum(0).tolist()
-            batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(placement, x), batch_of(arrays)
-            )
-            yield batch, dict(zip(batching.COUNTS, totals, strict=True))
-    finally:
-        host_batches.close()
-
-
-def _with_first(
-    batches: Generator[tuple[Batch, dict[str, int]], None, None],
-) -> Iterator[tuple[Batch, dict[str, int]]]:
-    """The same batches, the first of which is made now."""
-    first = next(batches)
-    return itertools.chain([first], batches)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
+    return open_teachers(config, mesh)

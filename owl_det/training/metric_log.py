@@ -27,7 +27,7 @@ class MetricLog:
             return
         path = workdir / "metrics.jsonl"
         _truncate(path, resumed_step)
-        self._file = path.open("a")
+        self._file = files.open_append(path)
         if is_installed("clu") and is_installed("tensorflow"):
             from clu import metric_writers
 
@@ -40,7 +40,7 @@ class MetricLog:
             return
         # NaN is no JSON; null keeps the line readable.
         line = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        self._file.write(json.dumps({"step": step, **line}) + "\n")
+        self._file.write((json.dumps({"step": step, **line}) + "\n").encode())
         self._file.flush()
         if self._writer is not None:
             self._written(self._writer.write_scalars, step, values)
@@ -74,7 +74,7 @@ class MetricLog:
 def _truncate(path: Path, last_step: int) -> None:
     if not path.exists():
         return
-    before = path.read_text()
+    before = files.read_text(path)
     lines = []
     for line in before.splitlines():
         try:

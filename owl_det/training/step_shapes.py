@@ -6,14 +6,14 @@ Nothing is allocated, so that a step over many devices can be looked at before i
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from data_pipelines import batch_spec
 from owl_det import sharding
 from owl_det.config import Config
 from owl_det.errors import ConfigError
 from owl_det.training import train_step
-from owl_det.types import Batch, TrainState
+from owl_det.types import Batch, TrainState, batch_of
 
 
 def state_shapes(config: Config) -> TrainState:
@@ -29,49 +29,19 @@ def state_shapes(config: Config) -> TrainState:
     return jax.eval_shape(lambda: train_step.init_state(config))
 
 
-def batch_shapes(config: Config, num_shards: int = 1) -> Batch:
+def batch_shapes(config: Config, num_data_shards: int = 1) -> Batch:
     """Shapes and dtypes of a training batch, as `data_pipelines.input` makes it.
 
-    Raises `ConfigError` where the batch does not divide into `num_shards` data shards.
+    Raises `ConfigError` where the batch does not divide into `num_data_shards`.
     """
-    data, b = config.data, config.batch_size
-    if b % num_shards:
+    if config.batch_size % num_data_shards:
         raise ConfigError(
-            f"config.batch_size: {b} is no multiple of the {num_shards} data shards (config.mesh)"
+            f"config.batch_size: {config.batch_size} is no multiple of the {num_data_shards} data "
+            "shards (config.mesh)"
         )
-    m, q, t = data.max_instances, data.max_queries, max(data.augment.mosaic_sizes) ** 2
-    side, length = config.model.image_size, config.model.text.num_positions
-
-    def of(*shape: int, dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    shapes: dict[str, Any] = {
-        "image": of(b, side, side, 3, dtype=jnp.uint8),
-        "is_example": of(b, dtype=bool),
-        "image_id": of(b, dtype=jnp.int32),
-        "original_size": of(b, 2, dtype=jnp.int32),
-        "boxes": of(b, m, 4, dtype=jnp.float32),
-        "is_instance": of(b, m, dtype=bool),
-        "is_crowd": of(b, m, dtype=bool),
-        "instance_labels": of(b, m, q, dtype=bool),
-        "instance_scores": of(b, m, dtype=jnp.float32),
-        "query_table": of(num_table_rows(config, num_shards), length, dtype=jnp.int32),
-        "query_index": of(b, q, dtype=jnp.int32),
-        "is_query": of(b, q, dtype=bool),
-        "tile_boxes": of(b, t, 4, dtype=jnp.float32),
-        "tile_of_instance": of(b, m, dtype=jnp.int32),
-        "tile_image_id": of(b, t, dtype=jnp.int32),
-    }
-    if data.with_captions:
-        shapes["caption_tokens"] = of(b, t, length, dtype=jnp.int32)
-        shapes["is_caption"] = of(b, t, dtype=bool)
-    return Batch(**shapes)
-
-
-def num_table_rows(config: Config, num_shards: int = 1) -> int:
-    """Rows of a batch's query table: distinct texts, or as many as could be needed."""
-    data = config.data
-    return num_shards * data.max_distinct_queries or config.batch_size * data.max_queries
+    sizes = batch_spec.axis_sizes(config, num_data_shards)
+    fields = batch_spec.present(config).items()
+    return batch_of({n: jax.ShapeDtypeStruct(f.shape(sizes), f.dtype) for n, f in fields})
 
 
 def lower(config: Config, mesh: Mesh) -> jax.stages.Lowered:

@@ -34,7 +34,7 @@ def pair(
 
 
 def picture_grid(
-    pictures: Sequence[UInt8[np.ndarray, "h w 3"]],
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     columns: int = 0,
     max_width: int = MAX_WIDTH,
 ) -> UInt8[np.ndarray, "H W 3"]:
@@ -53,7 +53,7 @@ def picture_grid(
 
 
 def _rows(
-    pictures: Sequence[UInt8[np.ndarray, "h w 3"]], columns: int, gap: int, border: bool = False
+    pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]], columns: int, gap: int, border: bool = False
 ) -> UInt8[np.ndarray, "H W 3"]:
     rows = [pictures[i : i + columns] for i in range(0, len(pictures), columns)]
     heights = [max(picture.shape[0] for picture in row) for row in rows]

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,7 +19,6 @@ from matplotlib.transforms import Bbox
 
 from owl_det import files
 from owl_det.errors import DataError
-from owl_det.evaluation.coco import Metrics
 from owl_det.viz.colors import GRID, LINES
 
 MAX_PIXELS = 1600  # of a plot's width
@@ -27,22 +27,38 @@ _MAX_LINES = 12  # of AP50 over the steps
 _MAX_LABEL = 32  # characters
 
 
-def plot_precision_recall(path: str | os.PathLike[str], metrics: Metrics) -> None:
-    """Precision over recall at IoU 0.5: the mean over all categories, and one line a group."""
+class PrecisionCurve(NamedTuple):
+    """Precision over recall at IoU 0.5, of one group of categories or of all."""
+
+    name: str
+    AP50: float
+    precision: Float[np.ndarray, " r"]
+
+
+def plot_precision_recall(
+    path: str | os.PathLike[str],
+    recall: Float[np.ndarray, " r"],
+    groups: Sequence[PrecisionCurve],
+    every: PrecisionCurve,
+    note: str,
+) -> None:
+    """Precision over recall at IoU 0.5: a line for each group, and a thick one for all categories.
+
+    `note` is the second line of the title.
+    """
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = figure.subplots()
-    for index, (name, group) in enumerate(metrics.groups.items()):
-        label = f"{shorten(_words(name))}  (AP50 {group.AP50:.3f})"
+    for index, curve in enumerate(groups):
+        label = f"{shorten(_words(curve.name))}  (AP50 {curve.AP50:.3f})"
         color = LINES[index % len(LINES)]
-        axes.plot(metrics.recall, group.precision, label=label, linewidth=1.5, color=color)
-    label = f"all  (AP50 {metrics.AP50:.3f})"
-    axes.plot(metrics.recall, metrics.precision, label=label, linewidth=3, color="black")
+        axes.plot(recall, curve.precision, label=label, linewidth=1.5, color=color)
+    label = f"{every.name}  (AP50 {every.AP50:.3f})"
+    axes.plot(recall, every.precision, label=label, linewidth=3, color="black")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    num = f"{metrics.num_images:,} images, {metrics.num_instances:,} instances"
-    axes.set_title(f"Precision and recall at IoU 0.5\n{num}", fontsize=11)
+    axes.set_title(f"Precision and recall at IoU 0.5\n{note}", fontsize=11)
     tidy(axes)
     # Beside the axes where many lines would cover the curves.
-    if len(metrics.groups) > 5:
+    if len(groups) > 5:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, frameon=False)
     else:
         axes.legend(loc="best", fontsize=9)
@@ -59,9 +75,9 @@ def plot_confusion_matrix(
 ) -> None:
     """Colours are shares of each true category (row); counts are written in where they fit.
 
-    `matrix` is that of `confusion_matrix` with this least score and IoU: its last row and column
-    are background and missed, so it is one larger than `names`. Of more than 120 categories those
-    with the most mistakes are drawn. Raises `ValueError` if the sizes do not fit.
+    `matrix` counts the detections that score at least `score`, matched at `iou`: its last row and
+    column are background and missed, so it is one larger than `names`. Of more than 120 categories
+    those with the most mistakes are drawn. Raises `ValueError` if the sizes do not fit.
     """
     if matrix.shape != (len(names) + 1,) * 2:
         raise ValueError(
@@ -264,9 +280,9 @@ def _read_curves(path: Path) -> dict[str, dict[int, float]]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; name the metrics that a training run wrote")
     curves: dict[str, dict[int, float]] = {}
-    with path.open(encoding="utf-8") as file:
+    with files.open_read(path) as file:
         for number, line in enumerate(file, start=1):
-            step, values = _parse_line(line, f"{path}, line {number}")
+            step, values = _parse_line(line.decode(), f"{path}, line {number}")
             for key, value in values.items():
                 curves.setdefault(key, {})[step] = value
     return curves

@@ -11,21 +11,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import image_ops, pseudo_records, source
+from data_pipelines import image_ops, phrases, pseudo_records
 from data_pipelines.features import Record
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.input import TrainInput
-from data_pipelines.readers.image_text import Sample, Unreadable
+from data_pipelines.open_source import open_source
+from data_pipelines.readers.image_text_shards import Sample, Unreadable
 from data_pipelines.readers.pseudo_boxes import PseudoBoxesReader
 from data_pipelines.shapes_world import ShapesWorld
 from data_pipelines.tokenizer import ClipTokenizer
-from owl_det import checkpoint, cli
+from owl_det import cli
 from owl_det.annotate import job, label_spaces, report
 from owl_det.annotate.annotator import Annotated, Annotator
-from owl_det.checkpoint import LoadedModel
+from owl_det.annotate.run import run_job, shard_range
+from owl_det.checkpoints.load import save_model
 from owl_det.config import PseudoBoxesSource
 from owl_det.errors import DataError
 from owl_det.inference.predictor import Predictor
+from owl_det.types import LoadedModel
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")
@@ -33,20 +36,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorflow")
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
-    return LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
+    return tiny.loaded(model__class_prior=0.3, model__class_initial_scale=4.0)
 
 
 @pytest.fixture(scope="module")
 def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -151,7 +147,7 @@ def test_unreadable_images_are_told_apart(annotator: Annotator) -> None:
 
 
 def test_job_writes_records_that_training_reads(saved: Path, tmp_path: Path) -> None:
-    done = job.run(_settings(saved, tmp_path))
+    done = run_job(_settings(saved, tmp_path))
     assert done.counts()["images"] == 10
     lines = [
         json.loads(line)
@@ -187,7 +183,7 @@ def test_job_writes_records_that_training_reads(saved: Path, tmp_path: Path) -> 
 
 
 def test_thresholds_are_chosen_when_records_are_read(saved: Path, tmp_path: Path) -> None:
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     sizes = []
     for low, high in ((0.01, 0.01), (0.05, 0.2), (0.3, 0.4)):
         reader = PseudoBoxesReader(tmp_path, min_box_score=low, min_image_score=high)
@@ -215,26 +211,26 @@ def test_thresholds_are_chosen_when_records_are_read(saved: Path, tmp_path: Path
 
 def test_what_nobody_knows_is_never_a_negative(saved: Path, tmp_path: Path) -> None:
     """Phrases of weaker boxes, and N-grams of the caption that no box took."""
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
     names = {category.name for category in reader.categories}
     for index in range(len(reader)):
         record: Record = reader[index]
         positive = {name for group in record.names for name in group}
-        asked = set(label_spaces.ngrams(record.captions[0], max_ngrams=20)) & names
+        asked = set(phrases.ngrams(record.captions[0], max_ngrams=20)) & names
         assert asked <= positive | set(record.not_exhaustive)
         assert not positive & set(record.not_exhaustive)
 
 
 def test_curated_names_of_the_caption_are_never_negatives(saved: Path, tmp_path: Path) -> None:
-    job.run(_settings(saved, tmp_path, labels="curated", min_box_score=0.01))
+    run_job(_settings(saved, tmp_path, labels="curated", min_box_score=0.01))
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
     names = {category.name for category in reader.categories}
     held = 0
     for index in range(len(reader)):
         record = reader[index]
         positive = {name for group in record.names for name in group}
-        mentioned = set(label_spaces.phrases_in(record.captions[0])) & names
+        mentioned = set(phrases.phrases_in(record.captions[0])) & names
         assert mentioned <= positive | set(record.not_exhaustive)
         held += len(mentioned)
     assert held
@@ -248,7 +244,7 @@ def test_parts_of_noun_phrases_are_never_negatives(saved: Path, tmp_path: Path) 
     settings = _settings(
         saved, tmp_path, labels="noun_phrases", vocabularies=(), min_box_score=0.01
     )
-    job.run(settings)
+    run_job(settings)
     text = "".join(file.read_text() for file in tmp_path.glob("boxes-*.jsonl"))
     assert '"noun_phrases"' in text and '"ngrams"' not in text and '"curated"' not in text
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.3, min_image_score=0.3)
@@ -257,13 +253,13 @@ def test_parts_of_noun_phrases_are_never_negatives(saved: Path, tmp_path: Path) 
     for index in range(len(reader)):
         record = reader[index]
         positive = {name for group in record.names for name in group}
-        held = set(label_spaces.phrases_in(record.captions[0])) & names
+        held = set(phrases.phrases_in(record.captions[0])) & names
         assert held and held <= positive | set(record.not_exhaustive)
     assert "noun phrases" in (tmp_path / "report.md").read_text()
 
 
 def test_training_takes_the_records(saved: Path, tmp_path: Path) -> None:
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     entry = {"kind": "pseudo_boxes", "records": tmp_path.name, "min_box_score": 0.05}
     config = tiny.config(
         data__path=str(tmp_path.parent),
@@ -284,16 +280,16 @@ def test_training_takes_the_records(saved: Path, tmp_path: Path) -> None:
 
 
 def test_rerun_redoes_unfinished_shards_only(saved: Path, tmp_path: Path) -> None:
-    job.run(_settings(saved, tmp_path / "whole"))
+    run_job(_settings(saved, tmp_path / "whole"))
     folder = tmp_path / "parts"
-    job.run(_settings(saved, folder), shard_index=1)
+    run_job(_settings(saved, folder), shard_index=1)
     assert [p.name for p in folder.glob("shard-*")] == ["shard-00001-of-00003.json"]
     assert not (folder / "report.md").exists()
     stamp = (folder / "boxes-00001-of-00003.jsonl").stat().st_mtime_ns
     # As a process leaves them that is killed: a temporary file, and files without a summary.
     (folder / ".boxes-00002-of-00003.jsonl.1.partial").write_text("half")
     (folder / "boxes-00002-of-00003.jsonl").write_text("half")
-    job.run(_settings(saved, folder), shard_index=0, shard_step=2)
+    run_job(_settings(saved, folder), shard_index=0, shard_step=2)
     assert (folder / "boxes-00001-of-00003.jsonl").stat().st_mtime_ns == stamp
     assert _contents(folder) == _contents(tmp_path / "whole")
     assert not list(folder.glob(".*.partial"))
@@ -333,18 +329,18 @@ def test_a_file_system_that_fails_completes_no_shard(saved: Path, tmp_path: Path
 
 
 def test_one_folder_holds_one_job(saved: Path, tmp_path: Path) -> None:
-    job.run(_settings(saved, tmp_path), shard_index=0)
+    run_job(_settings(saved, tmp_path), shard_index=0)
     for change in ({"max_ngrams": 21}, {"min_box_score": 0.06}, {"batch_size": 2}):
         with pytest.raises(DataError, match=f"another {next(iter(change))}"):
-            job.run(_settings(saved, tmp_path, **change))
+            run_job(_settings(saved, tmp_path, **change))
     with pytest.raises(DataError, match="--min_box_score: 0.3 is above --min_image_score"):
-        job.run(_settings(saved, tmp_path, min_box_score=0.3))
+        run_job(_settings(saved, tmp_path, min_box_score=0.3))
     with pytest.raises(DataError, match="--shard_index"):
-        job.run(_settings(saved, tmp_path), shard_index=3)
-    assert list(job.share(3, 3, 4)) == []  # of four processes the last has nothing to do
+        run_job(_settings(saved, tmp_path), shard_index=3)
+    assert list(shard_range(3, 3, 4)) == []  # of four processes the last has nothing to do
     for given in ({"shard_step": 2}, {"shard_index": 0, "shard_step": -1}):
         with pytest.raises(DataError, match="--shard_step"):
-            job.run(_settings(saved, tmp_path), **given)
+            run_job(_settings(saved, tmp_path), **given)
 
 
 def test_corrupt_images_are_quarantined_and_counted(saved: Path, tmp_path: Path) -> None:
@@ -364,7 +360,7 @@ def test_corrupt_images_are_quarantined_and_counted(saved: Path, tmp_path: Path)
     lines = (out / "quarantine-00000-of-00001.jsonl").read_text().splitlines()
     assert [json.loads(line)["key"] for line in lines] == ["1.png", "3.png"]
     assert json.loads((out / "report.json").read_text())["unreadable"] == 2
-    reader = source.build(PseudoBoxesSource(min_image_score=0.1), str(out))
+    reader = open_source(PseudoBoxesSource(min_image_score=0.1), str(out))
     assert [image_ops.image_size(reader[i].image) for i in range(len(reader))] == [(32, 32)] * 2  # pyright: ignore[reportArgumentType]
 
 
@@ -437,7 +433,7 @@ def test_hard_negatives_score_high_and_win_no_box(model: LoadedModel) -> None:
 
 
 def test_training_asks_the_hardest_negatives(saved: Path, tmp_path: Path) -> None:
-    done = job.run(_settings(saved, tmp_path, hard_negatives=5, labels="curated"))
+    done = run_job(_settings(saved, tmp_path, hard_negatives=5, labels="curated"))
     lines = [
         json.loads(line)
         for file in sorted(tmp_path.glob("boxes-*.jsonl"))
@@ -460,7 +456,7 @@ def test_training_asks_the_hardest_negatives(saved: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match="--hard_negatives 6"):
         PseudoBoxesReader(tmp_path, **thresholds, hard_negatives=6)
     with pytest.raises(DataError, match="another hard_negatives"):
-        job.run(_settings(saved, tmp_path, labels="curated"))
+        run_job(_settings(saved, tmp_path, labels="curated"))
 
     entry = {"kind": "pseudo_boxes", "hard_negatives": 3, **thresholds}
     config = tiny.config(
@@ -478,13 +474,13 @@ def test_training_asks_the_hardest_negatives(saved: Path, tmp_path: Path) -> Non
 def test_names_of_other_sources_that_a_caption_holds_are_never_negatives(
     saved: Path, tmp_path: Path
 ) -> None:
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2)
     known = {category.name for category in reader.categories}
     for index in range(len(reader)):
         record = reader[index]
         boxed = {name for names in record.names for name in names}
-        said = {n for text in record.captions for n in label_spaces.phrases_in(text)} - boxed
+        said = {n for text in record.captions for n in phrases.phrases_in(text)} - boxed
         assert said - known and said <= set(record.not_exhaustive)
 
 
@@ -500,12 +496,12 @@ def test_an_image_too_long_for_the_square_is_quarantined(model: LoadedModel) -> 
 def test_another_preprocessing_is_another_job(
     model: LoadedModel, saved: Path, tmp_path: Path
 ) -> None:
-    job.run(_settings(saved, tmp_path / "records"), shard_index=0)
+    run_job(_settings(saved, tmp_path / "records"), shard_index=0)
     preprocess = dataclasses.replace(model.preprocess, pad_value=0.0)
     other = tmp_path / "other"
-    checkpoint.save_model(other, dataclasses.replace(model, preprocess=preprocess))
+    save_model(other, dataclasses.replace(model, preprocess=preprocess))
     with pytest.raises(DataError, match="another model"):
-        job.run(_settings(other, tmp_path / "records"))
+        run_job(_settings(other, tmp_path / "records"))
 
 
 def test_pictures_of_the_report_are_of_a_bounded_size(
@@ -513,7 +509,7 @@ def test_pictures_of_the_report_are_of_a_bounded_size(
 ) -> None:
     monkeypatch.setattr(report, "PICTURE_SIDE", 16)
     monkeypatch.setattr(report.viz, "draw_best", lambda image, *_, **__: image)
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     content = json.loads((tmp_path / "job.json").read_text())
     pictures = list(report._pictures(tmp_path, content))
     assert pictures and all(max(picture.shape[:2]) == 16 for picture in pictures)
@@ -522,12 +518,12 @@ def test_pictures_of_the_report_are_of_a_bounded_size(
 def test_records_from_before_hard_negatives_are_read_and_continued(
     saved: Path, tmp_path: Path
 ) -> None:
-    job.run(_settings(saved, tmp_path), shard_index=0)
+    run_job(_settings(saved, tmp_path), shard_index=0)
     file = tmp_path / "job.json"
     content = json.loads(file.read_text())
     del content["hard_negatives"], content["model"]
     file.write_text(json.dumps(content))
-    job.run(_settings(saved, tmp_path))
+    run_job(_settings(saved, tmp_path))
     assert '"hard_negatives"' not in (tmp_path / "boxes-00000-of-00003.jsonl").read_text()
     reader = PseudoBoxesReader(tmp_path, min_box_score=0.05, min_image_score=0.2)
     assert len(reader) and reader[0].negatives == ()
@@ -540,7 +536,7 @@ def test_records_from_before_hard_negatives_are_read_and_continued(
 
 @pytest.fixture
 def records(saved: Path, tmp_path: Path) -> Path:
-    job.run(_settings(saved, tmp_path, num_shards=1))
+    run_job(_settings(saved, tmp_path, num_shards=1))
     return tmp_path
 
 

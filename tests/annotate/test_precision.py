@@ -208,7 +208,7 @@ def _write_coco(root: Path) -> None:
 def test_the_truth_of_a_folder_of_images_is_a_source_as_in_a_config(tmp_path: Path) -> None:
     _write_coco(tmp_path)
     images = str(tmp_path / "images")
-    known = precision.open_source(f"kind=coco,path={tmp_path}", images)
+    known = precision.open_truth(f"kind=coco,path={tmp_path}", images)
     assert known.groups == {"cat": "names", "dog": "names"}
     assert {key: truth.names for key, truth in known.truths.items()} == {
         "a.png": ("cat",),
@@ -222,9 +222,9 @@ def test_the_truth_of_a_folder_of_images_is_a_source_as_in_a_config(tmp_path: Pa
     # The dog lies in the crowd of dogs, and does not count.
     assert found["all"]["precision"] == 1.0 and found["all"]["pseudo_boxes"] == 1
     with pytest.raises(DataError, match="kind=shapes_world, but expected coco"):
-        precision.open_source("kind=shapes_world", images)
+        precision.open_truth("kind=shapes_world", images)
     with pytest.raises(DataError, match="no such|annotations"):
-        precision.open_source(f"kind=coco,path={tmp_path / 'absent'}", images)
+        precision.open_truth(f"kind=coco,path={tmp_path / 'absent'}", images)
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from owl_det import checkpoint, cli
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
-    return path
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    return tiny.save(folder, model__class_prior=0.3, model__class_initial_scale=4.0)
 
 
 def _arguments(saved: Path, output: Path, num_images: int, num_shards: int) -> list[str]:

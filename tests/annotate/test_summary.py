@@ -11,26 +11,17 @@ from PIL import Image
 
 from data_pipelines import pseudo_records
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import checkpoint, cli
-from owl_det.annotate import job
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli
+from owl_det.annotate import job, run
+from owl_det.checkpoints import identity
 from owl_det.errors import DataError
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny.config(model__class_prior=0.3, model__class_initial_scale=4.0)
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
-    return path
+    folder = tmp_path_factory.mktemp("model") / "checkpoint"
+    return tiny.save(folder, model__class_prior=0.3, model__class_initial_scale=4.0)
 
 
 def encoded(index: int, kind: str = "PNG") -> bytes:
@@ -182,6 +173,25 @@ def test_two_jobs_that_start_at_once_do_not_share_a_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
 
 
+def test_a_job_of_an_earlier_version_goes_on(saved: Path, tmp_path: Path) -> None:
+    """Its job.json holds the hash that version 0.1 made of the same parameters."""
+    settings = job.Settings(
+        checkpoint=str(saved),
+        input="shapes_world:train:2:32",
+        output=str(tmp_path),
+        vocabularies=("shapes_world",),
+    )
+    opened = job.Job(settings)
+    former = identity.former_parameter_hash(opened.annotator.model.params)
+    written = {**opened.describe(), "checkpoint": former}
+    assert written != opened.describe()
+    pseudo_records.write_json(tmp_path / "job.json", written)
+    opened.claim()
+    pseudo_records.write_json(tmp_path / "job.json", {**written, "checkpoint": "0" * 16})
+    with pytest.raises(DataError, match=f"another checkpoint \\('{'0' * 16}' there"):
+        opened.claim()
+
+
 def test_a_shard_that_another_process_completes_is_no_error(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,7 +208,7 @@ def test_a_shard_that_another_process_completes_is_no_error(
     def second(writer: pseudo_records.ShardWriter, summary: dict[str, object]) -> None:
         monkeypatch.setattr(pseudo_records.ShardWriter, "finish", finish)
         opened.run_shard(0)
-        job._remove_partial(tmp_path)
+        run.remove_partial(tmp_path)
         finish(writer, summary)
 
     monkeypatch.setattr(pseudo_records.ShardWriter, "finish", second)

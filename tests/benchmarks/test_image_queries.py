@@ -8,9 +8,6 @@ import pytest
 
 from benchmarks import image_queries as benchmark
 from data_pipelines.shapes_world import ShapesWorld, object_names
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
-from tests import tiny
 
 
 def test_query_objects_are_what_they_are_called() -> None:
@@ -32,17 +29,10 @@ def test_query_objects_are_what_they_are_called() -> None:
 
 
 @pytest.mark.nightly
-def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config()
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    checkpoint.save_model(tmp_path / "model", model)
-    flags = ["--checkpoint", str(tmp_path / "model"), "--num_images", "6"]
+def test_command_measures(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--checkpoint", str(tiny_checkpoint), "--num_images", "6"]
     assert benchmark.main([*flags, "--out", str(tmp_path / "found.json")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((tmp_path / "found.json").read_text())

@@ -3,28 +3,16 @@
 import json
 from pathlib import Path
 
-import jax
 import pytest
 
 from benchmarks import loading
-from owl_det import checkpoint
-from owl_det.modeling import build
-from owl_det.types import LoadedModel
-from tests import tiny
 
 
 @pytest.mark.nightly
-def test_it_prints_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config()
-    model = LoadedModel(
-        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    checkpoint.save_model(tmp_path / "model", model)
-    assert loading.main([str(tmp_path / "model")]) == 0
+def test_it_prints_seconds(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert loading.main([str(tiny_checkpoint)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert 0 < printed["detect_s"] < printed["first_detect_s"]  # the first call compiles
     assert loading.main([str(tmp_path / "nowhere")]) == 2

@@ -7,23 +7,13 @@ import numpy as np
 import pytest
 
 from benchmarks import search as benchmark
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
 from owl_det.inference.predictor import Detections
 from tests import tiny
 
 
 @pytest.mark.nightly
 def test_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tiny.config(model__class_prior=0.5)
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    checkpoint.save_model(tmp_path / "model", model)
+    tiny.save(tmp_path / "model", model__class_prior=0.5)
     flags = ["--checkpoint", str(tmp_path / "model"), "--num_images", "5", "--batch_size", "2"]
     assert benchmark.main([*flags, "--repeats", "2"]) == 0
     found = json.loads(capsys.readouterr().out)

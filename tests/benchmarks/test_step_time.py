@@ -43,7 +43,7 @@ def test_compute_is_flops_over_the_rate(monkeypatch: pytest.MonkeyPatch) -> None
     [
         (["--mfu", "0"], "--mfu: in (0, 1], got 0.0"),
         (["--mesh", "8"], "--mesh: three sizes"),
-        (["--config", "absent"], "--config: there is no configs/absent.py"),
+        (["--config", "absent"], "--config: absent: no such file"),
     ],
 )
 def test_bad_arguments_are_one_line(

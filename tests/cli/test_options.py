@@ -1,9 +1,12 @@
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from owl_det import cli
+from owl_det.cli import command as command_line
 from owl_det.cli import options
 from owl_det.errors import ExitCode
 
@@ -69,9 +72,27 @@ def test_every_option_says_what_it_is(command: str, capsys: pytest.CaptureFixtur
         cli.main([command, "--help"])
     assert stopped.value.code == 0
     assert "usage: owl-det" in capsys.readouterr().out
-    parser = _subparsers(cli.parser())[command]
+    parser = _subparsers(command_line.parser())[command]
     silent = [action.dest for action in parser._actions if not (action.help or "").strip()]
     assert silent == []
+
+
+@pytest.mark.parametrize(
+    ("code", "modules"),
+    [
+        ("import owl_det.main", ["options"]),
+        ("from owl_det import cli; cli.main(['models'])", ["command", "convert", "options"]),
+    ],
+)
+def test_a_command_loads_no_other_command(code: str, modules: list[str]) -> None:
+    loaded = "[name for name in sys.modules if name.startswith('owl_det.cli.')]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(sorted({loaded}))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == str([f"owl_det.cli.{name}" for name in modules])
 
 
 @pytest.mark.parametrize(

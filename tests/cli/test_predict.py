@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from owl_det import checkpoint, cli, viz
+from owl_det import cli, viz
 from owl_det.inference import embeddings
 from owl_det.inference.predictor import Predictor
-from owl_det.types import LoadedModel
 from tests import tiny
 
 NAMES = ("red circle", "blue star")
@@ -23,18 +22,7 @@ NAMES = ("red circle", "blue star")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint that keeps names."""
-    config = tiny.config()
-    model = LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-        names=NAMES,
-    )
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
-    return path
+    return tiny.save(tmp_path_factory.mktemp("model") / "checkpoint", names=NAMES)
 
 
 @pytest.fixture
@@ -153,18 +141,9 @@ def test_boxes_of_query_images_are_in_pixels(
 
 
 def test_a_checkpoint_without_names_needs_a_query(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = tiny.config()
-    model = LoadedModel(
-        params=tiny.params(config),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=0,
-    )
-    checkpoint.save_model(tmp_path / "bare", model)
-    assert cli.main(["predict", str(images), "--checkpoint", str(tmp_path / "bare")]) == 2
+    assert cli.main(["predict", str(images), "--checkpoint", str(tiny_checkpoint)]) == 2
     assert "at least one --query or --query_image" in capsys.readouterr().err
 
 

@@ -2,30 +2,17 @@
 
 import json
 
-import jax
 import numpy as np
 from PIL import Image
 
-from owl_det import checkpoint, cli
-from owl_det.modeling import build
-from owl_det.types import LoadedModel
-from tests import tiny
+from owl_det import cli
 
 
-def test_the_picture_has_few_boxes_and_the_json_all(tmp_path, capsys):
-    saved, config = tmp_path / "model", tiny.config()
-    model = LoadedModel(
-        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-    checkpoint.save_model(saved, model)
+def test_the_picture_has_few_boxes_and_the_json_all(tiny_checkpoint, tmp_path, capsys):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     Image.fromarray(pixels).convert("P").save(tmp_path / "a.png")
-    flags = ["--checkpoint", str(saved), "--query", "cat", "--query", "dog", "--threshold", "0"]
-    flags += ["--query", "fox"]
+    flags = ["--checkpoint", str(tiny_checkpoint), "--threshold", "0"]
+    flags += ["--query", "cat", "--query", "dog", "--query", "fox"]
     assert cli.main(["predict", str(tmp_path / "a.png"), *flags, "--out", str(tmp_path / "o")]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert len(json.loads(line)["detections"]) > 30

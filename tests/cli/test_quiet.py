@@ -6,12 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import pytest
 
-from owl_det import checkpoint
-from owl_det.modeling import build
-from owl_det.types import LoadedModel
 from tests import tiny
 
 # `owl-det: …`, and a line of progress: `evaluate shapes: 4 of 8, 3.2 images/s, 00:01 left`.
@@ -24,15 +20,7 @@ SET_BY_TESTS = ("TF_CPP_MIN_LOG_LEVEL", "XLA_FLAGS", "JAX_PLATFORMS", "PYTHONWAR
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny detector's checkpoint, and four images beside it."""
     folder = tmp_path_factory.mktemp("quiet")
-    config = tiny.config()
-    model = LoadedModel(
-        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=0,
-    )
-    checkpoint.save_model(folder / "model", model)
+    tiny.save(folder / "model")
     _run("sample", "--out", folder / "images")
     return folder
 

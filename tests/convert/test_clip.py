@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, cli
+from owl_det import cli
+from owl_det.checkpoints.load import load_detector, load_model, save_model
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
 from owl_det.modeling.detector import OwlDetector
@@ -88,12 +89,12 @@ def test_sizes_and_preprocessing_are_read(towers: LoadedModel) -> None:
 
 
 def test_a_checkpoint_of_towers_keeps_every_bit(towers: LoadedModel, tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "clip", towers)
-    loaded = checkpoint.load_model(tmp_path / "clip")
+    save_model(tmp_path / "clip", towers)
+    loaded = load_model(tmp_path / "clip")
     assert loaded.kind == "towers" and loaded.config == towers.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
     with pytest.raises(CheckpointError, match="no detection heads"):
-        checkpoint.load_detector(tmp_path / "clip")
+        load_detector(tmp_path / "clip")
 
 
 def test_a_folder_becomes_a_checkpoint_by_the_command(
@@ -106,7 +107,7 @@ def test_a_folder_becomes_a_checkpoint_by_the_command(
     (tmp_path / "hf" / "preprocessor_config.json").write_text('{"image_mean": [0.1, 0.2, 0.3]}')
     arguments = [str(tmp_path / "hf"), str(tmp_path / "ours"), "--from", "clip"]
     assert cli.main(["convert", *arguments]) == 0, capsys.readouterr().err
-    loaded = checkpoint.load_model(tmp_path / "ours")
+    loaded = load_model(tmp_path / "ours")
     assert loaded.kind == "towers" and loaded.config == towers.config
     assert loaded.preprocess.mean == (0.1, 0.2, 0.3)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, towers.params)
@@ -329,8 +330,8 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
 
 def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_path: Path) -> None:
     _, model = resnet
-    checkpoint.save_model(tmp_path / "rn", model)
-    loaded = checkpoint.load_model(tmp_path / "rn")
+    save_model(tmp_path / "rn", model)
+    loaded = load_model(tmp_path / "rn")
     assert loaded.kind == "resnet" and loaded.config == model.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
@@ -338,6 +339,6 @@ def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_pat
 def test_a_resnet_is_no_start_for_a_detector(
     resnet: tuple[Any, LoadedModel], tmp_path: Path
 ) -> None:
-    checkpoint.save_model(tmp_path / "rn", resnet[1])
+    save_model(tmp_path / "rn", resnet[1])
     with pytest.raises(CheckpointError, match="no detection heads"):
-        checkpoint.load_detector(tmp_path / "rn")
+        load_detector(tmp_path / "rn")

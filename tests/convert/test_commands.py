@@ -12,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, cli
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli, path_rules
+from owl_det.checkpoints.adapt import adapt
+from owl_det.checkpoints.load import load_model, save_model
 from owl_det.convert import clip_vocabulary, formats, models
 from owl_det.errors import CheckpointError
+from owl_det.types import LoadedModel
 from tests import tiny
 from tests.convert import hf_folder
 
@@ -28,14 +30,14 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(0)
     values = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     model = LoadedModel(
-        params=models.unflatten(values),
+        params=path_rules.unflatten(values),
         config=config.model,
         preprocess=config.preprocess,
         eval_prompts="none",
         step=5,
     )
     path = tmp_path_factory.mktemp("saved") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -45,14 +47,14 @@ def test_there_and_back(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     said = json.loads(capsys.readouterr().out)
     assert said["wrote"] == there and said["image_size"] == 32
     assert cli.main(["convert", there, back, "--from", "hf", "--eval_prompts", "none"]) == 0
-    before, after = checkpoint.load_model(saved), checkpoint.load_model(back)
+    before, after = load_model(saved), load_model(back)
     assert before.eval_prompts == after.eval_prompts == "none"
     jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
     # Converted weights start a training, of what transformers computes.
     theirs = {"model__head_activation": "gelu", "model__merge_norm_epsilon": 1e-5}
-    params = checkpoint.adapt(after, tiny.config(**theirs))
+    params = adapt(after, tiny.config(**theirs))
     with pytest.raises(CheckpointError, match=r"model\.head_activation is 'gelu' there"):
-        checkpoint.adapt(after, tiny.config())
+        adapt(after, tiny.config())
     jax.tree.map(np.testing.assert_array_equal, params, before.params)
 
 

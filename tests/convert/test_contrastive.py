@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from owl_det import checkpoint, cli
-from owl_det.convert import formats, models, scenic
+from owl_det import cli, path_rules
+from owl_det.checkpoints.adapt import adapt
+from owl_det.checkpoints.load import load_model, save_model
+from owl_det.convert import formats, scenic
 from owl_det.evaluation import ensemble
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.vit import ImageTower
+from owl_det.types import LoadedModel
 from tests import tiny
 from tests.convert import hf_folder
 from tests.convert import test_scenic as scenic_files
@@ -65,7 +68,7 @@ def test_every_tensor_comes_back_bit_by_bit(
 def test_the_converted_model_compares_whole_images_with_texts(
     converted: tuple[Path, Path],
 ) -> None:
-    loaded = checkpoint.load_model(converted[1])
+    loaded = load_model(converted[1])
     assert loaded.config.contrastive == "softmax" and loaded.kind == "detector"
     theirs = load_file(converted[0] / "model.safetensors")
     (projection,) = (v for n, v in theirs.items() if n.endswith("visual_projection.weight"))
@@ -81,15 +84,15 @@ def test_the_converted_model_compares_whole_images_with_texts(
 
 def test_detection_does_not_change(kind: str, converted: tuple[Path, Path], tmp_path: Path) -> None:
     """The same boxes and scores with and without them."""
-    loaded = checkpoint.load_model(converted[1])
+    loaded = load_model(converted[1])
     weights = load_file(converted[0] / "model.safetensors")
     without = {name: x for name, x in weights.items() if "visual_projection" not in name}
     hf_folder.write(tmp_path / "bare", kind, without)
     formats.convert(str(tmp_path / "bare"), tmp_path / "ours", "hf", "owl_det")
-    other = checkpoint.load_model(tmp_path / "ours")
-    names = models.flatten(loaded.params).keys()
+    other = load_model(tmp_path / "ours")
+    names = path_rules.flatten(loaded.params).keys()
     assert other.config.contrastive == "none"
-    assert models.flatten(other.params).keys() == names - set(OURS)
+    assert path_rules.flatten(other.params).keys() == names - set(OURS)
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     found = [
         Predictor.load(path).detect([image], ["cat", "dog"], threshold=0)[0]
@@ -99,58 +102,54 @@ def test_detection_does_not_change(kind: str, converted: tuple[Path, Path], tmp_
     np.testing.assert_array_equal(found[0].scores, found[1].scores)
 
 
-def test_stand_ins_are_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_stand_ins_are_no_weights(
+    tiny_model: LoadedModel,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A detector without them is written with transformers' start, and read without it again."""
-    config = tiny.config()
-    model = checkpoint.LoadedModel(
-        params=tiny.params(config, seed=1),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=3,
-    )
-    checkpoint.save_model(tmp_path / "ours", model)
-    formats.convert(str(tmp_path / "ours"), tmp_path / "theirs", "owl_det", "hf")
+    formats.convert(str(tiny_checkpoint), tmp_path / "theirs", "owl_det", "hf")
     written = load_file(tmp_path / "theirs" / "model.safetensors")
     assert any(name.endswith("visual_projection.weight") for name in written)
     formats.convert(str(tmp_path / "theirs"), tmp_path / "back", "hf", "owl_det")
-    back = checkpoint.load_model(tmp_path / "back")
+    back = load_model(tmp_path / "back")
     assert back.config.contrastive == "none"
-    jax.tree.map(np.testing.assert_array_equal, back.params, model.params)
+    jax.tree.map(np.testing.assert_array_equal, back.params, tiny_model.params)
 
 
 def test_fine_tuning_leaves_them_out_and_says_so(
     converted: tuple[Path, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    loaded = checkpoint.load_model(converted[1])
+    loaded = load_model(converted[1])
     changes = {
         "model__has_objectness_head": loaded.config.has_objectness_head,
         "checkpoint__init_from": "x",
     }
     config = tiny.config(**{**THEIR_HEADS, **SIZES, **changes})
     with caplog.at_level("INFO", logger="absl"):
-        params = checkpoint.adapt(loaded, config)
-    assert not set(OURS) & models.flatten(params).keys()
+        params = adapt(loaded, config)
+    assert not set(OURS) & path_rules.flatten(params).keys()
     assert "Left out: logit_scale, image/visual_projection" in caplog.text
-    kept = checkpoint.adapt(
+    kept = adapt(
         loaded, tiny.config(**{**THEIR_HEADS, **SIZES, **changes, "model__contrastive": "softmax"})
     )
-    assert set(OURS) <= models.flatten(kept).keys()
+    assert set(OURS) <= path_rules.flatten(kept).keys()
 
 
 def test_an_ensemble_with_a_fine_tuned_model_has_the_parts_of_both(
     converted: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    loaded = checkpoint.load_model(converted[1])
-    bare = models.unflatten(
-        {n: v + 1 for n, v in models.flatten(loaded.params).items() if n not in OURS}
+    loaded = load_model(converted[1])
+    bare = path_rules.unflatten(
+        {n: v + 1 for n, v in path_rules.flatten(loaded.params).items() if n not in OURS}
     )
     config = dataclasses.replace(loaded.config, contrastive="none")
     tuned = dataclasses.replace(loaded, params=bare, config=config)
-    checkpoint.save_model(tmp_path / "tuned", tuned)
+    save_model(tmp_path / "tuned", tuned)
     for first, second in ((converted[1], tmp_path / "tuned"), (tmp_path / "tuned", converted[1])):
         ensemble.save(first, second, 0.5, tmp_path / "mixed")
-        mixed = checkpoint.load_model(tmp_path / "mixed")
+        mixed = load_model(tmp_path / "mixed")
         assert mixed.config.contrastive == "none"
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b - 0.5, atol=1e-6), mixed.params, bare
@@ -163,6 +162,6 @@ def test_scenic_s_reach_transformers(tmp_path: Path) -> None:
     projection = np.random.default_rng(1).normal(size=(scenic_files.WIDTH, 24)).astype(np.float32)
     tree["backbone"]["clip"]["visual"]["proj"] = {"kernel": projection}
     loaded = scenic.read(str(scenic_files.save(tmp_path / "file", "new", tree)))
-    found = models.flatten(loaded.params)
+    found = path_rules.flatten(loaded.params)
     np.testing.assert_array_equal(found["image/visual_projection/kernel"], projection)
     assert found["logit_scale"] == np.float32(4.6)

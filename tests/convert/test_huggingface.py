@@ -13,12 +13,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from data_pipelines.tokenizer import ClipTokenizer
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
+from owl_det import path_rules
+from owl_det.checkpoints.load import load_model
 from owl_det.config import PreprocessConfig
-from owl_det.convert import formats, huggingface, models, rules
+from owl_det.convert import formats, huggingface, huggingface_parameters, rules
 from owl_det.errors import CheckpointError
 from owl_det.modeling.detector import OwlDetector
+from owl_det.types import LoadedModel
 from tests import tiny
 
 torch = pytest.importorskip("torch", reason="parity needs the extra [parity]")
@@ -182,9 +183,9 @@ def test_swapped_tensors_are_found(pair: Any, place: str) -> None:
     ours = huggingface.read(str(folder))
     pixels, tokens = inputs(32, 8)
     expected = their_outputs(theirs, pixels, tokens)
-    parameters = models.flatten(ours.params)
-    shapes = huggingface._their_shapes(kind, ours.config)
-    table = huggingface.table(kind, is_contrastive=True)
+    parameters = path_rules.flatten(ours.params)
+    shapes = huggingface_parameters.tensor_shapes(kind, ours.config)
+    table = huggingface_parameters.table(kind, is_contrastive=True)
     tensors = rules.to_theirs(table, parameters, shapes)
     chosen = [name for name in sorted(tensors) if _place(name) == place]
     swapped = [
@@ -199,7 +200,7 @@ def test_swapped_tensors_are_found(pair: Any, place: str) -> None:
             dict.fromkeys(mutated, "float32"),
             mutated.__getitem__,
         )
-        params = models.unflatten(
+        params = path_rules.unflatten(
             rules.to_ours(table, weights, {n: v.shape for n, v in parameters.items()})
         )
         found = our_outputs(dataclasses.replace(ours, params=params), pixels, tokens)
@@ -234,7 +235,7 @@ def test_round_trip_is_exact(pair: Any, tmp_path: Path) -> None:
         assert difference <= 1e-6, name
     run = json.loads((there / "run" / "metadata").read_text())
     assert run["origin"] == {"format": "hf", "source": str(folder)}
-    loaded = checkpoint.load_model(there)
+    loaded = load_model(there)
     geometry = "stretch" if kind == "owlvit" else "pad"
     assert loaded.preprocess.geometry == geometry
     assert loaded.config.has_objectness_head == (kind == "owlv2")
@@ -244,13 +245,14 @@ def test_shards_and_half_precision(pair: Any, tmp_path: Path) -> None:
     kind, theirs, folder = pair
     save(theirs, tmp_path / "shards", kind, max_shard_size="200KB")
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
-    whole = models.flatten(huggingface.read(str(folder)).params)
-    for name, value in models.flatten(huggingface.read(str(tmp_path / "shards")).params).items():
+    whole = path_rules.flatten(huggingface.read(str(folder)).params)
+    from_shards = huggingface.read(str(tmp_path / "shards")).params
+    for name, value in path_rules.flatten(from_shards).items():
         np.testing.assert_array_equal(value, whole[name])
     half = save(theirs, tmp_path / "half", kind)
     tensors = load_file(half / "model.safetensors")
     save_file({n: v.astype(np.float16) for n, v in tensors.items()}, half / "model.safetensors")
-    for name, value in models.flatten(huggingface.read(str(half)).params).items():
+    for name, value in path_rules.flatten(huggingface.read(str(half)).params).items():
         np.testing.assert_array_equal(value, whole[name].astype(np.float16).astype(np.float32))
 
 

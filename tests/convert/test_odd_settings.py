@@ -135,7 +135,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     made = hf_folder.write(tmp_path)
     content = (made / "config.json").read_bytes()
     (made / "config.json").write_bytes(b"\xef\xbb\xbf" + content)
-    assert huggingface.read(str(made)).model.image_size == hf_folder.SIDE
+    assert huggingface.read(str(made)).config.image_size == hf_folder.SIDE
 
 
 TOWERS = {

@@ -7,11 +7,12 @@ import pytest
 from PIL import Image
 from scipy import optimize
 
-from owl_det import checkpoint
-from owl_det.checkpoint import LoadedModel
+from owl_det import path_rules
+from owl_det.checkpoints.load import save_model
 from owl_det.config import PreprocessConfig
 from owl_det.convert import formats, models
 from owl_det.inference.predictor import Detections, Predictor
+from owl_det.types import LoadedModel
 from tests import tiny
 
 pytest.importorskip("torch", reason="parity needs the extra [parity]")
@@ -42,7 +43,7 @@ def random_model(
         if "blocks" in name and is_matrix:
             spread *= shape[0] ** 0.5  # the first axis is the layer
         values[name] = rng.normal(0.4 if name.endswith("scale") else 0, spread, shape)
-    params = models.unflatten({n: v.astype(np.float32) for n, v in values.items()})
+    params = path_rules.unflatten({n: v.astype(np.float32) for n, v in values.items()})
     return LoadedModel(
         params=params, config=config.model, preprocess=preprocess, eval_prompts="none", step=0
     )
@@ -102,7 +103,7 @@ def test_pipeline_finds_what_the_predictor_finds(
         "stretch": PreprocessConfig(geometry="stretch", resize="bilinear"),
     }[geometry]
     model = random_model(preprocess, has_objectness_head=has_objectness_head)
-    checkpoint.save_model(tmp_path / "ours", model)
+    save_model(tmp_path / "ours", model)
     formats.convert(str(tmp_path / "ours"), tmp_path / "hf", "owl_det", "hf")
     predictor = Predictor.load(tmp_path / "ours")
     assert_found_alike(tmp_path / "hf", predictor, images(), QUERIES)

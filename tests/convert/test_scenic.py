@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from owl_det import checkpoint
+from owl_det.checkpoints.load import load_model
 from owl_det.convert import formats, scenic
 from owl_det.errors import CheckpointError
 from owl_det.modeling.detector import OwlDetector
@@ -220,7 +220,7 @@ def test_numbers_are_those_of_their_module(layout: str, objectness: bool, tmp_pa
     formats.convert(
         str(save(tmp_path / "checkpoint", layout, tree)), tmp_path / "o", "scenic", "owl_det"
     )
-    ours = checkpoint.load_model(tmp_path / "o")
+    ours = load_model(tmp_path / "o")
     assert ours.config.image_size == SIDE * PATCH and ours.config.embedding_dim == 24
     assert (ours.config.image.num_heads, ours.config.text.num_heads) == (HEADS, TEXT_HEADS)
     assert ours.config.has_objectness_head == objectness

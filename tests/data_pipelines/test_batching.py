@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import batching
+from data_pipelines.batch_spec import COUNTS
 from data_pipelines.features import Category, Example
 from data_pipelines.query_sets import Pool
 from data_pipelines.tokenizer import ClipTokenizer
 
 TOKENIZER = ClipTokenizer(8)
 POOL = Pool.of([Category(id=i, name=name) for i, name in enumerate(("cat", "dog", "cow", "hen"))])
-SHAPES = batching.Shapes(
+PACKING = batching.Packing(
     max_instances=3, max_queries=5, min_queries=0, max_tiles=4, num_positions=8
 )
 
@@ -40,15 +41,19 @@ def _example(names: list[tuple[str, ...]], **changes: Any) -> Example:
     return dataclasses.replace(example, **changes)
 
 
-def _pack(example: Example, shapes: batching.Shapes = SHAPES, **options: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = dict(
-        prompt_mode="none", shuffle_labels=False, rng=np.random.default_rng(0)
-    )
-    return batching.pack(example, POOL, TOKENIZER, shapes, **(settings | options))
+def _pack(
+    example: Example,
+    packing: batching.Packing = PACKING,
+    rng: np.random.Generator | None = None,
+    **changes: Any,
+) -> dict[str, Any]:
+    packing = dataclasses.replace(packing, **changes)
+    rng = rng or np.random.default_rng(0)
+    return batching.pack_example(example, POOL, TOKENIZER, packing, rng)
 
 
 def _count(packed: dict[str, Any], name: str) -> int:
-    return int(packed["counts"][batching.COUNTS.index(name)])
+    return int(packed["counts"][COUNTS.index(name)])
 
 
 def test_fixed_shapes_and_padding() -> None:
@@ -97,7 +102,7 @@ def test_crowds_are_kept_apart_from_instances() -> None:
 
 
 def test_an_instance_without_a_query_is_not_supervised() -> None:
-    few = dataclasses.replace(SHAPES, max_queries=1)
+    few = dataclasses.replace(PACKING, max_queries=1)
     packed = _pack(_example([("cat",), ("dog",)]), few)
     assert packed["is_instance"].tolist() == [True, False, False]
     assert _count(packed, "dropped_queries") == 1 and _count(packed, "dropped_instances") == 1
@@ -142,7 +147,7 @@ def test_tables_give_back_what_they_hold(
         for names in asked
     ]
     batch = batching.stack(packed)
-    out = batching.with_query_table(batch, num_shards, limit)
+    out = batching.finish_batch(batch, num_shards, limit)
     per_shard = 4 // num_shards
     tables = out["query_table"].reshape(num_shards, -1, 8)
     assert tables.shape[1] == (limit or per_shard * 5)
@@ -153,7 +158,7 @@ def test_tables_give_back_what_they_hold(
             np.testing.assert_array_equal(table[row], batch["query_tokens"][image, query])
     dropped = batch["is_query"] & ~out["is_query"]
     assert not (out["is_query"] & ~batch["is_query"]).any()
-    column = batching.COUNTS.index("dropped_queries")
+    column = COUNTS.index("dropped_queries")
     np.testing.assert_array_equal(out["counts"][:, column], dropped.sum(1))
     for shard in range(num_shards):
         part = slice(shard * per_shard, (shard + 1) * per_shard)
@@ -166,7 +171,7 @@ def test_tables_give_back_what_they_hold(
         if len(positives) <= room:
             assert out["is_instance"][part].sum() == sum(bool(names) for names in asked[part])
     lost = batch["is_instance"].sum(1) - out["is_instance"].sum(1)
-    column = batching.COUNTS.index("dropped_instances")
+    column = COUNTS.index("dropped_instances")
     np.testing.assert_array_equal(out["counts"][:, column], lost)
     # An instance is asked for exactly where one of its queries is.
     has_query = (out["instance_labels"] & out["is_query"][:, None]).any(-1)
@@ -177,7 +182,7 @@ def test_the_tables_of_four_shards_hold_the_queries_of_one() -> None:
     batch = batching.stack(
         [_pack(_example([("cat",)], negatives=(WORDS[i], "fox"))) for i in range(4)]
     )
-    one, four = (batching.with_query_table(batch, shards, 0) for shards in (1, 4))
+    one, four = (batching.finish_batch(batch, shards, 0) for shards in (1, 4))
     for image in range(4):
         table = four["query_table"].reshape(4, -1, 8)[image]
         is_query = one["is_query"][image]
@@ -191,15 +196,15 @@ def test_the_tables_of_four_shards_hold_the_queries_of_one() -> None:
 def test_images_lose_alike_where_the_table_is_full() -> None:
     """Positives of all first; then the first negative of each, then the second."""
     names = [("cat", "dog", "cow"), ("hen", "fox", "owl"), ("bird", "fish", "horse")]
-    packed = [_pack(_example([(own,)], negatives=others)) for own, *others in names]
-    out = batching.with_query_table(batching.stack(packed), 1, 6)
+    packed = [_pack(_example([(own,)], negatives=tuple(others))) for own, *others in names]
+    out = batching.finish_batch(batching.stack(packed), 1, 6)
     assert out["is_query"].sum(1).tolist() == [2, 2, 2]
     assert out["is_instance"].sum(1).tolist() == [1, 1, 1]
-    out = batching.with_query_table(batching.stack(packed), 1, 4)
+    out = batching.finish_batch(batching.stack(packed), 1, 4)
     assert out["is_query"].sum(1).tolist() == [2, 1, 1]
 
 
-NAMED = dataclasses.replace(SHAPES, with_names=True)
+NAMED = dataclasses.replace(PACKING, with_names=True)
 
 
 @settings(max_examples=60, deadline=None)
@@ -226,9 +231,10 @@ def test_batch_negatives_are_asked_of_others_and_never_present(
         )
         for image, names in enumerate(asked)
     ]
-    before = batching.with_query_table(batching.stack(packed), num_shards, limit)
+    stacked = batching.stack(packed)
+    before = batching.finish_batch(stacked, num_shards, limit)
     rngs = [np.random.default_rng(i) for i in range(4)]
-    after = batching.with_batch_negatives(before, num_shards, rngs)
+    after = batching.finish_batch(stacked, num_shards, limit, rngs)
     assert "query_names" not in after
     np.testing.assert_array_equal(after["query_table"], before["query_table"])
     np.testing.assert_array_equal(after["instance_labels"], before["instance_labels"])
@@ -260,9 +266,10 @@ def test_a_masked_positive_keeps_its_slot_to_itself() -> None:
     """Its labels are still there: another name in its place would be learnt as a positive."""
     first = _pack(_example([("cat",), ("dog",)]), NAMED)
     second = _pack(_example([("hen",)]), NAMED)
-    before = batching.with_query_table(batching.stack([first, second]), 1, 1)
+    stacked = batching.stack([first, second])
+    before = batching.finish_batch(stacked, 1, 1)
     assert before["is_query"].tolist() == [[True] + 4 * [False], 5 * [False]]
-    after = batching.with_batch_negatives(before, 1, [np.random.default_rng(0)] * 2)
+    after = batching.finish_batch(stacked, 1, 1, [np.random.default_rng(0)] * 2)
     assert after["is_query"].tolist() == [[True] + 4 * [False], [False, True] + 3 * [False]]
     labels = after["instance_labels"].any(axis=1)
     assert not (after["is_query"] & labels & ~before["is_query"]).any()
@@ -273,11 +280,11 @@ def test_batch_negatives_depend_on_the_generator_of_the_image_alone() -> None:
         _pack(_example([(WORDS[i],)], negatives=(WORDS[i + 1], WORDS[i + 2])), NAMED)
         for i in range(4)
     ]
-    before = batching.with_query_table(batching.stack(packed), 1, 0)
+    stacked = batching.stack(packed)
 
     def drawn(seeds: tuple[int, ...]) -> np.ndarray:
         rngs = [np.random.default_rng(seed) for seed in seeds]
-        return batching.with_batch_negatives(before, 1, rngs)["query_index"]
+        return batching.finish_batch(stacked, 1, 0, rngs)["query_index"]
 
     first = drawn((0, 1, 2, 3))
     np.testing.assert_array_equal(first, drawn((0, 1, 2, 3)))

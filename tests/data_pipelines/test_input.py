@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipelines import batching, query_sets, sampling
 from data_pipelines import input as input_lib
+from data_pipelines.batch_spec import COUNTS
 from data_pipelines.features import Category
 from data_pipelines.input import TrainInput
 from owl_det.errors import DataError
@@ -17,7 +18,7 @@ from tests import tiny
 
 
 def _take(data: TrainInput, count: int, first: int = 0, **kwargs: Any) -> list[Any]:
-    batches = data.batches(first, **{"num_shards": 1, **kwargs})
+    batches = data.batches(first, **{"num_data_shards": 1, **kwargs})
     taken = list(islice(batches, count))
     batches.close()
     return taken
@@ -46,9 +47,9 @@ def test_engines_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_two_processes_see_the_halves_of_one() -> None:
-    whole = _take(TrainInput(tiny.config()), 2, num_shards=2)
+    whole = _take(TrainInput(tiny.config()), 2, num_data_shards=2)
     parts = [
-        _take(TrainInput(tiny.config()), 2, num_shards=2, process=p, num_processes=2)
+        _take(TrainInput(tiny.config()), 2, num_data_shards=2, process=p, num_processes=2)
         for p in range(2)
     ]
     for step in range(2):
@@ -73,24 +74,25 @@ BATCH_NEGATIVES = {
 
 def test_batch_negatives_are_the_same_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config(**BATCH_NEGATIVES)
-    whole = _take(TrainInput(config), 3, num_shards=2)
+    whole = _take(TrainInput(config), 3, num_data_shards=2)
     plain = _take(TrainInput(tiny.config(**{**BATCH_NEGATIVES, "data__batch_negatives": False})), 1)
     assert whole[0]["is_query"].sum() > plain[0]["is_query"].sum()
     assert "query_names" not in whole[0] and whole[0].keys() == plain[0].keys()
-    (resumed,) = _take(TrainInput(config), 1, first=2, num_shards=2)
+    (resumed,) = _take(TrainInput(config), 1, first=2, num_data_shards=2)
     _assert_same(resumed, whole[2])
     parts = [
-        _take(TrainInput(config), 1, num_shards=2, process=p, num_processes=2)[0] for p in range(2)
+        _take(TrainInput(config), 1, num_data_shards=2, process=p, num_processes=2)[0]
+        for p in range(2)
     ]
     _assert_same({k: np.concatenate([p[k] for p in parts]) for k in parts[0]}, whole[0])
     monkeypatch.setattr(input_lib, "is_installed", lambda _: False)
-    (threads,) = _take(TrainInput(config), 1, num_shards=2)
+    (threads,) = _take(TrainInput(config), 1, num_data_shards=2)
     _assert_same(threads, whole[0])
 
 
 def test_batch_must_divide() -> None:
     with pytest.raises(DataError, match="config.batch_size: 8 does not divide over 3"):
-        _take(TrainInput(tiny.config()), 1, num_shards=3)
+        _take(TrainInput(tiny.config()), 1, num_data_shards=3)
 
 
 def test_an_epoch_visits_every_image_once() -> None:
@@ -130,7 +132,7 @@ def test_corrupt_images_are_replaced_and_counted(tmp_path: Path, sizes: list[int
     data = TrainInput(config)
     examples = [data.example(i) for i in range(200)]
     counts = np.array([example["counts"] for example in examples])
-    total = counts[:, batching.COUNTS.index("unreadable_images")].sum()
+    total = counts[:, COUNTS.index("unreadable_images")].sum()
     assert total >= 2 and len(data.unreadable) == 2
     num_tiles = sizes[0] ** 2
     assert all((e["tile_image_id"][:num_tiles] >= 0).all() for e in examples)
@@ -168,7 +170,7 @@ def test_mosaics_of_jpeg_files_do_not_depend_on_the_workers(
         _assert_same(some[step], alone[step])
         _assert_same(many[step], alone[step])
     assert not np.array_equal(alone[0]["image"], alone[1]["image"])
-    assert alone[0]["counts"][:, batching.COUNTS.index("unreadable_images")].sum() > 0
+    assert alone[0]["counts"][:, COUNTS.index("unreadable_images")].sum() > 0
 
 
 def test_too_many_corrupt_images_are_an_error(tmp_path: Path) -> None:
@@ -208,7 +210,7 @@ def test_query_tables_give_back_every_query(num_shards: int) -> None:
     config = tiny.config()
     data = TrainInput(config)
     packed = batching.stack([data.example(i) for i in range(8)])
-    batch = batching.with_query_table(packed, num_shards, max_distinct=0)
+    batch = batching.finish_batch(packed, num_shards, max_distinct=0)
     tables = batch["query_table"].reshape(num_shards, -1, config.model.text.num_positions)
     for image in range(8):
         table = tables[image // (8 // num_shards)]
@@ -223,8 +225,8 @@ def test_query_tables_give_back_every_query(num_shards: int) -> None:
 def test_a_full_query_table_drops_negatives_first_and_counts() -> None:
     data = TrainInput(tiny.config())
     packed = batching.stack([data.example(i) for i in range(8)])
-    batch = batching.with_query_table(packed, 1, max_distinct=24)
-    dropped = batch["counts"][:, batching.COUNTS.index("dropped_queries")].sum()
+    batch = batching.finish_batch(packed, 1, max_distinct=24)
+    dropped = batch["counts"][:, COUNTS.index("dropped_queries")].sum()
     assert dropped == packed["is_query"].sum() - batch["is_query"].sum() > 0
     is_positive = packed["instance_labels"].any(axis=1)
     assert (batch["is_query"] | ~is_positive).all()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import panoptic_world, shapes_world, transforms
-from data_pipelines import source as source_lib
+from data_pipelines.open_source import open_source
 from data_pipelines.panoptic_world import STUFF, PanopticWorld
 from owl_det.config import PreprocessConfig, ShapesWorldSource
 from owl_det.errors import DataError
@@ -100,12 +100,12 @@ def test_captions_name_things_on_stuff_and_nothing_else() -> None:
 
 
 def test_opens_by_its_split_as_shapes_world() -> None:
-    source = source_lib.build(ShapesWorldSource(split="panoptic_test", num_images=3), "")
+    source = open_source(ShapesWorldSource(split="panoptic_test", num_images=3), "")
     assert isinstance(source, PanopticWorld) and len(source) == 3
     with pytest.raises(IndexError):
         source[3]
     with pytest.raises(DataError, match="annotated_fraction"):
-        source_lib.build(ShapesWorldSource(split="panoptic", annotated_fraction=0.5), "")
+        open_source(ShapesWorldSource(split="panoptic", annotated_fraction=0.5), "")
 
 
 def test_the_other_splits_know_nothing_of_it() -> None:

@@ -14,11 +14,16 @@ from safetensors import safe_open
 from data_pipelines import teacher_cache
 from data_pipelines.input import TrainInput
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import sharding
+from owl_det import cli, sharding
 from owl_det.config import Config, MeshConfig, ShapesWorldSource
 from owl_det.distillation import branches, cache_teacher, select, teachers
-from owl_det.errors import ConfigError, DataError
+from owl_det.distillation.cache_request import cache_request
+from owl_det.errors import ConfigError, DataError, ExitCode
 from tests import tiny, tiny_distillation
+
+
+def _open(config: Config) -> TrainInput:
+    return TrainInput(config, cache_request(config))
 
 
 def _cached_config(
@@ -149,26 +154,26 @@ def test_a_cache_goes_on_where_it_stopped_and_fits_nothing_else(
     cache_teacher.run(made, folder, shard_size=4, batch_size=2, shard_index=1, shard_step=2)
     cached = _cached_config(teacher_folder, folder, ["gridclip_image"])
     with pytest.raises(DataError, match="000000.safetensors: is missing; run the same"):
-        TrainInput(cached)
+        _open(cached)
     before = (folder / "shapes" / "000001.safetensors").read_bytes()
     counts = cache_teacher.run(made, folder, shard_size=4, batch_size=2)
     assert counts["shards"] == 1 and counts["shards_there"] == 1
     assert (folder / "shapes" / "000001.safetensors").read_bytes() == before
-    TrainInput(cached)
-    other = dataclasses.replace(cached, config=dataclasses.replace(cached.config, image_size=16))
+    _open(cached)
+    other = dataclasses.replace(cached, model=dataclasses.replace(cached.model, image_size=16))
     with pytest.raises(DataError, match="was made with another image_size: 32 there, 16 in"):
-        TrainInput(other)
+        _open(other)
     source = dataclasses.replace(cached.data.train["shapes"], num_images=11)
     more = dataclasses.replace(cached.data, train={"shapes": source})
     with pytest.raises(DataError, match="another data set shapes"):
-        TrainInput(dataclasses.replace(cached, data=more))
+        _open(dataclasses.replace(cached, data=more))
     # Vectors of another checkpoint under the folder's name.
     manifest = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(
         re.sub('"teacher_id": "[0-9a-f]*"', '"teacher_id": "0000"', manifest, count=1)
     )
     with pytest.raises(DataError, match="vectors of two checkpoints do not mix"):
-        TrainInput(cached).example(0)
+        _open(cached).example(0)
 
 
 def test_a_cache_of_drawings_of_another_size_is_refused(
@@ -176,13 +181,13 @@ def test_a_cache_of_drawings_of_another_size_is_refused(
 ) -> None:
     cache_teacher.run(_cached_config(teacher_folder, None, ["clipself"]), tmp_path / "cache")
     made = _cached_config(teacher_folder, tmp_path / "cache", ["clipself"])
-    TrainInput(made)
+    _open(made)
     ((name, entry),) = made.data.train.items()
     assert isinstance(entry, ShapesWorldSource)
     smaller = dataclasses.replace(entry, image_size=entry.image_size // 2)
     changed = dataclasses.replace(made, data=dataclasses.replace(made.data, train={name: smaller}))
     with pytest.raises(DataError, match="another data set"):
-        TrainInput(changed)
+        _open(changed)
 
 
 @pytest.mark.nightly
@@ -199,20 +204,38 @@ def test_a_cache_trains_as_its_teacher(teacher_folder: str, tmp_path: Path) -> N
         np.testing.assert_allclose(found[1][name], found[0][name], rtol=2e-3, err_msg=name)
 
 
-def test_the_command_reads_configs_and_changes(repository_root: Path, tmp_path: Path) -> None:
-    file = str(repository_root / "configs" / "distill_shapes.py")
-    made = cache_teacher.read_config(
-        file, ["distill.teacher=some/folder", "config.data.train.shapes.num_images=12"]
-    )
-    assert made.distill.teacher == "some/folder"
-    source = made.data.train["shapes"]
-    assert isinstance(source, ShapesWorldSource) and source.num_images == 12
-    with pytest.raises(ConfigError, match="distill.teachr: no such key; did you mean"):
-        cache_teacher.read_config(file, ["distill.teachr=x"])
-    with pytest.raises(ConfigError, match="--set: 'seed' is not key=value"):
-        cache_teacher.read_config(file, ["seed"])
-    with pytest.raises(ConfigError, match="absent.py: no such file"):
-        cache_teacher.read_config(str(tmp_path / "absent.py"), [])
+def test_the_command_takes_changes_of_the_config_and_refuses_its_former_option(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[Config] = []
+
+    def run(config: Config, *_: object, **__: object) -> dict[str, int]:
+        made.append(config)
+        return {"unreadable": 0}
+
+    monkeypatch.setattr("owl_det.distillation.cache_teacher.run", run)
+    command = ["cache-teacher", "--config=distill_shapes", f"--out={tmp_path}"]
+    changes = ["--config.distill.teacher=some/folder", "--config.data.train.shapes.num-images", "9"]
+    assert cli.main([*command, *changes, "--config.data.augment.crop_probability=0"]) == 0
+    source = made[0].data.train["shapes"]
+    assert isinstance(source, ShapesWorldSource) and source.num_images == 9
+    assert made[0].distill.teacher == "some/folder"
+    capsys.readouterr()
+    for argument, message in (
+        ("--config.distill.teachr=x", "config.distill.teachr: no such key; did you mean"),
+        ("--config.distill", "config.distill"),
+        ("--shard_sise=2", "unknown arguments: --shard_sise=2; did you mean --shard_size?"),
+        ("--set=distill.teacher=T", "write --config.distill.teacher=T; see"),
+    ):
+        try:
+            assert cli.main([*command, argument]) == ExitCode.REFUSED
+        except SystemExit as stopped:
+            assert stopped.code == ExitCode.REFUSED
+        shown = capsys.readouterr().err
+        assert message in shown and shown.count("\n") == 1
+
+
+def test_a_config_without_teachers_has_nothing_to_cache(tmp_path: Path) -> None:
     plain = tiny_distillation.config()
     with pytest.raises(ConfigError, match="no active branch has teacher outputs to cache"):
         cache_teacher.run(plain, tmp_path / "cache")

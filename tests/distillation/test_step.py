@@ -16,15 +16,17 @@ from jax.sharding import PartitionSpec
 
 from configs import quickstart
 from data_pipelines.input import TrainInput
-from owl_det import checkpoint, path_rules, sharding
+from owl_det import path_rules, sharding
+from owl_det.checkpoints.load import load_detector, load_model, save_model
+from owl_det.checkpoints.store import Checkpoints
 from owl_det.config import Config, HierKdInstanceConfig, MeshConfig
+from owl_det.config.resolve import resolve
 from owl_det.distillation import branch, branches, hierkd, select, step_inputs, teachers
 from owl_det.distillation.branch import BranchInputs
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import ranking
 from owl_det.modeling import build
 from owl_det.modeling.detector import OwlDetector
-from owl_det.resolve import resolve
 from owl_det.training import loop, objectives, train_step
 from owl_det.types import FeatureLevel, Features, Targets
 from tests import tiny, tiny_distillation
@@ -176,7 +178,7 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
 
     def program(made: Config, params: Any) -> str:
         detector = OwlDetector(made.model, made.preprocess)
-        return str(jax.make_jaxpr(lambda p: ranking.embed_tokens(detector, p, image))(params))
+        return str(jax.make_jaxpr(lambda p: ranking.embed_image_tokens(detector, p, image))(params))
 
     assert program(distilled, ours) == program(plain, wanted)
 
@@ -189,10 +191,10 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
         tiny_distillation.config("gridclip_image", "clipself"), teacher_folder
     )
     state = train_step.init_state(made, teacher_dim=teaching.teacher_dim)
-    checkpoints = checkpoint.Checkpoints(tmp_path, made)
+    checkpoints = Checkpoints(tmp_path, made)
     checkpoints.save(dataclasses.replace(state, step=jnp.asarray(3, jnp.int32)), "v")
     checkpoints.wait()
-    loaded = checkpoint.load_detector(tmp_path)
+    loaded = load_detector(tmp_path)
     assert set(loaded.params) == set(build.model_params(state.params))
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(
@@ -216,9 +218,9 @@ def test_checkpoints_keep_branch_parameters_out_of_the_model(
         (
             ["hierkd_global"],
             {"optimizer__clip": {"scope": "shared_text"}},
-            "hierkd_global contrasts the examples of a batch: none or global, not shared_text",
+            "hierkd_global couples the examples of a batch: none or global, not shared_text",
         ),
-        (["hierkd_global"], {"data__with_captions": False}, "set config.data.with_captions"),
+        (["hierkd_global"], {"data__with_captions": False}, "hierkd_global needs captions"),
         (
             ["clipself"],
             {"distill": {"cache": "folder"}, "data__augment": {"flip": True}},
@@ -265,7 +267,7 @@ def test_what_cannot_run_is_refused(names: list[str], changes: Any, message: str
     if changes.get("task") == "contrastive":
         changes["model__contrastive"] = "softmax"
     with pytest.raises(ConfigError, match=message):
-        tiny_distillation.config(*names, **changes)
+        branches.check(tiny_distillation.config(*names, **changes))
 
 
 # --- whole steps ---------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def test_all_branches_train_on_eight_devices(teacher_folder: str) -> None:
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     state = jax.device_put(state, placement)
     step = train_step.jit_train_step(made, mesh, state, teaching)
-    batches = TrainInput(made).batches(0, num_shards=4)
+    batches = TrainInput(made).batches(0, num_data_shards=4)
     for _ in range(50):
         batch = jax.device_put(tiny.to_batch(next(batches)), sharding.batch_sharding(mesh))
         state, metrics = step(state, batch)
@@ -364,18 +366,18 @@ def test_a_run_resumes_with_its_branches_and_leaves_a_plain_checkpoint(
     loop.run(made, str(tmp_path))
     measured = json.loads((tmp_path / "eval" / "summary.json").read_text())["datasets"]["shapes"]
     assert measured["step"] == 1 and any("region" in key for key in measured)
-    first = checkpoint.load_model(tmp_path)
+    first = load_model(tmp_path)
     assert (first.kind, first.step) == ("towers", 1)
     loop.run(dataclasses.replace(made, num_steps=2), str(tmp_path))
-    second = checkpoint.load_model(tmp_path)
+    second = load_model(tmp_path)
     assert second.step == 2 and set(second.params) == {"image", "text", "logit_scale"}
     other = tmp_path / "other"
     changed = jax.tree.map(lambda x: x * 1.5, second.params)
-    checkpoint.save_model(other, dataclasses.replace(second, params=changed))
+    save_model(other, dataclasses.replace(second, params=changed))
     of_other = dataclasses.replace(made.distill, teacher=str(other))
     with pytest.raises(CheckpointError, match="with other teachers"):
         loop.run(dataclasses.replace(made, num_steps=3, distill=of_other), str(tmp_path))
-    teacher = checkpoint.load_model(teacher_folder)
+    teacher = load_model(teacher_folder)
     for name, is_moved in (("image", True), ("text", False)):
         pairs = zip(*(jax.tree.leaves(m.params[name]) for m in (teacher, second)), strict=True)
         assert any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs) == is_moved
@@ -403,7 +405,7 @@ def test_per_example_clipping_with_a_large_limit_is_the_plain_mean(
 
 @pytest.mark.nightly
 def test_towers_learn_from_themselves_and_the_teacher_does_not(teacher_folder: str) -> None:
-    towers = checkpoint.load_model(teacher_folder)
+    towers = load_model(teacher_folder)
     made, teaching = tiny_distillation.open_teaching(
         tiny_distillation.config(
             "clipself",

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from owl_det import checkpoint
+from owl_det.checkpoints.load import load_model, save_model
+from owl_det.config.resolve import resolve_model
 from owl_det.distillation import crops, teachers
 from owl_det.distillation.teacher import Teacher
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling import resnet
-from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel
 from tests import tiny, tiny_distillation
 
@@ -35,7 +35,7 @@ def test_a_text_tower_of_another_checkpoint_is_refused(teacher_folder: str) -> N
         tiny_distillation.config("gridclip_image", "clipself", distill={"require_same_text": True}),
         teacher_folder,
     )
-    towers = checkpoint.load_model(teacher_folder).params
+    towers = load_model(teacher_folder).params
     shorter = {**towers["text"], "position_embedding": towers["text"]["position_embedding"][:4]}
     teachers.check_same_text(teaching, {"text": shorter}, made)
     other = jax.tree.map(lambda x: x + 1, towers)
@@ -70,7 +70,7 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
         eval_prompts="none",
         step=0,
     )
-    checkpoint.save_model(tmp_path / "resnet", loaded)
+    save_model(tmp_path / "resnet", loaded)
     made, teaching = tiny_distillation.open_teaching(
         tiny_distillation.config("gridclip_image", "densevlm", distill={"dense_image_size": 96}),
         str(tmp_path / "resnet"),
@@ -121,7 +121,7 @@ def test_vectors_of_another_width_are_refused(teacher_folder: str) -> None:
 
 def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
     """Tokens of a crop's padding are no part of the mean: a loop over the others."""
-    loaded = checkpoint.load_model(
+    loaded = load_model(
         tiny_distillation.save_towers(tmp_path / "towers", model__image__pooling="mean")
     )
     teacher = Teacher(loaded)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from data_pipelines.shapes_world import ShapesWorld
-from owl_det import boxes, checkpoint, cli
-from owl_det.checkpoint import LoadedModel
+from owl_det import boxes, cli
+from owl_det.checkpoints.load import save_model
+from owl_det.checkpoints.step_folders import has_checkpoint
+from owl_det.types import LoadedModel
 from tests import tiny
 
 PAGE = Path("docs/predict.md")
@@ -91,7 +93,7 @@ def test_examples_run(
         step=5,
     )
     monkeypatch.chdir(tmp_path)
-    checkpoint.save_model(tmp_path / "RUN", model)
+    save_model(tmp_path / "RUN", model)
     blocks = _blocks((repository_root / PAGE).read_text())
     assert sum(block.startswith("owl-det") for block in blocks) == 5 and len(blocks) == 11
     scope = _run(blocks)
@@ -109,7 +111,7 @@ def test_what_the_page_asks_for_is_found(
 ) -> None:
     """With the quickstart's model, where there is one."""
     run = repository_root / "runs/quickstart"
-    if not checkpoint.has_checkpoint(run):
+    if not has_checkpoint(run):
         pytest.skip("runs/quickstart holds no checkpoint: ./quickstart.sh makes it")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "RUN").symlink_to(run)

@@ -15,48 +15,27 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_pipelines import ov_coco
-from owl_det import checkpoint, cli, sharding
-from owl_det.checkpoint import LoadedModel
+from owl_det import cli, sharding
 from owl_det.config import MeshConfig, PreprocessConfig
 from owl_det.errors import DataError, UserError
 from owl_det.evaluation import benchmark, by_category
-from owl_det.evaluation.benchmark import Location
+from owl_det.evaluation.benchmark import BenchmarkLocation
 from owl_det.evaluation.evaluate import pairs_kept
 from owl_det.evaluation.loader import Loader
 from owl_det.inference.export import export
 from owl_det.inference.predictor import Predictor
-from owl_det.modeling import build
-from tests import tiny
+from owl_det.types import LoadedModel
 
 NAMES = ("cat", "dog")
 
 
 @pytest.fixture(scope="module")
-def model() -> LoadedModel:
-    config = tiny.config()
-    return LoadedModel(
-        params=jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1)),
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=5,
-    )
-
-
-@pytest.fixture(scope="module")
-def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
-    return path
-
-
-@pytest.fixture(scope="module")
-def dataset(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(tiny_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """COCO files whose true boxes are what the model finds best, so that AP is far from 0."""
     folder = tmp_path_factory.mktemp("dataset")
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (48, 48, 3), np.uint8) for _ in range(7)]
-    found = Predictor(model).detect(images, NAMES, threshold=0)
+    found = Predictor(tiny_model).detect(images, NAMES, threshold=0)
     annotations = []
     for image_id, (pixels, result) in enumerate(zip(images, found, strict=True), start=1):
         Image.fromarray(pixels).save(folder / f"{image_id}.png")
@@ -83,15 +62,15 @@ def write_coco(file: Path, annotations: list[dict[str, Any]], num_images: int) -
     file.write_text(json.dumps(content))
 
 
-def evaluate(saved: Path, *flags: str) -> int:
-    return cli.main(["evaluate", "--checkpoint", str(saved), "--batch_size", "4", *flags])
+def evaluate(tiny_checkpoint: Path, *flags: str) -> int:
+    return cli.main(["evaluate", "--checkpoint", str(tiny_checkpoint), "--batch_size", "4", *flags])
 
 
-def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys):
+def test_metrics_are_those_of_the_results_file(tiny_checkpoint, dataset, tmp_path, capsys):
     annotations = dataset / "instances.json"
     out, results = tmp_path / "metrics.json", tmp_path / "results.json"
     flags = ["--dataset", "coco", "--annotations", str(annotations), "--images", str(dataset)]
-    assert evaluate(saved, *flags, "--out", str(out), "--results", str(results)) == 0
+    assert evaluate(tiny_checkpoint, *flags, "--out", str(out), "--results", str(results)) == 0
     metrics = json.loads(out.read_text())
     table = capsys.readouterr().out
     assert f"{100 * metrics['AP']:.2f}" in table and "num_images" in table
@@ -106,14 +85,14 @@ def test_metrics_are_those_of_the_results_file(saved, dataset, tmp_path, capsys)
         assert metrics[key] == pytest.approx(expected[index], abs=5e-3), key
     assert (metrics["num_images"], metrics["unreadable_images"], metrics["step"]) == (7, 0, 5)
     assert metrics["protocol"] == "coco" and metrics["prompts"] == "none"
-    assert metrics["checkpoint"] == str(saved)
+    assert metrics["checkpoint"] == str(tiny_checkpoint)
 
 
-def test_every_class_has_its_ap_and_instances(saved, dataset, tmp_path, capsys):
+def test_every_class_has_its_ap_and_instances(tiny_checkpoint, dataset, tmp_path, capsys):
     annotations = dataset / "instances.json"
     out, results = tmp_path / "metrics.json", tmp_path / "results.json"
     flags = ["--dataset", "coco", "--annotations", str(annotations), "--images", str(dataset)]
-    assert evaluate(saved, *flags, "--out", str(out), "--results", str(results)) == 0
+    assert evaluate(tiny_checkpoint, *flags, "--out", str(out), "--results", str(results)) == 0
     metrics = json.loads(out.read_text())
     truth: Any = COCO(str(annotations))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -147,10 +126,10 @@ def test_of_many_classes_the_best_and_the_worst_are_printed():
     assert [row[0] for row in rows[1:]] == names[:40], "in order"
 
 
-def test_pictures_are_those_of_a_training(saved, dataset, tmp_path, capsys):
+def test_pictures_are_those_of_a_training(tiny_checkpoint, dataset, tmp_path, capsys):
     flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
     flags += ["--images", str(dataset), "--pictures", str(tmp_path / "drawn")]
-    assert evaluate(saved, *flags) == 0
+    assert evaluate(tiny_checkpoint, *flags) == 0
     capsys.readouterr()
     files = {path.name for path in (tmp_path / "drawn").iterdir()}
     assert files == {"coco.png", "precision_recall_coco.png", "confusion_matrix_coco.png"}
@@ -161,11 +140,11 @@ def test_pictures_are_those_of_a_training(saved, dataset, tmp_path, capsys):
         assert picture.height > 4 * 386, "seven images, two a row"
 
 
-def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, capsys):
-    export(saved, tmp_path / "export")
+def test_an_export_is_measured_like_its_checkpoint(tiny_checkpoint, dataset, tmp_path, capsys):
+    export(tiny_checkpoint, tmp_path / "export")
     flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]
     metrics = []
-    for path in (saved, tmp_path / "export"):
+    for path in (tiny_checkpoint, tmp_path / "export"):
         out = tmp_path / f"{len(metrics)}.json"
         assert evaluate(path, *flags, "--images", str(dataset), "--out", str(out)) == 0
         content = json.loads(out.read_text())
@@ -175,21 +154,23 @@ def test_an_export_is_measured_like_its_checkpoint(saved, dataset, tmp_path, cap
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
 
 
-def test_unreadable_images_are_counted_and_too_many_are_an_error(saved, dataset, tmp_path, capsys):
+def test_unreadable_images_are_counted_and_too_many_are_an_error(
+    tiny_checkpoint, dataset, tmp_path, capsys
+):
     folder = tmp_path / "damaged"
     shutil.copytree(dataset, folder)
     (folder / "2.png").write_bytes(b"\x89PNG....")
     flags = ["--dataset", "coco", "--annotations", str(folder / "instances.json")]
     flags += ["--images", str(folder), "--out", str(tmp_path / "metrics.json")]
-    assert evaluate(saved, *flags) == 0
+    assert evaluate(tiny_checkpoint, *flags) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert (metrics["num_images"], metrics["unreadable_images"]) == (6, 1)
     (folder / "5.png").unlink()
-    assert evaluate(saved, *flags) == 2
+    assert evaluate(tiny_checkpoint, *flags) == 2
     assert "2 of 7 images cannot be read" in capsys.readouterr().err
 
 
-def test_mean_over_a_folder_of_data_sets(saved, dataset, tmp_path, capsys):
+def test_mean_over_a_folder_of_data_sets(tiny_checkpoint, dataset, tmp_path, capsys):
     root, out = tmp_path / "odinw", tmp_path / "metrics.json"
     for name in ("birds/raw/valid", "mushrooms/valid", "mushrooms/test"):
         shutil.copytree(dataset, root / name)
@@ -200,7 +181,7 @@ def test_mean_over_a_folder_of_data_sets(saved, dataset, tmp_path, capsys):
         row["bbox"][2] /= 2
     file.write_text(json.dumps(content))
     flags = ["--dataset", "odinw", "--images", str(root), "--max_images", "4"]
-    assert evaluate(saved, *flags, "--out", str(out)) == 0
+    assert evaluate(tiny_checkpoint, *flags, "--out", str(out)) == 0
     metrics = json.loads(out.read_text())
     birds, mushrooms = metrics["datasets"]["birds/raw"], metrics["datasets"]["mushrooms"]
     assert birds["AP"] > mushrooms["AP"] and set(metrics["datasets"]) == {"birds/raw", "mushrooms"}
@@ -214,14 +195,16 @@ def test_sets_without_the_split_are_an_error(dataset, tmp_path):
     root = tmp_path / "odinw"
     shutil.copytree(dataset, root / "birds/test")
     (root / "birds/test/instances.json").rename(root / "birds/test/_annotations.coco.json")
-    assert list(benchmark.open_sources(Location(kind="odinw", images=str(root), split="test")))
+    assert list(
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root), split="test"))
+    )
     with pytest.raises(UserError, match="birds: holds no valid or val.*another --split"):
-        benchmark.open_sources(Location(kind="odinw", images=str(root)))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root)))
     with pytest.raises(UserError, match="no such folder"):
-        benchmark.open_sources(Location(kind="odinw", images=str(root / "nowhere")))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(root / "nowhere")))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no data sets"):
-        benchmark.open_sources(Location(kind="odinw", images=str(tmp_path / "empty")))
+        benchmark.open_sources(BenchmarkLocation(kind="odinw", images=str(tmp_path / "empty")))
 
 
 def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path):
@@ -230,7 +213,7 @@ def test_annotations_without_background_win_over_those_with_it(dataset, tmp_path
     shutil.copy(folder / "instances.json", folder / "_annotations.coco.json")
     (folder / "instances.json").rename(folder / "annotations_without_background.json")
     (source,) = benchmark.open_sources(
-        Location(kind="odinw", images=str(tmp_path / "odinw"))
+        BenchmarkLocation(kind="odinw", images=str(tmp_path / "odinw"))
     ).values()
     assert source.name == "annotations_without_background"
 
@@ -255,10 +238,10 @@ def test_wrong_flags_are_one_clear_error(flags, message, capsys):
     assert re.search(message, line)
 
 
-def test_several_sets_have_no_single_results_file(model):
+def test_several_sets_have_no_single_results_file(tiny_model):
     with pytest.raises(UserError, match="--results: is one file"):
         sources: Any = {"a": None, "b": None}
-        benchmark.run(model, sources, benchmark.settings("odinw"), results="x.json")
+        benchmark.run(tiny_model, sources, benchmark.settings("odinw"), results="x.json")
 
 
 def test_protocols_and_their_defaults():
@@ -277,7 +260,7 @@ def test_images_that_are_not_there_are_named_before_any_is_measured(tmp_path):
     for index in range(4):
         Image.new("RGB", (16, 16)).save(tmp_path / f"images/{index}.png")
         (tmp_path / f"labels/{index}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    location = Location(
+    location = BenchmarkLocation(
         kind="yolo", annotations=str(tmp_path / "labels"), images=str(tmp_path / "images")
     )
     source = benchmark.open_sources(location)["yolo"]
@@ -311,7 +294,7 @@ def test_yolo_and_voc_folders_open(tmp_path):
         f"<annotation><object><name>cat</name>{box}</object></annotation>"
     )
     for kind, labels in (("yolo", "labels"), ("voc", "xml")):
-        location = Location(
+        location = BenchmarkLocation(
             kind=kind, annotations=str(tmp_path / labels), images=str(tmp_path / "images")
         )
         source = benchmark.open_sources(location)[kind]
@@ -330,7 +313,9 @@ def yolo_root(root: Path) -> Path:
 
 
 def open_yolo(annotations: Path, images: Path | str = "", split: str = "") -> Any:
-    location = Location(kind="yolo", annotations=str(annotations), images=str(images), split=split)
+    location = BenchmarkLocation(
+        kind="yolo", annotations=str(annotations), images=str(images), split=split
+    )
     return benchmark.open_sources(location)["yolo"]
 
 
@@ -387,7 +372,7 @@ def test_a_voc_split_list_is_a_path_or_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def open_voc(split_list: str, images: str = "JPEGImages") -> Any:
-        location = Location(
+        location = BenchmarkLocation(
             kind="voc",
             annotations="VOC2007/Annotations",
             images=f"VOC2007/{images}",
@@ -423,7 +408,7 @@ def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     file = tmp_path / "instances.json"
     file.write_text(json.dumps(content))
-    location = Location(kind="ov_coco", annotations=str(file), images=str(tmp_path))
+    location = BenchmarkLocation(kind="ov_coco", annotations=str(file), images=str(tmp_path))
     (source,) = benchmark.open_sources(location).values()
     assert len(source.categories) == len(source) == 65  # images of other categories are left out
     groups = [category.groups for category in source.categories]
@@ -434,7 +419,7 @@ def test_ov_coco_has_48_base_and_17_novel_categories(tmp_path):
         benchmark.open_sources(location)
 
 
-def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
+def labelled(folder: Path, boxes: list[dict[str, Any]]) -> BenchmarkLocation:
     """A COCO file of one image with these boxes."""
     Image.new("RGB", (16, 16)).save(folder / "a.png")
     content = {
@@ -445,7 +430,9 @@ def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
         ],
     }
     (folder / "labels.json").write_text(json.dumps(content))
-    return Location(kind="coco", annotations=str(folder / "labels.json"), images=str(folder))
+    return BenchmarkLocation(
+        kind="coco", annotations=str(folder / "labels.json"), images=str(folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -456,10 +443,10 @@ def labelled(folder: Path, boxes: list[dict[str, Any]]) -> Location:
         ([{"bbox": [1, 1, 0, 5]}, {}], "2 of 2 boxes dropped: 1 without a bbox, 1 without area"),
     ],
 )
-def test_nothing_is_measured_without_a_usable_box(model, tmp_path, boxes, told):
+def test_nothing_is_measured_without_a_usable_box(tiny_model, tmp_path, boxes, told):
     sources = benchmark.open_sources(labelled(tmp_path, boxes))
     with pytest.raises(DataError, match=f"no usable box to measure against: 1 images, {told}"):
-        benchmark.run(model, sources, benchmark.settings("coco"))
+        benchmark.run(tiny_model, sources, benchmark.settings("coco"))
 
 
 def test_a_file_of_coco_is_none_of_lvis(tmp_path):

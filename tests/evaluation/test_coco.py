@@ -15,8 +15,9 @@ from pycocotools.cocoeval import COCOeval
 
 from data_pipelines.features import Category
 from owl_det.errors import DataError
-from owl_det.evaluation import coco
-from owl_det.evaluation.coco import CocoEvaluator, confusion_matrix
+from owl_det.evaluation import average_precision, coco
+from owl_det.evaluation.coco import CocoEvaluator
+from owl_det.evaluation.confusion import confusion_matrix
 
 LVIS = Path(__file__).resolve().parents[2] / "../shared/data/lvis/lvis_val_100.json"
 CATEGORIES = (
@@ -164,7 +165,7 @@ def test_federated_images_do_not_count_what_nobody_checked():
 
 def test_unjudged_detections_take_places_of_the_fixed_limit(monkeypatch):
     """As the authors' script: the best of a category are taken first, then LVIS leaves some out."""
-    monkeypatch.setitem(coco.LIMITS, "fixed", coco.Limits(per_category=2))
+    monkeypatch.setitem(average_precision.LIMITS, "fixed", average_precision.Limits(per_category=2))
 
     def ap50(protocol):
         evaluator = CocoEvaluator(CATEGORIES, protocol)

@@ -14,16 +14,16 @@ import pytest
 from PIL import Image
 
 from data_pipelines.features import Category, Record
-from data_pipelines.regions import Regions
-from owl_det import checkpoint, cli, sharding
+from data_pipelines.named_regions import NamedRegions
+from owl_det import cli, sharding
+from owl_det.checkpoints.image_size import resized
+from owl_det.checkpoints.load import parameter_shapes, save_model
 from owl_det.config import MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation import dense
-from owl_det.evaluation.dense import CategoryRecall, EvaluateRegions, Location
+from owl_det.evaluation.dense import CategoryRecall, RegionDataLocation, RegionEvaluator
 from owl_det.inference import dense_features
-from owl_det.inference.dense_features import Embedded, Functions
-from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS
+from owl_det.inference.dense_features import Embedded, EmbeddingFunctions
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -40,7 +40,7 @@ class _Painted:
         for i, name in enumerate(NAMES)
     )
 
-    def __init__(self, blocks: list[np.ndarray], regions: list[Regions]) -> None:
+    def __init__(self, blocks: list[np.ndarray], regions: list[NamedRegions]) -> None:
         self.blocks, self._regions = blocks, regions
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class _Painted:
             scores=np.zeros(0, np.float32),
         )
 
-    def regions(self, index: int) -> Regions:
+    def regions(self, index: int) -> NamedRegions:
         return self._regions[index]
 
 
@@ -70,7 +70,7 @@ def _painted() -> _Painted:
     second[2:, :2] = 2
     segments = [np.kron(blocks, np.ones((8, 8), int)) for blocks in (first, second)]
     regions = [
-        Regions(
+        NamedRegions(
             size=(32, 32),
             boxes_xyxy=np.array([[8, 8, 24, 24], [24, 0, 32, 8], [0, 0, 32, 32]], np.float32),
             names=("cat", "dog", "grass"),
@@ -78,7 +78,7 @@ def _painted() -> _Painted:
             segments=np.choose(segments[0], [0, 1, -1, 2]).astype(np.int32),
             present=("cat", "dog", "grass"),
         ),
-        Regions(
+        NamedRegions(
             size=(32, 32),
             boxes_xyxy=np.array([[0, 16, 16, 32], [0, 0, 32, 32]], np.float32),
             names=("dog", "sky"),
@@ -93,42 +93,40 @@ def _painted() -> _Painted:
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
     """Towers with all contrastive parameters."""
-    config = tiny.config(model__contrastive="softmax")
-    params = jax.jit(lambda key: build.init_params(config, key))(jax.random.key(1))
-    return LoadedModel(
-        kind="towers",
-        params={name: value for name, value in params.items() if name in TOWERS},
-        config=config.model,
-        preprocess=config.preprocess,
-        eval_prompts="none",
-        step=3,
-    )
+    return tiny.loaded(kind="towers", step=3, model__contrastive="softmax")
 
 
-def _known(has_tokens: bool = True, has_whole: bool = True) -> Functions:
+def _known(has_tokens: bool = True, has_whole: bool = True) -> EmbeddingFunctions:
     def embed(params: Any, image: jax.Array) -> Embedded:
         tokens = jnp.asarray(TABLE)[image[:, 4::8, 4::8, 0].reshape(image.shape[0], 16)]
         # An image is most like what fills it most, then like its other names in their order.
         whole = tokens.mean(1) - 0.001 * jnp.arange(16)[None]
         return Embedded(3 * tokens if has_tokens else None, whole if has_whole else None)
 
-    return Functions(lambda params, tokens: jnp.asarray(TABLE) * 5, embed)
+    def embed_prompts(params: Any, tokens: jax.Array) -> jax.Array:
+        return jnp.asarray(TABLE)[None, : tokens.shape[1]] * 5
+
+    return EmbeddingFunctions(embed_prompts, embed)
 
 
 def _evaluate(
-    monkeypatch: pytest.MonkeyPatch, model: LoadedModel, functions: Functions, batch_size: int = 2
+    model: LoadedModel, functions: EmbeddingFunctions, batch_size: int = 2
 ) -> dict[str, Any]:
-    monkeypatch.setattr(dense_features, "functions_of", lambda model: functions)
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    measure = EvaluateRegions(model, _painted(), mesh, eval_prompts="none", batch_size=batch_size)
-    return measure({})
+    evaluator = RegionEvaluator(
+        model,
+        _painted(),
+        mesh,
+        eval_prompts="none",
+        batch_size=batch_size,
+        functions=functions,
+    )
+    return evaluator({})
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_accuracies_by_hand(
-    monkeypatch: pytest.MonkeyPatch, model: LoadedModel, batch_size: int
-) -> None:
-    found = _evaluate(monkeypatch, model, _known(), batch_size)
+def test_accuracies_by_hand(model: LoadedModel, batch_size: int) -> None:
+    found = _evaluate(model, _known(), batch_size)
     # Boxes: one cat of one; one dog of two. Stuff: grass right, sky taken for the sea.
     assert found["boxes_top1"] == found["thing_masks_top1"] == pytest.approx((1 + 1 / 2) / 2)
     assert found["stuff_masks_top1"] == pytest.approx(1 / 2)
@@ -137,30 +135,28 @@ def test_accuracies_by_hand(
     assert not any(key.endswith(("_thing", "_stuff")) for key in found)
 
 
-def test_recall_by_hand(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
+def test_recall_by_hand(model: LoadedModel) -> None:
     """Image 0: grass, cat, dog are its nearest. Image 1: sea, bird, cat (of the tie), then dog."""
-    found = _evaluate(monkeypatch, model, _known(has_tokens=False))
+    found = _evaluate(model, _known(has_tokens=False))
     assert found["recall_at_1"] == pytest.approx((1 / 3 + 0) / 2)
     assert found["recall_at_3"] == pytest.approx((1 + 0) / 2)
     assert found["recall_at_5"] == pytest.approx((1 + 1 / 2) / 2)
     assert "recall_at_10" not in found and "boxes_top1" not in found
 
 
-def test_what_a_model_lacks_is_left_out(
-    monkeypatch: pytest.MonkeyPatch, model: LoadedModel
-) -> None:
-    found = _evaluate(monkeypatch, model, _known(has_whole=False))
+def test_what_a_model_lacks_is_left_out(model: LoadedModel) -> None:
+    found = _evaluate(model, _known(has_whole=False))
     assert "boxes_top1" in found and not any(key.startswith("recall") for key in found)
     text = dense.table({**found, "num_names": 6, "image_size": 32, "seconds": 0.1})
     assert "boxes        75.00  75.00        3" in text and "RC@" not in text
 
 
-def test_no_number_is_no_right_answer(monkeypatch: pytest.MonkeyPatch, model: LoadedModel) -> None:
+def test_no_number_is_no_right_answer(model: LoadedModel) -> None:
     def embed(params: Any, image: jax.Array) -> Embedded:
         b = image.shape[0]
         return Embedded(jnp.full((b, 16, 16), jnp.nan), jnp.full((b, 16), jnp.nan))
 
-    found = _evaluate(monkeypatch, model, Functions(_known().encode_texts, embed))
+    found = _evaluate(model, EmbeddingFunctions(_known().embed_prompts, embed))
     assert found["boxes_top5"] == found["stuff_masks_top5"] == found["recall_at_5"] == 0
 
 
@@ -176,11 +172,11 @@ def test_every_kind_of_model_has_functions(model: LoadedModel) -> None:
     image = jnp.zeros((2, 32, 32, 3), jnp.uint8)
 
     def shapes(model: LoadedModel) -> Embedded:
-        template = checkpoint.parameter_shapes(model)
-        functions = dense_features.functions_of(model)
-        texts = jax.eval_shape(functions.encode_texts, template, jnp.zeros((5, 8), jnp.int32))
-        assert texts.shape == (5, 16)
-        return jax.eval_shape(functions.embed, template, image)
+        template = parameter_shapes(model)
+        functions = dense_features.embedding_functions(model)
+        texts = jax.eval_shape(functions.embed_prompts, template, jnp.zeros((2, 5, 8), jnp.int32))
+        assert texts.shape == (2, 5, 16)
+        return jax.eval_shape(functions.embed_image, template, image)
 
     towers = shapes(model)
     assert towers.tokens.shape == (2, 16, 16) and towers.whole.shape == (2, 16)
@@ -201,12 +197,12 @@ def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
 
     detector = OwlDetector(model.config, model.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)), jnp.uint8)
-    functions = dense_features.functions_of(model)
+    functions = dense_features.embedding_functions(model)
 
     def both(params: Any) -> Any:
         apply = partial(detector.apply, {"params": params}, image)
         return (
-            functions.embed(params, image),
+            functions.embed_image(params, image),
             apply(method="embed_patches"),
             apply(method="embed_image"),
         )
@@ -219,7 +215,7 @@ def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
 @pytest.fixture(scope="module")
 def saved(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "checkpoint"
-    checkpoint.save_model(path, model)
+    save_model(path, model)
     return path
 
 
@@ -238,7 +234,7 @@ def test_the_command(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
-    larger = checkpoint.resized(model, 64)
+    larger = resized(model, 64)
     assert larger.config.image_size == 64
     positions = larger.params["image"]["position_embedding"]
     assert positions.shape == (1 + 64, 32)
@@ -246,25 +242,40 @@ def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
     np.testing.assert_array_equal(positions[0], before[0])
     # Twice the grid, linearly: the corner keeps its value.
     np.testing.assert_allclose(positions[1], before[1], atol=1e-6)
-    assert checkpoint.resized(model, 32) is model
+    assert resized(model, 32) is model
     with pytest.raises(CheckpointError, match="not a multiple of the patch size 8"):
-        checkpoint.resized(model, 36)
+        resized(model, 36)
 
 
 @pytest.mark.parametrize(
     ("location", "message"),
     [
-        (Location(kind="lvis", images="x"), "--annotations: --dataset lvis needs it"),
-        (Location(kind="coco_panoptic", annotations="x"), "--images: --dataset coco_panoptic"),
-        (Location(kind="shapes_world", images="x"), "--images: --dataset shapes_world has none"),
-        (Location(kind="lvis", annotations="x", images="y", segments="z"), "--segments: is for"),
-        (Location(kind="shapes_world", split="tset"), "--split: tset is not one of train"),
-        (Location(kind="coco_panoptic", annotations="a/b.json", images="y"), "a/b: no such folder"),
+        (RegionDataLocation(kind="lvis", images="x"), "--annotations: --dataset lvis needs it"),
+        (
+            RegionDataLocation(kind="coco_panoptic", annotations="x"),
+            "--images: --dataset coco_panoptic",
+        ),
+        (
+            RegionDataLocation(kind="shapes_world", images="x"),
+            "--images: --dataset shapes_world has none",
+        ),
+        (
+            RegionDataLocation(kind="lvis", annotations="x", images="y", segments="z"),
+            "--segments: is for",
+        ),
+        (
+            RegionDataLocation(kind="shapes_world", split="tset"),
+            "--split: tset is not one of train",
+        ),
+        (
+            RegionDataLocation(kind="coco_panoptic", annotations="a/b.json", images="y"),
+            "a/b: no such folder",
+        ),
     ],
 )
-def test_flags_that_do_not_fit_are_named(location: Location, message: str) -> None:
+def test_flags_that_do_not_fit_are_named(location: RegionDataLocation, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        dense.open_source(location)
+        dense.open_region_source(location)
 
 
 def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
@@ -276,9 +287,9 @@ def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
     }
     file = tmp_path / "labels.json"
     file.write_text(json.dumps(content))
-    location = Location(kind="coco", annotations=str(file), images=str(tmp_path))
+    location = RegionDataLocation(kind="coco", annotations=str(file), images=str(tmp_path))
     with pytest.raises(DataError, match="no usable box to measure against: .* 1 without area"):
-        dense.open_source(location)
+        dense.open_region_source(location)
 
 
 def test_clusters_are_shared_by_images_and_numbered_by_size() -> None:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from data_pipelines import source
 from data_pipelines.features import Category, Record
+from data_pipelines.open_source import open_source
 from owl_det import sharding
 from owl_det.config import Config, EvaluationConfig, ShapesWorldSource
 from owl_det.errors import DataError
 from owl_det.evaluation import image_text
-from owl_det.evaluation.image_text import EvaluateTowers
+from owl_det.evaluation.image_text import ImageTextEvaluator
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
 from owl_det.modeling import build
@@ -121,11 +121,11 @@ def test_region_accuracy_leaves_crowds_and_several_names_out() -> None:
 
 def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     entry = ShapesWorldSource(split="image_text_test", image_size=32, num_images=11)
-    data = source.build(entry, "")
+    data = open_source(entry, "")
     settings = EvaluationConfig(batch_size=4)
     detector: Any = build.make_detector(config)
-    measure = EvaluateTowers(detector, data, mesh, "x", settings=settings, eval_prompts="none")
-    values = measure(params)
+    measure = ImageTextEvaluator(detector, data, mesh, "x", settings=settings, eval_prompts="none")
+    values = measure(params).scalars()
 
     tokens = measure._words.encode_all([c.name for c in data.categories])
     pixels = np.stack([np.asarray(data[i].image) for i in range(11)])
@@ -160,7 +160,7 @@ class _Pairs:
 
 
 def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, mesh: Mesh) -> None:
-    measure = EvaluateTowers(
+    measure = ImageTextEvaluator(
         build.make_detector(config),
         _Pairs(),  # pyright: ignore[reportArgumentType]
         mesh,
@@ -168,7 +168,7 @@ def test_pairs_without_names_give_retrieval_alone(config: Config, params: Any, m
         settings=EvaluationConfig(batch_size=8),
         eval_prompts="clip_best7",
     )
-    values = measure(params)
+    values = measure(params).scalars()
     directions = ("image_to_text", "text_to_image")
     ranks = {f"{name}_r{k}" for name in directions for k in (1, 5, 10)}
     assert values.keys() == {*ranks, "cut_captions"}

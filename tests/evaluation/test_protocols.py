@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.features import Category
-from owl_det.evaluation import coco
-from owl_det.evaluation.coco import CocoEvaluator, Limits
+from owl_det.evaluation import average_precision
+from owl_det.evaluation.average_precision import Limits
+from owl_det.evaluation.coco import CocoEvaluator
 
 NAMES = {
     "AP": "AP",
@@ -106,7 +107,7 @@ def official(lvis, annotations, results, max_dets) -> dict[str, float]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("protocol, max_dets", [("lvis", 300), ("fixed", -1)])
 def test_equals_the_official_tool(lvis, annotations, protocol, max_dets, monkeypatch):
-    monkeypatch.setitem(coco.LIMITS, "fixed", Limits(per_category=40))
+    monkeypatch.setitem(average_precision.LIMITS, "fixed", Limits(per_category=40))
     rng = np.random.default_rng(0)
     ours, results = evaluate(annotations, protocol, lambda *args: detections(rng, *args))
     if protocol == "fixed":
@@ -152,7 +153,7 @@ def test_categories_compete_for_the_places_of_an_image_in_lvis_alone():
 
 
 def test_fixed_keeps_the_best_of_each_category_over_all_images(monkeypatch):
-    monkeypatch.setitem(coco.LIMITS, "fixed", Limits(per_category=2))
+    monkeypatch.setitem(average_precision.LIMITS, "fixed", Limits(per_category=2))
     evaluator = CocoEvaluator(CATEGORIES, "fixed")
     for image_id, score in enumerate([0.5, 0.9, 0.7, 0.8], start=1):
         found = (BOX, np.array([score]), np.array([1]))

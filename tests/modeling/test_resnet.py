@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from owl_det.config import ModelConfig, PreprocessConfig
+from owl_det.config.resolve import resolve_model
 from owl_det.modeling import resnet
 from owl_det.modeling.resnet import ClipResNet
-from owl_det.resolve import resolve_model
 
 
 def _model(**resnet_settings: Any) -> tuple[ModelConfig, PreprocessConfig]:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import image_files, source
+from data_pipelines import image_files
+from data_pipelines.open_source import open_source
 from owl_det.config import ImageTextSource
 from tests.mutations import harness, pictures, raw, trees
 from tests.mutations.harness import Case
@@ -64,7 +65,7 @@ def _written(kind: str, files: dict[str, bytes], rows: _Rows, intact: _Rows, fol
     entry = ImageTextSource(path=str(folder), captions=_COCO if kind == _COCO else "")
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder))
 
     def verify(value: Any, lines: list[str]) -> None:

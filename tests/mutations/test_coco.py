@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import source
+from data_pipelines.open_source import open_source
 from owl_det.config import CocoSource
 from tests.mutations import harness, pictures, raw, trees
 from tests.mutations.harness import Case
@@ -58,7 +58,7 @@ def _written(content: bytes, folder: Path, images: dict[str, tuple[int, int]]) -
     entry = CocoSource(path=str(folder), annotations=_FILE, images="images")
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder / "images"), "/etc/passwd")
 
     def verify(value: Any, lines: list[str]) -> None:

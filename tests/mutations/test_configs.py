@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from owl_det.resolve import resolve
+from owl_det.config.resolve import resolve
 from tests.mutations import harness, trees
 from tests.mutations.harness import Case
 

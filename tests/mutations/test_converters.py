@@ -13,10 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint, path_rules
-from owl_det.convert import clip, formats, models, siglip
+from owl_det import path_rules
+from owl_det.checkpoints.load import parameter_shapes
+from owl_det.config.resolve import resolve_model
+from owl_det.convert import clip, formats, models, siglip, towers
 from owl_det.convert.rules import LAYER, Rule
-from owl_det.resolve import resolve_model
 from owl_det.types import LoadedModel
 from tests.convert import hf_folder, test_lit, test_scenic
 from tests.mutations import harness, raw, trees, weight_files
@@ -29,7 +30,7 @@ _VOCABULARY = 40  # of every text tower: that of CLIP has megabytes
 @pytest.fixture(autouse=True)
 def shapes_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly all inputs have one of a few architectures, and tracing one takes half a second."""
-    monkeypatch.setattr(checkpoint, "parameter_shapes", remembered(checkpoint.parameter_shapes))
+    monkeypatch.setattr(towers, "parameter_shapes", remembered(parameter_shapes))
     monkeypatch.setattr(models, "parameter_shapes", remembered(models.parameter_shapes))
 
 
@@ -214,7 +215,7 @@ def _towers(kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     described = LoadedModel(
         kind="towers", params={}, config=checked, preprocess=preprocess, eval_prompts="none", step=0
     )
-    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.parameter_shapes(described))
+    leaves = jax.tree_util.tree_leaves_with_path(parameter_shapes(described))
     shapes = {path_rules.path_name(path): leaf.shape for path, leaf in leaves}
     config = {"model_type": kind, "vision_config": dict(heads), "text_config": dict(heads)}
     table = clip.TABLE if is_clip else siglip.TABLE

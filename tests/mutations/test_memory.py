@@ -24,7 +24,7 @@ _MEGABYTES = 64  # that a reader of one small file may ask for
 _READ = """
 import resource, sys
 from owl_det.errors import UserError
-from data_pipelines import source
+from data_pipelines.open_source import open_source
 from data_pipelines.readers import coco, image_text_reader, tar_shards, voc, yolo
 from owl_det.config import CocoSource, ImageTextSource, VocSource, YoloSource
 from owl_det.convert import weights
@@ -40,7 +40,7 @@ try:
         opened = weights.open_weights(path + "/weights")
         [opened.read(name) for name in opened.shapes]
     else:
-        opened = source.build(entries[kind], "")
+        opened = open_source(entries[kind], "")
         [opened[i] for i in range(len(opened))]
 except (UserError, ValueError) as error:
     print(type(error).__name__, str(error))

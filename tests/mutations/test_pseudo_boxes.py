@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import source
+from data_pipelines.open_source import open_source
 from owl_det.config import PseudoBoxesSource
 from tests.mutations import harness, pictures, raw, tars, trees
 from tests.mutations.harness import Case
@@ -67,7 +67,7 @@ def _written(files: dict[str, bytes], folder: Path) -> Case:
     entry = PseudoBoxesSource(path=str(folder))
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder))
 
     def verify(value: Any, lines: list[str]) -> None:

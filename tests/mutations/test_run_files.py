@@ -10,7 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from owl_det import checkpoint
+from owl_det.checkpoints import run_file, step_folders
+from owl_det.checkpoints.load import load_detector, parameter_shapes, save_model
 from owl_det.types import LoadedModel
 from tests import tiny
 from tests.mutations import harness, raw, trees
@@ -36,9 +37,9 @@ def _save(folder: Path) -> Path:
         eval_prompts="none",
         step=5,
     )
-    shapes = checkpoint.parameter_shapes(described)
+    shapes = parameter_shapes(described)
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    checkpoint.save_model(folder, dataclasses.replace(described, params=params))
+    save_model(folder, dataclasses.replace(described, params=params))
     return folder
 
 
@@ -68,13 +69,13 @@ def _case(rng: np.random.Generator, folder: Path, saved: Path) -> Case:
     is_loaded = rng.integers(_LOADED) == 0
 
     def read() -> LoadedModel:
-        described = checkpoint._describe(checkpoint.find(folder))
-        return checkpoint.load_detector(folder) if is_loaded else described
+        described = run_file.describe(step_folders.find(folder))
+        return load_detector(folder) if is_loaded else described
 
     def verify(model: LoadedModel, lines: list[str]) -> None:
         said = json.loads(content)
-        for key in ("model", "preprocess"):
-            _check_contained(said[key], dataclasses.asdict(getattr(model, key)), key)
+        for key, settings in (("model", model.config), ("preprocess", model.preprocess)):
+            _check_contained(said[key], dataclasses.asdict(settings), key)
         assert (model.step, model.eval_prompts) == (said["step"], said["eval_prompts"])
 
     return Case(read=read, verify=verify, names=[str(folder)])

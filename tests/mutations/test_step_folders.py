@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from owl_det import checkpoint
+from owl_det.checkpoints import run_file, step_folders
 from owl_det.types import LoadedModel
 from tests import tiny
 from tests.mutations import harness, trees
@@ -55,15 +55,15 @@ def _case(rng: np.random.Generator, folder: Path) -> Case:
             (step / "params").write_text("")
 
     def verify(model: LoadedModel, lines: list[str]) -> None:
-        found = checkpoint.find(folder)
+        found = step_folders.find(folder)
         assert int(found.name) == max(whole), f"{found.name} of {whole}"
 
     def read() -> LoadedModel:
-        return checkpoint._describe(checkpoint.find(folder))
+        return run_file.describe(step_folders.find(folder))
 
     return Case(read=read, verify=verify, names=[str(folder)])
 
 
 @functools.cache
 def _run(step: int) -> str:
-    return json.dumps(checkpoint._run_file(tiny.config(), step, "input"))
+    return json.dumps(run_file.of_training(tiny.config(), step, "input"))

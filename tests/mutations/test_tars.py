@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import image_files, source
+from data_pipelines import image_files
+from data_pipelines.open_source import open_source
 from data_pipelines.readers.tar_shards import MAX_MEMBER_BYTES
 from owl_det.config import ImageTextSource
 from tests.mutations import harness, pictures, raw, tars
@@ -61,7 +62,7 @@ def _written(files: dict[str, bytes], folder: Path) -> Case:
     entry = ImageTextSource(path=str(folder))
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder))
 
     def verify(value: Any, lines: list[str]) -> None:

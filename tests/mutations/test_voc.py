@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from data_pipelines import source
+from data_pipelines.open_source import open_source
 from owl_det.config import VocSource
 from tests.mutations import harness, pictures, raw, trees, xml_trees
 from tests.mutations.harness import Case
@@ -69,7 +69,7 @@ def _written(
     entry = VocSource(path=str(folder), names=names)
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder))
 
     def verify(value: Any, lines: list[str]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import image_files, source
+from data_pipelines import image_files
+from data_pipelines.open_source import open_source
 from owl_det.config import YoloSource
 from tests.mutations import harness, pictures, raw, trees
 from tests.mutations.harness import Case
@@ -67,7 +68,7 @@ def _written(files: dict[str, bytes], folder: Path) -> Case:
     entry = YoloSource(path=str(folder))
 
     def read() -> Any:
-        opened = source.build(entry, "")
+        opened = open_source(entry, "")
         return opened, harness.records(opened, str(folder))
 
     def verify(value: Any, lines: list[str]) -> None:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from studies import arms
-from studies.arms import Arm, Claim, Study
+from studies import command
+from studies.study import Arm, Claim, Study
 
 MODULE = "tests.studies.fake_study"
 
@@ -76,7 +76,7 @@ def run_study(results: str, workdir: str, wait_for: str) -> int:
     settings = {"draw": False, "workdir": Path(workdir), "report": True, "arms": "", "seeds": 1}
     settings["jobs"] = 1
     namespace = argparse.Namespace(**settings)
-    return arms.main(whole, namespace, lambda study, _: study.results)
+    return command.execute(whole, namespace, lambda study, _: study.results)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from owl_det.config import Config
-from owl_det.resolve import resolve
-from studies import arms
-from studies.arms import Arm
+from owl_det.config.resolve import resolve
+from studies.study import ROOT, Arm
 
 
 def resolved(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> Config:
@@ -19,7 +18,7 @@ def resolved(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> Config:
     assert workdir == "--workdir=/out"
     argv = ["main", *overrides]
     monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
-    tree = runpy.run_path(str(arms.ROOT / file.removeprefix("--config=")))["get_config"]()
+    tree = runpy.run_path(str(ROOT / file.removeprefix("--config=")))["get_config"]()
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict("config", tree, flag_values=values, lock_config=True)
     values(argv)

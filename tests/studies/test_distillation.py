@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from data_pipelines import panoptic_world, shapes_world
-from owl_det import checkpoint, cli
+from owl_det import cli
 from owl_det import config as config_lib
+from owl_det.checkpoints.load import save_model
 from owl_det.config import Config
 from owl_det.types import LoadedModel
-from studies import distillation, teacher_quality
+from studies import arm_metrics, distillation, teacher_quality
 from studies.distillation import STUDY
 from tests import tiny, tiny_distillation
 from tests.studies.resolved import resolved
@@ -21,7 +22,7 @@ from tests.studies.resolved import resolved
 TRAININGS = [arm for arm in STUDY.arms if arm.commands[0][0] == "owl_det.main"]
 DETECTORS = [arm.name for arm in TRAININGS if "annotator_shapes" in arm.commands[0][1]]
 TOWERS = tiny_distillation.towers_config()
-MEASURED = [arm for arm in STUDY.arms if arm.read is distillation.read_towers]
+MEASURED = [arm for arm in STUDY.arms if arm.read is arm_metrics.read_towers]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_reads_towers(tmp_path: Path) -> None:
     regions = {"boxes_top1": 0.25, "stuff_masks_top5": 0.5, "num_boxes": 3, "kind": "towers"}
     (tmp_path / "regions.json").write_text(json.dumps(regions))
     (tmp_path / "whole.json").write_text(json.dumps({"recall_at_1": 0.75, "boxes_top1": 0.1}))
-    metrics = distillation.read_towers(tmp_path)
+    metrics = arm_metrics.read_towers(tmp_path)
     assert metrics == {"boxes_top1": 0.25, "stuff_masks_top5": 0.5, "whole_top1": 0.75}
 
 
@@ -126,7 +127,7 @@ def quality(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def measure() -> Any:
         argv = [f"--checkpoint={tmp_path / 'towers'}", "--num_images=8"]
         assert teacher_quality.main([*argv, f"--out={tmp_path / 'quality.json'}"]) == 0
-        return distillation.read_quality(tmp_path)
+        return arm_metrics.read_quality(tmp_path)
 
     return measure
 
@@ -157,7 +158,7 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
         return vectors
 
     eye = np.eye(len(names), dtype=np.float32)
-    monkeypatch.setattr(teacher_quality.checkpoint, "load_model", lambda path: _towers({}))
+    monkeypatch.setattr(teacher_quality, "load_model", lambda path: _towers({}))
     monkeypatch.setattr(teacher_quality.Teacher, "embed_texts", lambda *_: eye)
     monkeypatch.setattr(teacher_quality.Teacher, "embed_boxes", know)
     monkeypatch.setattr(teacher_quality.jax, "jit", lambda function: function)
@@ -171,7 +172,7 @@ def test_quality_of_a_teacher_that_knows_all(quality: Any, monkeypatch: pytest.M
 
 @pytest.mark.nightly
 def test_quality_of_fresh_towers_is_chance(quality: Any, tmp_path: Path) -> None:
-    checkpoint.save_model(tmp_path / "towers", _towers(tiny.params(TOWERS)))
+    save_model(tmp_path / "towers", _towers(tiny.params(TOWERS)))
     metrics = quality()
     assert metrics["num_images"] == 8 and metrics["boxes_top1"] < 0.2
     assert metrics["recall_at_1"] <= metrics["recall_at_10"] <= metrics["recall_at_100"] <= 1

@@ -11,11 +11,12 @@ import pytest
 
 from data_pipelines import shapes_world
 from owl_det import cli
-from owl_det.annotate import job, label_spaces
+from owl_det.annotate import label_spaces
+from owl_det.annotate.run import settings_of
 from owl_det.config import ShapesWorldSource
-from studies import arms, claims, owl_st, report
-from studies.arms import Arm
+from studies import arm_metrics, claims, command, engine, owl_st, report
 from studies.owl_st import STUDY
+from studies.study import Arm
 from tests.studies.resolved import resolved
 
 TRAININGS = [arm for arm in STUDY.arms if arm.commands[0][0] == "owl_det.main"]
@@ -59,7 +60,7 @@ def test_commands_are_understood(arm: Arm, monkeypatch: pytest.MonkeyPatch) -> N
     def note(arguments: Any) -> int:
         seen.append(arguments.command)
         if arguments.command == "annotate":
-            settings = job.from_arguments(arguments)
+            settings = settings_of(arguments)
             label_spaces.make(settings.labels, settings.vocabularies)
         return 0
 
@@ -84,7 +85,7 @@ def test_metrics_of_claims_are_of_shapes_world() -> None:
     known |= {"AP50", "images_per_second", "above_line"}
     metrics = {claim.metric.removeprefix("curve:") for claim in STUDY.claims}
     assert metrics <= known
-    assert {key for key in owl_st.KEPT if key.startswith("AP50")} <= known
+    assert {key for key in arm_metrics.KEPT if key.startswith("AP50")} <= known
 
 
 def test_first_images_of_the_test_split_are_those_of_trainings() -> None:
@@ -112,7 +113,7 @@ def test_reads_a_training(tmp_path: Path) -> None:
         {"step": 20, "images_per_second": 7.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    metrics = owl_st.read_training(tmp_path)
+    metrics = arm_metrics.read_training(tmp_path)
     curve = [{"step": 10, "AP50_novel": 0.1235, "AP_base": 0.2}, {"step": 20, "AP50_novel": 0.25}]
     assert metrics == {"step": 20, "AP50_novel": 0.25, "images_per_second": 7.0, "curve": curve}
     assert claims.value_of(metrics, "curve:AP50_novel") == pytest.approx((0.1235 + 0.25) / 2)
@@ -126,7 +127,7 @@ def test_reads_a_sweep(tmp_path: Path) -> None:
         for w, (out, within) in values.items()
     ]
     (tmp_path / "sweep.json").write_text(json.dumps({"points": points}))
-    metrics = owl_st.read_sweep(tmp_path)
+    metrics = arm_metrics.read_sweep(tmp_path)
     assert (metrics["best_weight"], metrics["above_line"]) == (0.5, pytest.approx(0.3))
 
 
@@ -145,9 +146,9 @@ def test_a_run_without_report_leaves_the_committed_results_alone(
 ) -> None:
     ran: list[tuple[Path, list[str]]] = []
     monkeypatch.setattr(
-        arms, "run", lambda study, names, *rest: ran.append((study.results, list(names)))
+        engine, "run", lambda study, names, *rest: ran.append((study.results, list(names)))
     )
-    monkeypatch.setattr(arms, "is_installed", lambda package: True)
+    monkeypatch.setattr(command, "is_installed", lambda package: True)
     monkeypatch.setattr(report, "write", lambda study, workdir: study.results / "report.md")
     assert owl_st.main([f"--workdir={tmp_path}"]) == 0
     assert owl_st.main([f"--workdir={tmp_path}", "--report"]) == 0

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from owl_det.errors import UserError
-from studies import arms, claims, document, plots, report
-from studies.arms import Claim, Study
+from studies import claims, document, plots, report, result_files
 from studies.claims import judge, read_results, value_of, verdict
+from studies.study import Claim, Study
 from tests.studies import fake_study
 
 CLAIM = Claim(statement="Helps", arm="second", control="first", metric="AP50_novel")
@@ -44,10 +44,10 @@ def put(study: Study) -> Callable[..., None]:
             "machine": "a machine",
             "commands": ["python -m a <b> & c"],
             "seconds": 90.0,
-            "digest": digest or arms.digest(study, study.arm(arm)),
+            "digest": digest or result_files.digest(study, study.arm(arm)),
             "metrics": metrics,
         }
-        arms.result_file(study, study.arm(arm), seed).write_text(json.dumps(content))
+        result_files.result_file(study, study.arm(arm), seed).write_text(json.dumps(content))
 
     return write
 
@@ -229,7 +229,7 @@ def test_arms_that_share_no_metric_have_tables_of_their_own(
         study, arms=(*study.arms, fake_study.arm("fourth")), main=(*study.main, "fourth")
     )
     content = json.loads((study.results / "first-seed0.json").read_text())
-    content |= {"arm": "fourth", "digest": arms.digest(fewer, fewer.arm("fourth"))}
+    content |= {"arm": "fourth", "digest": result_files.digest(fewer, fewer.arm("fourth"))}
     (study.results / "fourth-seed0.json").write_text(json.dumps(content))
     headers = [row[2:-2] for row in _rows(report.write(fewer, None), "arm")[:2]]
     assert headers == [["AP50_novel", "AP50_base"], ["stuff"]], "boxes: one of three arms"

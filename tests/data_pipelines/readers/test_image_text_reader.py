@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import batching, source, tokenizer
+from data_pipelines import tokenizer
+from data_pipelines.batch_spec import COUNTS
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.input import TrainInput
-from data_pipelines.readers import image_text
-from data_pipelines.readers.image_text import Sample
+from data_pipelines.open_source import open_source
+from data_pipelines.readers import image_text_inputs
+from data_pipelines.readers.image_text_shards import Sample
 from owl_det.config import ImageTextSource
 from owl_det.errors import DataError
 from tests import tiny
@@ -81,13 +83,13 @@ def test_any_order_gives_what_front_to_back_gives(
     tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path)
-    reader = source.build(ImageTextSource(), str(tmp_path))
+    reader = open_source(ImageTextSource(), str(tmp_path))
     assert len(reader) == 6 and reader.categories == ()
     for i in (5, 0, 3, 1, 4, 2, 2):
         record = reader[i]
         assert (record.image, record.captions, record.image_id) == (_png(i), (f"text {i}",), i)
         assert record.boxes_xyxy.shape == (0, 4) and record.names == ()
-    shards = image_text.open_shards(str(tmp_path))
+    shards = image_text_inputs.open_shards(str(tmp_path))
     samples = [sample for i in range(len(shards)) for sample in shards.samples(i)]
     assert [sample.image for sample in samples if isinstance(sample, Sample)] == [
         reader[i].image for i in range(6)
@@ -100,7 +102,7 @@ def test_images_without_a_caption_are_there(tmp_path: Path) -> None:
     _write_images(tmp_path)
     line = json.dumps({"file_name": f"{NAMES[1]}.png", "caption": "text"})
     (tmp_path / "captions.jsonl").write_text(f"\n{line}\n\n")
-    reader = source.build(ImageTextSource(), str(tmp_path))
+    reader = open_source(ImageTextSource(), str(tmp_path))
     assert [reader[i].captions for i in range(len(reader))] == [(), ("text",), (), (), (), ()]
 
 
@@ -111,19 +113,19 @@ def test_an_empty_text_does_not_hide_the_json(tmp_path: Path) -> None:
             info = tarfile.TarInfo(f"0.{extension}")
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    reader = source.build(ImageTextSource(), str(tmp_path))
+    reader = open_source(ImageTextSource(), str(tmp_path))
     assert reader[0].captions == ("text",)
 
 
 def test_version_changes_with_files_and_sizes(tmp_path: Path) -> None:
     _write_captions_file(tmp_path)
-    versions = {source.build(ImageTextSource(), str(tmp_path)).version}
+    versions = {open_source(ImageTextSource(), str(tmp_path)).version}
     assert len(versions) == 1
     with (tmp_path / "captions.jsonl").open("a") as file:
         file.write('\n{"file_name": "000.png", "caption": "another"}')
-    versions.add(source.build(ImageTextSource(), str(tmp_path)).version)
+    versions.add(open_source(ImageTextSource(), str(tmp_path)).version)
     (tmp_path / "000.png").write_bytes(_png(0) + b"x")
-    versions.add(source.build(ImageTextSource(), str(tmp_path)).version)
+    versions.add(open_source(ImageTextSource(), str(tmp_path)).version)
     assert len(versions) == 3
 
 
@@ -141,7 +143,7 @@ def test_coco_captions(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     entry = ImageTextSource(images="val2017", captions="captions.json")
     path.write_text(json.dumps(content))
-    reader = source.build(entry, str(tmp_path))
+    reader = open_source(entry, str(tmp_path))
     assert [reader[i].captions for i in range(6)] == [(), ("one", "uno"), (), (), (), ()]
     for place, value, message in (
         ("annotations", {"image_id": 99, "caption": "x"}, r"annotations\[3\].image_id: no image"),
@@ -150,9 +152,9 @@ def test_coco_captions(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps({**content, place: [*content[place], value]}))
         with pytest.raises(DataError, match=message):
-            source.build(entry, str(tmp_path))
+            open_source(entry, str(tmp_path))
     with pytest.raises(DataError, match="key `captions`"):
-        source.build(ImageTextSource(images="val2017", captions="gone.json"), str(tmp_path))
+        open_source(ImageTextSource(images="val2017", captions="gone.json"), str(tmp_path))
 
 
 def test_what_cannot_be_read_is_a_record_that_raises(tmp_path: Path) -> None:
@@ -161,7 +163,7 @@ def test_what_cannot_be_read_is_a_record_that_raises(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4 * 1024 + 20 : 4 * 1024 + 40] = b"?" * 20  # the header of the third pair's image
     path.write_bytes(content)
-    reader = source.build(ImageTextSource(), str(tmp_path))
+    reader = open_source(ImageTextSource(), str(tmp_path))
     assert len(reader) == 6  # two pairs, the damage, three pairs
     with pytest.raises(UnreadableImage, match="damaged from here on"):
         reader[2]
@@ -180,14 +182,14 @@ def test_what_is_no_data_is_named(tmp_path: Path) -> None:
         (ImageTextSource(captions="c.json", images="gone"), "gone: no such folder"),
     ):
         with pytest.raises(DataError, match=message):
-            source.build(entry, str(tmp_path))
+            open_source(entry, str(tmp_path))
 
 
 def test_tfrecords_need_tensorflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.tfrecord").write_bytes(bytes(16))
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(DataError, match="pip install tensorflow, or store"):
-        source.build(ImageTextSource(), str(tmp_path))
+        open_source(ImageTextSource(), str(tmp_path))
 
 
 def test_a_training_counts_what_its_pairs_lack(tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_a_training_counts_what_its_pairs_lack(tmp_path: Path) -> None:
     seen: dict[int, dict[str, int]] = {}
     for number in range(12):
         example = data.example(number)
-        counts = dict(zip(batching.COUNTS, example["counts"].tolist(), strict=True))
+        counts = dict(zip(COUNTS, example["counts"].tolist(), strict=True))
         image_id = int(example["image_id"])
         seen[image_id] = counts
         caption = data.sources[0][image_id].captions
@@ -231,11 +233,11 @@ def test_what_pairs_lack_is_said_when_they_are_opened(
             info = tarfile.TarInfo(name)
             info.size = len(_png(9))
             tar.addfile(info, io.BytesIO(_png(9)))
-    reader = source.build(ImageTextSource(), str(tmp_path))
+    reader = open_source(ImageTextSource(), str(tmp_path))
     assert (len(reader), reader.counts) == (10, None)
     assert "2 of 8 images have no caption" in caplog.text
     assert "2 images have the key 'v1'" in caplog.text
     for file in tmp_path.glob("*.tar"):
         file.write_text("<html>not found</html>")
     with pytest.raises(DataError, match="no image-text pair that can be read: .* it is a page"):
-        source.build(ImageTextSource(), str(tmp_path))
+        open_source(ImageTextSource(), str(tmp_path))
