@@ -15,7 +15,8 @@ import numpy as np
 
 from benchmarks import command
 from data_pipelines.features import Record
-from data_pipelines.shapes_world import ShapesWorld, object_names
+from data_pipelines.shapes_names import object_names
+from data_pipelines.shapes_world import ShapesWorld
 from owl_det.errors import DataError
 from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.metrics import Metrics

@@ -21,7 +21,7 @@ from benchmarks import command
 from data_pipelines import image_ops
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det.errors import DataError
-from owl_det.inference import embeddings
+from owl_det.inference import embedding_files
 from owl_det.inference.predictor import Detections, Predictor
 
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     saved = folder / "embeddings"
 
     def embed() -> list[Detections]:
-        with embeddings.Writer(saved) as writer:
+        with embedding_files.Writer(saved) as writer:
             writer.add(predictor.embed_images(paths, batch_size=batch_size))
         return []
 
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     def search() -> list[Detections]:
         predictor.forget_texts()
-        shards = embeddings.read(saved)
+        shards = embedding_files.read(saved)
         return [x for shard in shards for x in predictor.search(shard, arguments.query)]
 
     embedded = timed(embed)

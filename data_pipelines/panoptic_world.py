@@ -24,7 +24,8 @@ from jaxtyping import Float32, Float64, Int32, UInt8
 from data_pipelines import shapes_world
 from data_pipelines.features import Category, Names, Record
 from data_pipelines.named_regions import NamedRegions
-from data_pipelines.shapes_world import SceneObject, object_names
+from data_pipelines.shapes_drawing import SceneObject, box_of, draw_objects, to_pixels
+from data_pipelines.shapes_names import groups_of, object_names, with_article
 from owl_det.errors import DataError
 
 VERSION = "1"
@@ -145,7 +146,7 @@ class PanopticWorld:
         rows = np.full(len(scene.names), -1, np.int32)
         rows[chosen] = np.arange(len(chosen))
         boxes = [thing.box for thing in scene.things]
-        boxes += [_box_of(scene.segments == len(boxes) + i) for i in range(len(scene.stuff))]
+        boxes += [box_of(scene.segments == len(boxes) + i) for i in range(len(scene.stuff))]
         kept = tuple(scene.names[i] for i in chosen)
         return NamedRegions(
             size=(self.image_size, self.image_size),
@@ -176,7 +177,7 @@ def all_categories() -> tuple[Category, ...]:
         Category(
             id=i + 1,
             name=entry.name,
-            groups=("thing", *shapes_world.groups_of(entry)),
+            groups=("thing", *groups_of(entry)),
             frequency=float(entry.weight),
         )
         for i, entry in enumerate(object_names())
@@ -202,7 +203,7 @@ def parameter_hash(split: str) -> str:
 def caption(scene: PanopticScene, rng: np.random.Generator) -> str:
     """A web-like caption: "a red star on sand and water"; names most of what there is."""
     things = [object_names()[thing.category].name for thing in scene.things]
-    named = [shapes_world.with_article(name) for name in things if rng.random() < NAMED_SHARE]
+    named = [with_article(name) for name in things if rng.random() < NAMED_SHARE]
     ground = [name for name in scene.stuff if rng.random() < NAMED_SHARE]
     if not named and not ground:
         ground = list(scene.stuff[:1]) or ["shapes"]
@@ -218,7 +219,7 @@ def draw_scene(size: int, rng: np.random.Generator, split: Split) -> PanopticSce
     canvas = np.zeros((size, size, 3), np.float32)
     for region, name in enumerate(names):
         canvas[ground == region] = _stuff(name, size, rng)[ground == region]
-    things = shapes_world.draw_objects(
+    things = draw_objects(
         canvas,
         rng,
         is_long_tailed=split.is_long_tailed,
@@ -235,7 +236,7 @@ def draw_scene(size: int, rng: np.random.Generator, split: Split) -> PanopticSce
     for row, region in enumerate(visible):
         segments[is_free & (ground == region)] = len(things) + row
     stuff = tuple(names[region] for region in visible)
-    return PanopticScene(shapes_world.to_pixels(canvas), segments, things, stuff)
+    return PanopticScene(to_pixels(canvas), segments, things, stuff)
 
 
 # --- stuff ---------------------------------------------------------------------------------------
@@ -380,8 +381,3 @@ def _is_of(category: Category, asked: str) -> bool:
 
 def _listed(names: list[str]) -> str:
     return " and ".join((", ".join(names[:-1]), names[-1])) if len(names) > 1 else names[0]
-
-
-def _box_of(mask: np.ndarray) -> tuple[float, float, float, float]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)

@@ -23,7 +23,8 @@ from jaxtyping import Float32, UInt8
 
 from data_pipelines import image_ops, tokenizer
 from data_pipelines.panoptic_world import PanopticWorld
-from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld, object_names
+from data_pipelines.shapes_names import object_names
+from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld
 from owl_det.checkpoints.load import load_model
 from owl_det.distillation.teacher import Teacher
 from owl_det.errors import UserError

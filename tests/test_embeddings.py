@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from owl_det.errors import DataError
-from owl_det.inference import embeddings
+from owl_det.inference import embedding_files
 from owl_det.inference.embeddings import ImageEmbeddings
 from owl_det.types import TokenEmbeddings
 
@@ -32,14 +32,14 @@ def _images(count: int = 3) -> ImageEmbeddings:
 
 @pytest.fixture
 def written(tmp_path: Path) -> Path:
-    with embeddings.Writer(tmp_path / "emb") as writer:
+    with embedding_files.Writer(tmp_path / "emb") as writer:
         writer.add(_images(3))
         writer.add(_images(2))
     return tmp_path / "emb"
 
 
 def test_reading_gives_what_was_written(written: Path) -> None:
-    shards = list(embeddings.read(written))
+    shards = list(embedding_files.read(written))
     for read, wanted in zip(shards, (_images(3), _images(2)), strict=True):
         assert (read.names, read.image_size, read.checkpoint) == (wanted.names, 32, "abc")
         np.testing.assert_array_equal(read.sizes, wanted.sizes)
@@ -50,21 +50,21 @@ def test_reading_gives_what_was_written(written: Path) -> None:
 
 def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "emb"
-    with pytest.raises(RuntimeError, match="stop"), embeddings.Writer(path) as writer:
+    with pytest.raises(RuntimeError, match="stop"), embedding_files.Writer(path) as writer:
         writer.add(_images())
         raise RuntimeError("stop")
     assert not path.exists()
-    with embeddings.Writer(path) as writer:
+    with embedding_files.Writer(path) as writer:
         writer.add(_images())
-    assert [len(shard) for shard in embeddings.read(path)] == [3]
+    assert [len(shard) for shard in embedding_files.read(path)] == [3]
     assert [p.name for p in tmp_path.iterdir()] == ["emb"]
     with pytest.raises(DataError, match="emb: exists"):
-        embeddings.Writer(path)
+        embedding_files.Writer(path)
 
 
 def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no embeddings there; write them with owl-det embed"):
-        embeddings.read(tmp_path / "absent")
+        embedding_files.read(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("kept", [0, 7, 200, -4])
@@ -72,7 +72,7 @@ def test_cut_files_are_refused(written: Path, kept: int) -> None:
     file = written / "shard-00000.safetensors"
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(DataError, match="shard-00000.safetensors: cannot be read"):
-        list(embeddings.read(written))
+        list(embedding_files.read(written))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_arrays_of_other_shapes_are_refused(
 ) -> None:
     file = written / "shard-00000.safetensors"
     metadata = {
-        "format": embeddings.FORMAT,
+        "format": embedding_files.FORMAT,
         "checkpoint": "abc",
         "image_size": "32",
         "names": '["a", "b", "c"]',
@@ -98,7 +98,7 @@ def test_arrays_of_other_shapes_are_refused(
     arrays = load_file(file)
     save_file({**arrays, **change}, file, metadata=metadata)
     with pytest.raises(DataError, match=message):
-        list(embeddings.read(written))
+        list(embedding_files.read(written))
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,14 @@ def test_arrays_of_other_shapes_are_refused(
 def test_damaged_metadata_is_refused(written: Path, change: dict[str, str], message: str) -> None:
     file = written / "shard-00000.safetensors"
     metadata = {
-        "format": embeddings.FORMAT,
+        "format": embedding_files.FORMAT,
         "checkpoint": "abc",
         "image_size": "32",
         "names": '["a", "b", "c"]',
     }
     save_file(load_file(file), file, metadata={**metadata, **change})
     with pytest.raises(DataError, match=message):
-        list(embeddings.read(written))
+        list(embedding_files.read(written))
 
 
 @pytest.mark.parametrize(
@@ -144,4 +144,4 @@ def test_values_that_no_model_writes_are_refused(
     arrays[name].flat[1] = value
     save_file(arrays, file, metadata=metadata)
     with pytest.raises(DataError, match=message):
-        list(embeddings.read(written))
+        list(embedding_files.read(written))

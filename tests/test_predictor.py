@@ -23,7 +23,7 @@ from owl_det.config import EvaluationConfig, MeshConfig
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation.evaluate import DetectionEvaluator
 from owl_det.inference import detections as detections_lib
-from owl_det.inference import embeddings, image_inputs, query_encoder
+from owl_det.inference import embedding_files, image_inputs, query_encoder
 from owl_det.inference import predictor as predictor_lib
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings
 from owl_det.inference.predictor import Detections, Predictor
@@ -197,10 +197,10 @@ def test_search_finds_what_detection_finds(
     shown = _is_shown(embedded).sum(axis=1)
     assert [len(found) for found in detected] == np.minimum(20, 3 * shown).tolist()
     _assert_same(predictor.search(embedded, texts, threshold=0.0, top_k=20), detected)
-    with embeddings.Writer(tmp_path / "emb") as writer:
+    with embedding_files.Writer(tmp_path / "emb") as writer:
         writer.add(embedded)
         writer.add(predictor.embed_images(_images()[:2], ["a", "b"], batch_size=3))
-    first, second = embeddings.read(tmp_path / "emb")
+    first, second = embedding_files.read(tmp_path / "emb")
     assert first.names == embedded.names and second.names == ("a", "b")
     assert (first.sizes == SIZES).all()
     _assert_same(predictor.search(first, texts, threshold=0.0, top_k=20), detected)
@@ -327,9 +327,9 @@ def test_texts_are_remembered_up_to_a_number_of_bytes(
 
 def test_another_number_of_queries_compiles_no_image_tower(predictor: Predictor) -> None:
     predictor.detect(_images()[:1], ["a"], batch_size=1)
-    before = predictor._embed._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
+    before = predictor._images._run._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
     predictor.detect(_images()[:1], [f"thing {i}" for i in range(40)], batch_size=1, top_k=5)
-    assert predictor._embed._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
+    assert predictor._images._run._cache_size() == before  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_pictures_have_names_of_their_own_and_replace_no_image(tmp_path: Path) -> None:
@@ -700,9 +700,9 @@ def test_boxes_of_other_units_and_forms_are_refused(
 
 
 def test_paths_are_names(predictor: Predictor, tmp_path: Path) -> None:
-    with embeddings.Writer(tmp_path / "emb") as writer:
+    with embedding_files.Writer(tmp_path / "emb") as writer:
         writer.add(predictor.embed_images(_images()[:1], [Path("a/b.png")]))
-    assert [shard.names for shard in embeddings.read(tmp_path / "emb")] == [("a/b.png",)]
+    assert [shard.names for shard in embedding_files.read(tmp_path / "emb")] == [("a/b.png",)]
 
 
 @pytest.mark.parametrize("part", ["class_head", "box_head", "objectness_head"])

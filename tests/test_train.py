@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from owl_det.errors import ConfigError
-from owl_det.training import loop
+from owl_det.training import loop, start_checks
 from tests import tiny
 from tests.training_command import command, environment
 
@@ -327,13 +327,15 @@ def test_an_evaluation_that_was_due_and_is_not_logged_is_made_up_for(tmp_path: P
     config = tiny.config(num_steps=20, evaluation__every_steps=5, data__eval=sets)
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 5, "eval/shapes/AP": 0.1}\n{"step": 10, "train/loss": 1.0}\n')
-    lacks = {step: loop._lacks_evaluation(config, tmp_path, step) for step in (5, 7, 10, 20)}
+    lacks = {step: start_checks.lacks_evaluation(config, tmp_path, step) for step in (5, 7, 10, 20)}
     assert lacks == {5: False, 7: False, 10: True, 20: True}
     log.write_text('{"step": 20, "eval/shapes/AP": 0.1}\n')
-    assert loop._lacks_evaluation(config, tmp_path, 20), "its summary is not written"
+    assert start_checks.lacks_evaluation(config, tmp_path, 20), "its summary is not written"
     (tmp_path / "eval").mkdir()
     (tmp_path / "eval" / "summary.json").write_text("{}")
-    assert not loop._lacks_evaluation(config, tmp_path, 20)
+    assert not start_checks.lacks_evaluation(config, tmp_path, 20)
     log.write_text('{"step": 20, "eval/shapes/AP": 0.')  # cut short by a full disk
-    assert loop._lacks_evaluation(config, tmp_path, 20)
-    assert not loop._lacks_evaluation(tiny.config(num_steps=20), tmp_path, 20), "there is no set"
+    assert start_checks.lacks_evaluation(config, tmp_path, 20)
+    assert not start_checks.lacks_evaluation(tiny.config(num_steps=20), tmp_path, 20), (
+        "there is no set"
+    )

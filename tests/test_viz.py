@@ -15,7 +15,9 @@ from owl_det.evaluation import pictures
 from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.confusion import confusion_matrix
 from owl_det.viz import colors, detections, fonts, labels, plots
-from owl_det.viz.pictures import PAIR_SIDE
+from owl_det.viz.detections import choose, draw_best, draw_detections
+from owl_det.viz.features import draw_clusters, draw_heat
+from owl_det.viz.pictures import PAIR_SIDE, pair, picture_grid, save_png
 
 BOX = np.array([[16, 16, 48, 48]], np.float32)
 
@@ -29,7 +31,7 @@ def changed(before, after):
 
 
 def test_tiny_image_is_enlarged_and_the_box_is_drawn_on_its_border():
-    picture = viz.draw_detections(gray(64, 48), BOX, ["red fox"], np.array([0.5]))
+    picture = draw_detections(gray(64, 48), BOX, ["red fox"], np.array([0.5]))
     assert picture.shape == (512, 384, 3) and picture.dtype == np.uint8
     drawn = changed(gray(512, 384), picture)
     border = 128  # 16 pixels, eight times enlarged
@@ -41,11 +43,11 @@ def test_tiny_image_is_enlarged_and_the_box_is_drawn_on_its_border():
 def test_large_image_keeps_its_size_and_gets_thicker_lines():
     def line_width(side):
         box = BOX / 64 * side
-        picture = viz.draw_detections(gray(side, side), box, ["x"])
+        picture = draw_detections(gray(side, side), box, ["x"])
         middle = changed(gray(side, side), picture)[side // 2]
         return np.count_nonzero(middle[: side // 2])
 
-    assert viz.draw_detections(gray(900, 600), BOX, ["x"]).shape == (900, 600, 3)
+    assert draw_detections(gray(900, 600), BOX, ["x"]).shape == (900, 600, 3)
     assert line_width(3000) > 2 * line_width(500)
 
 
@@ -54,7 +56,7 @@ def test_large_image_keeps_its_size_and_gets_thicker_lines():
     [((64, 48), (192, 144)), ((300, 600), (100, 200)), ((3000, 2), (200, 1)), ((200, 200), None)],
 )
 def test_pictures_of_a_sheet_fit_into_a_side(shape, expected):
-    picture = viz.draw_detections(gray(*shape), BOX, ["x"], side=200)
+    picture = draw_detections(gray(*shape), BOX, ["x"], side=200)
     assert picture.shape[:2] == (expected or shape)
 
 
@@ -97,28 +99,28 @@ def test_a_label_without_room_is_left_out_and_the_box_stays():
 
 def test_labels_at_the_edge_stay_inside_the_picture():
     box = np.array([[300, 0, 400, 60]], np.float32)
-    with_label = viz.draw_detections(gray(500, 500), box, ["a long label"])
-    without = viz.draw_detections(gray(500, 500), box, [""])
+    with_label = draw_detections(gray(500, 500), box, ["a long label"])
+    without = draw_detections(gray(500, 500), box, [""])
     # A label cut off at the top or right would hide most of its text.
     assert np.count_nonzero(changed(without, with_label)) > 800
 
 
 def test_a_box_of_a_pixel_and_boxes_beyond_the_image_are_seen():
     for box in ([50, 50, 51, 51], [499, 0, 500, 500], [-90, -90, 900, 900], [0, 499.5, 1, 500]):
-        picture = viz.draw_detections(gray(500, 500), np.array([box], float), ["x"])
-        without = viz.draw_detections(gray(500, 500), np.array([box], float), ["x"], classes=[3])
+        picture = draw_detections(gray(500, 500), np.array([box], float), ["x"])
+        without = draw_detections(gray(500, 500), np.array([box], float), ["x"], classes=[3])
         # Another class has another colour: of the label, and of lines on all four sides.
         assert np.count_nonzero(changed(picture, without)) > 100, box
 
 
 def test_a_class_has_one_colour_and_neighbours_differ():
     boxes = np.concatenate([BOX, BOX + 8])
-    first = viz.draw_detections(gray(64, 64), boxes[:1], ["cat"])
-    alone = viz.draw_detections(gray(64, 64), boxes, ["cat", "cat"])
+    first = draw_detections(gray(64, 64), boxes[:1], ["cat"])
+    alone = draw_detections(gray(64, 64), boxes, ["cat", "cat"])
     side = slice(200, 300), slice(125, 132)
     np.testing.assert_array_equal(first[side], alone[side])
-    named = viz.draw_detections(gray(64, 64), BOX, ["x"], np.ones(1), classes=[5])
-    truth = viz.draw_detections(gray(64, 64), BOX, ["another"], classes=[5])
+    named = draw_detections(gray(64, 64), BOX, ["x"], np.ones(1), classes=[5])
+    truth = draw_detections(gray(64, 64), BOX, ["another"], classes=[5])
     np.testing.assert_array_equal(named[side], truth[side])
     values = [np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) for c in colors.BOXES]
     for a, b in pairwise([*values, values[0]]):
@@ -141,35 +143,35 @@ def test_text_can_be_read_on_every_colour():
 def test_of_overlapping_boxes_the_best_is_chosen_whatever_its_name():
     boxes = np.concatenate([BOX, BOX + 1, BOX + 2, BOX + 40])
     scores = np.array([0.5, 0.9, 0.6, 0.3])
-    assert viz.choose(boxes, scores).tolist() == [1, 3]
+    assert choose(boxes, scores).tolist() == [1, 3]
 
 
 def test_few_boxes_are_chosen_and_the_picture_says_how_many():
     corners = np.stack(np.meshgrid(np.arange(12), np.arange(12)), -1).reshape(-1, 2) * 40.0
     boxes = np.concatenate([corners, corners + 30], axis=1)
     scores = np.linspace(0.05, 0.95, len(boxes))
-    kept = viz.choose(boxes, scores)
+    kept = choose(boxes, scores)
     assert kept.tolist() == list(range(143, 113, -1)), "the 30 best"
     text = detections.note(kept, scores)
     assert text.startswith("30 of 144 boxes drawn") and "0.2" in text
     assert detections.note(np.arange(144), scores) == ""
-    picture = viz.draw_best(gray(500, 500), boxes, ["x"] * 144, scores)
+    picture = draw_best(gray(500, 500), boxes, ["x"] * 144, scores)
     assert picture.shape[0] > 500, "a line below"
-    few = viz.draw_best(gray(500, 500), boxes[kept[:3]], ["x"] * 3, scores[kept[:3]])
+    few = draw_best(gray(500, 500), boxes[kept[:3]], ["x"] * 3, scores[kept[:3]])
     assert few.shape == (500, 500, 3)
 
 
 def test_weak_scores_are_drawn_where_there_are_no_better_ones():
     boxes = np.concatenate([BOX, BOX + 40, BOX + 90])
-    assert viz.choose(boxes, np.array([0.12, 0.07, 0.05])).tolist() == [0, 1]
-    assert viz.choose(boxes, np.array([0.9, 0.21, 0.19])).tolist() == [0, 1]
-    assert viz.choose(boxes, np.array([0.9, 0.21, 0.1]), lowest=0.1).tolist() == [0, 1, 2]
-    assert viz.choose(np.zeros((0, 4)), np.zeros(0)).tolist() == []
+    assert choose(boxes, np.array([0.12, 0.07, 0.05])).tolist() == [0, 1]
+    assert choose(boxes, np.array([0.9, 0.21, 0.19])).tolist() == [0, 1]
+    assert choose(boxes, np.array([0.9, 0.21, 0.1]), lowest=0.1).tolist() == [0, 1, 2]
+    assert choose(np.zeros((0, 4)), np.zeros(0)).tolist() == []
 
 
 def test_boxes_without_area_are_no_objects():
     boxes = np.array([[10, 480, 90, 480], [10, 10, 90, 90.0]])
-    assert viz.choose(boxes, np.array([0.9, 0.8])).tolist() == [1]
+    assert choose(boxes, np.array([0.9, 0.8])).tolist() == [1]
 
 
 def test_a_name_that_no_font_has_is_a_number(monkeypatch):
@@ -177,8 +179,8 @@ def test_a_name_that_no_font_has_is_a_number(monkeypatch):
         return None if not text.isascii() else fonts.plain(size)
 
     monkeypatch.setattr(fonts, "font", nowhere)
-    cat = viz.draw_detections(gray(500, 500), BOX, ["猫"], classes=[7])
-    number = viz.draw_detections(gray(500, 500), BOX, ["class 7"], classes=[7])
+    cat = draw_detections(gray(500, 500), BOX, ["猫"], classes=[7])
+    number = draw_detections(gray(500, 500), BOX, ["class 7"], classes=[7])
     np.testing.assert_array_equal(cat, number)
 
 
@@ -193,64 +195,71 @@ def test_long_names_are_cut_to_the_picture_and_the_score_stays(monkeypatch):
     seen = []
     original = labels.place
     monkeypatch.setattr(labels, "place", lambda *a: seen.append(a) or original(*a))
-    viz.draw_detections(gray(100, 200), BOX, ["a very long name " * 9], np.ones(1), side=200)
+    draw_detections(gray(100, 200), BOX, ["a very long name " * 9], np.ones(1), side=200)
     ((_, ((width, _),), canvas),) = seen
     assert 150 < width <= canvas[0] == 200
 
 
 def test_no_boxes_leave_the_picture_and_the_input_is_not_written_to():
     image = gray(64, 64)
-    viz.draw_detections(image, BOX, ["x"])
+    draw_detections(image, BOX, ["x"])
     np.testing.assert_array_equal(image, gray(64, 64))
-    empty = viz.draw_detections(image, np.zeros((0, 4)), [], np.zeros(0))
+    empty = draw_detections(image, np.zeros((0, 4)), [], np.zeros(0))
     np.testing.assert_array_equal(empty, gray(512, 512))
 
 
 def test_numbers_of_boxes_and_labels_must_agree():
     with pytest.raises(ValueError, match="one label"):
-        viz.draw_detections(gray(64, 64), BOX, ["x", "y"])
+        draw_detections(gray(64, 64), BOX, ["x", "y"])
     with pytest.raises(ValueError, match="one score"):
-        viz.draw_detections(gray(64, 64), BOX, ["x"], np.zeros(2))
+        draw_detections(gray(64, 64), BOX, ["x"], np.zeros(2))
 
 
 def test_a_row_is_as_high_as_its_own_pictures():
     pictures = [np.full((40 + 10 * i, 60, 3), 10 * i, np.uint8) for i in range(5)]
-    grid = viz.picture_grid(pictures)
+    grid = picture_grid(pictures)
     for index, picture in enumerate(pictures):
         pixels = np.count_nonzero((grid == 10 * index).all(-1))
         assert pixels == picture.shape[0] * picture.shape[1]
     wide = [np.full((20, 100, 3), 1, np.uint8)] * 2 + [np.full((300, 100, 3), 2, np.uint8)]
-    sheet = viz.picture_grid(wide, columns=2)
+    sheet = picture_grid(wide, columns=2)
     assert sheet.shape[0] < 20 + 300 + 40
     with pytest.raises(ValueError, match="at least one"):
-        viz.picture_grid([])
+        picture_grid([])
 
 
 def test_sheets_are_at_most_1600_pixels_wide():
-    sheet = viz.picture_grid([gray(3000, 4000), gray(500, 400)], columns=2)
+    sheet = picture_grid([gray(3000, 4000), gray(500, 400)], columns=2)
     assert sheet.shape[1] <= 1600
     pairs = [
-        viz.pair(picture, picture, title="a name " * 40)
+        pair(picture, picture, title="a name " * 40)
         for side in (64, 70, 4000)
-        for picture in [viz.draw_detections(gray(side, side), BOX, ["x"], side=PAIR_SIDE)]
+        for picture in [draw_detections(gray(side, side), BOX, ["x"], side=PAIR_SIDE)]
     ]
-    assert viz.picture_grid(pairs, columns=2).shape[1] <= 1600
+    assert picture_grid(pairs, columns=2).shape[1] <= 1600
     assert all(2 * pair.shape[1] + 24 <= 1600 for pair in pairs), "none was shrunk"
 
 
 def test_a_pair_shows_both_pictures_under_title_and_captions():
-    pair = viz.pair(gray(100, 200), np.full((100, 200, 3), 30, np.uint8), title="image 7")
-    assert np.count_nonzero((pair == 30).all(-1)) >= 100 * 200
-    middle = pair.shape[1] // 2
-    top = pair[:-100] < 200
+    shown = pair(gray(100, 200), np.full((100, 200, 3), 30, np.uint8), title="image 7")
+    assert np.count_nonzero((shown == 30).all(-1)) >= 100 * 200
+    middle = shown.shape[1] // 2
+    top = shown[:-100] < 200
     assert top[:30].any() and top[30:, :middle].any() and top[30:, middle:].any()
-    narrow = viz.pair(gray(300, 20), gray(300, 20), title="a file name")
+    narrow = pair(gray(300, 20), gray(300, 20), title="a file name")
     assert narrow.shape[1] == PAIR_SIDE, "room for the title"
+
+
+def test_names_of_the_package_are_those_of_its_modules():
+    assert viz.draw_detections is draw_detections
+    assert all(callable(getattr(viz, name)) for name in viz.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'draw_nothing'"):
+        viz.draw_nothing  # noqa: B018
 
 
 def test_png_round_trips_and_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "pictures" / "a.png"
-    viz.save_png(path, gray(8, 9))
+    save_png(path, gray(8, 9))
     with Image.open(path) as image:
         np.testing.assert_array_equal(np.asarray(image), gray(8, 9))
 
@@ -260,7 +269,7 @@ def test_png_round_trips_and_an_interrupted_write_leaves_the_old_file(tmp_path, 
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(OSError, match="disk full"):
-        viz.save_png(path, gray(4, 4))
+        save_png(path, gray(4, 4))
     with Image.open(path) as image:
         assert image.size == (9, 8)
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
@@ -460,30 +469,30 @@ def test_missing_metrics_are_named(tmp_path):
 def test_a_heat_map_is_bright_where_values_are_high():
     values = np.zeros((4, 4))
     values[0, 3] = 1.0
-    picture = viz.draw_heat(gray(64, 64), values, (64, 64), "red fox")
+    picture = draw_heat(gray(64, 64), values, (64, 64), "red fox")
     heat = picture[-384 - 24 : -24].astype(int).sum(-1)  # below the title, above the bar
     assert heat[40:60, 330:350].mean() > heat[40:60, 40:60].mean() + 150
     np.testing.assert_array_equal(heat[200, 40:60], heat[200, 40])  # grey is grey everywhere
-    flat = viz.draw_heat(gray(64, 64), np.full((4, 4), 0.3), (64, 64), "x")
+    flat = draw_heat(gray(64, 64), np.full((4, 4), 0.3), (64, 64), "x")
     assert flat.shape == picture.shape
 
 
 def test_a_cluster_has_one_colour_in_all_images():
-    first = viz.draw_clusters(gray(64, 64), np.array([[1, 1], [1, 1]]), (64, 64), 3)
-    second = viz.draw_clusters(gray(64, 64), np.array([[1, 2], [0, 1]]), (64, 64), 3)
+    first = draw_clusters(gray(64, 64), np.array([[1, 1], [1, 1]]), (64, 64), 3)
+    second = draw_clusters(gray(64, 64), np.array([[1, 2], [0, 1]]), (64, 64), 3)
     assert tuple(first[5, 5]) == tuple(second[5, 5])
 
 
 def test_a_grid_may_fall_short_of_the_image_by_rounding():
     # 640 x 427 at 960 / 16: the shorter side is 640.5 pixels of the square, rounded to 40 patches.
     values = np.linspace(0, 1, 2400).reshape(40, 60)
-    picture = viz.draw_heat(gray(427, 640), values, (640 * 640 / 960, 640), "x")
+    picture = draw_heat(gray(427, 640), values, (640 * 640 / 960, 640), "x")
     assert picture.shape[1] == 640
 
 
 def test_clusters_have_their_own_colours_and_the_grid_may_exceed_the_image():
     labels = np.array([[0, 0, 1], [2, 2, 1]])
-    picture = viz.draw_clusters(gray(40, 64), labels, (64, 96), 3)  # tokens of 32 pixels
+    picture = draw_clusters(gray(40, 64), labels, (64, 96), 3)  # tokens of 32 pixels
     assert picture.shape == (240, 384, 3)
     colours = {tuple(picture[y, x]) for y in (10, 100) for x in (10, 180, 200, 370)}
     assert len(colours) == 1, "the first row of the first two tokens is one cluster"

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,19 +67,7 @@ class CocoPanopticReader(folder.FolderReader):
         _require_segments(content, annotations)
         names = _names(content, annotations)
         entries = _images(content, annotations)
-        found: dict[Id, tuple[str, list[_Segment]]] = {}
-        for i, entry in enumerate(json_fields.items(content, "annotations", annotations)):
-            where = f"{annotations}: annotations[{i}]"
-            image_id = json_fields.identifier(entry, "image_id", where)
-            if image_id not in entries:
-                raise DataError(f"{where}.image_id: no image has the id {image_id}")
-            if image_id in found:
-                raise DataError(f"{where}.image_id: image {image_id} has two annotations")
-            file = _file_name(entry, where)
-            found[image_id] = file, _segments(entry, names, where)
-        missing = [image_id for image_id in entries if image_id not in found]
-        if missing:
-            raise DataError(f"{annotations}: image {missing[0]} has no entry in annotations")
+        found = _annotations(content, entries, names, annotations)
         self._segment_folder = segments
         self._names = names
         self._segments = [found[image_id] for image_id in entries]
@@ -190,6 +178,26 @@ def _images(content: Mapping[str, Any], file: Path) -> dict[Id, tuple[Any, str, 
             raise DataError(f"{where}: height and width go from 1 to {_MAX_SIDE} pixels")
         images[image_id] = entry["id"], _file_name(entry, where), size
     return images
+
+
+def _annotations(
+    content: Mapping[str, Any], images: Collection[Id], names: Mapping[Id, _Name], file: Path
+) -> dict[Id, tuple[str, list[_Segment]]]:
+    """Image id → PNG file and segments; every image has one entry."""
+    found: dict[Id, tuple[str, list[_Segment]]] = {}
+    for i, entry in enumerate(json_fields.items(content, "annotations", file)):
+        where = f"{file}: annotations[{i}]"
+        image_id = json_fields.identifier(entry, "image_id", where)
+        if image_id not in images:
+            raise DataError(f"{where}.image_id: no image has the id {image_id}")
+        if image_id in found:
+            raise DataError(f"{where}.image_id: image {image_id} has two annotations")
+        png = _file_name(entry, where)
+        found[image_id] = png, _segments(entry, names, where)
+    missing = [image_id for image_id in images if image_id not in found]
+    if missing:
+        raise DataError(f"{file}: image {missing[0]} has no entry in annotations")
+    return found
 
 
 def _file_name(entry: Any, where: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,34 +60,12 @@ class PseudoBoxesReader:
         job = read_job(folder)
         min_box_score = min_box_score or float(job["min_box_score"])
         min_image_score = min_image_score or float(job["min_image_score"])
-        floor = job["floor"]
-        self._max_ngrams = int(job["max_ngrams"])
-        if min_box_score < floor:
-            raise DataError(
-                f"min_box_score: {min_box_score} is below {floor}, from where boxes were kept in "
-                f"{folder}; raise it, or annotate again with a lower --keep_below"
-            )
-        if min_image_score < job["image_floor"]:
-            raise DataError(
-                f"min_image_score: {min_image_score}, but of images whose best box is below "
-                f"{job['image_floor']} {folder} holds nothing; raise it, or annotate again with a "
-                "lower --keep_below"
-            )
-        if min_box_score > min_image_score:
-            raise DataError(
-                f"min_box_score: {min_box_score} is above min_image_score, {min_image_score}: "
-                "images would be left without a box; raise min_image_score (0: the job's)"
-            )
-        num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
-        if hard_negatives > num_mined:
-            raise DataError(
-                f"hard_negatives: {hard_negatives}, but {folder} holds {num_mined} of an image; "
-                f"annotate again with --hard_negatives {hard_negatives}"
-            )
+        _check_thresholds(folder, job, min_box_score, min_image_score, hard_negatives)
         self.name = str(folder)
         self._folder = folder
         self._num_shards = int(job["num_shards"])
         self._min_box_score = min_box_score
+        self._max_ngrams = int(job["max_ngrams"])
         self._uses_ngrams = job.get("uses_ngrams") is True
         summaries = [_summary(folder, shard, self._num_shards) for shard in range(self._num_shards)]
         self._phrases: list[str] = []
@@ -213,6 +191,38 @@ class PseudoBoxesReader:
             dropped=dict(+dropped),
             num_negatives=sum(len(names) for names in self._images.hard_negatives),
             is_federated=True,
+        )
+
+
+def _check_thresholds(
+    folder: Path,
+    job: Mapping[str, Any],
+    min_box_score: float,
+    min_image_score: float,
+    hard_negatives: int,
+) -> None:
+    """Raises `DataError` if the records of the job do not hold what is asked for."""
+    if min_box_score < job["floor"]:
+        raise DataError(
+            f"min_box_score: {min_box_score} is below {job['floor']}, from where boxes were kept "
+            f"in {folder}; raise it, or annotate again with a lower --keep_below"
+        )
+    if min_image_score < job["image_floor"]:
+        raise DataError(
+            f"min_image_score: {min_image_score}, but of images whose best box is below "
+            f"{job['image_floor']} {folder} holds nothing; raise it, or annotate again with a "
+            "lower --keep_below"
+        )
+    if min_box_score > min_image_score:
+        raise DataError(
+            f"min_box_score: {min_box_score} is above min_image_score, {min_image_score}: "
+            "images would be left without a box; raise min_image_score (0: the job's)"
+        )
+    num_mined = job.get("hard_negatives", 0)  # files from before they were mined have none
+    if hard_negatives > num_mined:
+        raise DataError(
+            f"hard_negatives: {hard_negatives}, but {folder} holds {num_mined} of an image; "
+            f"annotate again with --hard_negatives {hard_negatives}"
         )
 
 

@@ -54,15 +54,9 @@ class VocReader(folder.FolderReader):
         stems = _read_split(split_list, files) if split_list else list(files)
         # Without `names` all files are read, so that every split has the same categories.
         parsed = {stem: voc_xml.read(files[stem]) for stem in (stems if names else files)}
-        found = {entry.name for image in parsed.values() for entry in image.objects if entry.name}
-        if not names:
-            names = tuple(sorted(found))
-            names_lib.require_distinct(names, f"{annotations}: <name>")
-        rename = _renaming(names, queries)
+        names = names or _names_in(parsed.values(), annotations)
+        read, locations = _Labels(_renaming(names, queries)), _Locations(images)
         image_ids = {stem: index for index, stem in enumerate(files, start=1)}
-        locations = _Locations(images)
-
-        read = _Labels(rename)
         for stem in stems:
             places = locations.of(parsed[stem].filename, files[stem])
             read.add(parsed[stem], files[stem], image_ids[stem], places, images)
@@ -85,6 +79,13 @@ class VocReader(folder.FolderReader):
             spelled=dict(zip(asked, queries or names, strict=True)),
         )
         self._count_images_anew()
+
+
+def _names_in(parsed: Iterable[VocFile], annotations: Path) -> Names:
+    """The names of all objects, sorted. Raises `DataError` if two are one text to the model."""
+    names = {entry.name for image in parsed for entry in image.objects if entry.name}
+    names_lib.require_distinct(sorted(names), f"{annotations}: <name>")
+    return tuple(sorted(names))
 
 
 def _xml_files(annotations: Path) -> dict[str, Path]:

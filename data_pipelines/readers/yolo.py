@@ -56,17 +56,7 @@ class YoloReader(folder.FolderReader):
         Raises `DataError` if something is missing or malformed (file and line named), no image has
         labels, or there are several splits and none is named.
         """
-        description = yolo_description.read(root) if os.path.isfile(root) else None
-        if description is not None:
-            root = root.parent
-        image_folder, label_folder = root / images, root / labels
-        if description is None:
-            places = (root, label_folder, label_folder.parent, image_folder.parent, root.parent)
-            description = yolo_description.find(places)
-        if (labels, images) == (_LABELS, _IMAGES):
-            image_set = yolo_layout.of_root(root, description, split)
-        else:
-            image_set = yolo_layout.of_folders(image_folder, label_folder, split)
+        root, description, image_set = _find(root, labels, images, split)
         written = _class_names(names, description, root)
         names = tuple(map(names_lib.plain, written))
         if not image_set.images:
@@ -93,6 +83,25 @@ class YoloReader(folder.FolderReader):
     def _boxes_xyxy(self, labels: LabelledImage, image: bytes) -> Float32[np.ndarray, "m 4"]:
         height, width = image_ops.image_size(image)
         return labels.boxes_xyxy * np.array([width, height, width, height], np.float32)
+
+
+def _find(
+    root: Path, labels: str, images: str, split: str
+) -> tuple[Path, Description | None, ImageSet]:
+    """The folder of a data set, its description if there is one, and its images and labels.
+
+    Raises `DataError` as `YoloReader` does.
+    """
+    description = yolo_description.read(root) if os.path.isfile(root) else None
+    if description is not None:
+        root = root.parent
+    image_folder, label_folder = root / images, root / labels
+    if description is None:
+        places = (root, label_folder, label_folder.parent, image_folder.parent, root.parent)
+        description = yolo_description.find(places)
+    if (labels, images) == (_LABELS, _IMAGES):
+        return root, description, yolo_layout.of_root(root, description, split)
+    return root, description, yolo_layout.of_folders(image_folder, label_folder, split)
 
 
 def _class_names(names: Names, description: Description | None, root: Path) -> Names:

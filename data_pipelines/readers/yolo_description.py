@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from data_pipelines import image_files, text_file
-from data_pipelines import names as names_lib
+from data_pipelines import image_files, name_lists, text_file
 from data_pipelines.features import Names
 from data_pipelines.readers import folder
 from owl_det.errors import DataError
@@ -64,7 +63,7 @@ def read(file: Path) -> Description:
         return _from_data(file)
     if any(map(image_files.is_image, text_file.lines(folder.read_text(file, "path")))):
         raise DataError(f"{file}: is a list of images; name the folder or data.yaml")
-    return Description(file=file, names=names_lib.read_written(file, is_numbered=True))
+    return Description(file=file, names=name_lists.read_written(file, is_numbered=True))
 
 
 def _yaml_file(place: Path) -> Description | None:
@@ -161,7 +160,7 @@ def _from_yaml(file: Path, content: Mapping[Any, Any]) -> Description:
 def _yaml_names(names: Any, file: Path) -> Names:
     """Class names by number, of a list, of a mapping with numbers, or of a list in a file."""
     if isinstance(names, str) and names and os.path.isfile(file.parent / names):
-        return names_lib.read_written(file.parent / names, is_numbered=True)
+        return name_lists.read_written(file.parent / names, is_numbered=True)
     if isinstance(names, dict):
         numbers = [key.strip() if isinstance(key, str) else "" for key in names]
         if sorted(numbers) != sorted(map(str, range(len(numbers)))):
@@ -221,7 +220,7 @@ def _from_data(file: Path) -> Description:
     found = next((path for path in candidates if listed.name and os.path.isfile(path)), None)
     return Description(
         file=file,
-        names=names_lib.read_written(found, is_numbered=True) if found else (),
+        names=name_lists.read_written(found, is_numbered=True) if found else (),
         splits=_splits(content, file),
     )
 

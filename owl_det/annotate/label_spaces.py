@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from absl import logging
 
+from data_pipelines import name_lists, text_file
 from data_pipelines import names as name_lib
-from data_pipelines import text_file
 from data_pipelines.phrases import MAX_NGRAMS, ngrams, noun_phrases
 from data_pipelines.readers.coco import plain_name
 from owl_det import files
@@ -60,13 +60,13 @@ def merge_vocabularies(vocabularies: Iterable[Iterable[str]]) -> Curated:
 def read_vocabulary(where: str) -> tuple[str, ...]:
     """The names of one list.
 
-    `where` is a text file of one name a line (`names.read_list`), a JSON file with COCO
+    `where` is a text file of one name a line (`name_lists.read_list`), a JSON file with COCO
     `categories` or a list of names, `tfds:BUILDER` (such as tfds:lvis, whose names need no data),
     or `shapes_world`, its names with boxes in training. Names that are one text to the model are
     logged. Raises `UserError` if it cannot be read, is a list of another format or holds no names.
     """
     if where == "shapes_world":
-        from data_pipelines.shapes_world import object_names
+        from data_pipelines.shapes_names import object_names
 
         names = tuple(entry.name for entry in object_names() if entry.group == "base")
     elif where.startswith("tfds:"):
@@ -95,7 +95,7 @@ def _file_names(path: Path) -> tuple[str, ...]:
         if path.stat().st_size > MAX_VOCABULARY_BYTES:
             raise DataError(f"{path}: larger than {MAX_VOCABULARY_BYTES >> 30} GiB; no label list")
         if path.suffix.lower() != ".json":
-            return name_lib.read_list(path)
+            return name_lists.read_list(path)
         text = text_file.decode(files.read_bytes(path), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}); name a UTF-8 label list") from None

@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
-from data_pipelines import label_ops, phrases, pseudo_records, shapes_world, source_text
+from data_pipelines import (
+    label_ops,
+    phrases,
+    pseudo_records,
+    shapes_names,
+    source_text,
+)
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.readers import image_text_inputs, pseudo_boxes
@@ -212,14 +218,14 @@ def open_truth(where: str, annotated: str) -> Known:
 
 def _of_shapes_world(world: ShapesWorld) -> Known:
     """All objects, also those that have no boxes in training."""
-    names = [entry.name for entry in shapes_world.object_names()]
+    names = [entry.name for entry in shapes_names.object_names()]
     truths: dict[str, Truth] = {}
     for index in range(len(world)):
         objects = world.scene(index).objects
         boxes = np.array([item.box for item in objects], np.float32).reshape(-1, 4)
         key = image_text_inputs.shapes_world_key(index)
         truths[key] = Truth(boxes, tuple(names[item.category] for item in objects))
-    return Known(truths, {entry.name: entry.group for entry in shapes_world.object_names()})
+    return Known(truths, {entry.name: entry.group for entry in shapes_names.object_names()})
 
 
 def _of_folder(where: str) -> Known:

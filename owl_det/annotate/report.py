@@ -11,12 +11,14 @@ import numpy as np
 
 from data_pipelines import image_ops, pseudo_records
 from data_pipelines.image_ops import UnreadableImage
-from owl_det import files, viz
+from owl_det import files
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import ENDS_EARLY, NO_CAPTION, NOTE
 from owl_det.annotate.label_spaces import CURATED_FACTOR, LabelSpace, escape_markdown
 from owl_det.annotate.precision import kept_boxes
 from owl_det.viz import plots
+from owl_det.viz.detections import draw_best
+from owl_det.viz.pictures import picture_grid, save_png
 
 NUM_PICTURES = 15
 PICTURE_SIDE = 516  # pixels; larger images are shrunk, so that three fit into a row
@@ -33,7 +35,7 @@ def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> dict[st
     plots.plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
     pictures = list(_pictures(folder, job))
     if pictures:
-        viz.save_png(folder / "pictures.png", viz.picture_grid(pictures, columns=3))
+        save_png(folder / "pictures.png", picture_grid(pictures, columns=3))
     pseudo_records.write_json(folder / "report.json", content)
     text = _markdown(content, job, bool(pictures))
     files.write_atomic(
@@ -142,7 +144,7 @@ def _pictures(folder: Path, job: Mapping[str, Any]) -> Iterator[np.ndarray]:
         width = image.width
         image.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         phrases = [entry["phrases"][i] for i in kept]
-        yield viz.draw_best(
+        yield draw_best(
             np.asarray(image),
             np.array([entry["boxes_xyxy"][i] for i in kept]) * (image.width / width),
             phrases,

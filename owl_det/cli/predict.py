@@ -168,16 +168,17 @@ def _draw(path: Path, target: Path, detections: list[dict[str, object]]) -> None
     import numpy as np
 
     from data_pipelines import image_ops
-    from owl_det import viz
+    from owl_det.viz.detections import draw_best
+    from owl_det.viz.pictures import save_png
 
     image = np.asarray(image_ops.decode_image(files.read_bytes(path)))
     boxes = np.array([d["box"] for d in detections], np.float32).reshape(-1, 4)
     scores = np.array([d["score"] for d in detections], np.float32)
     names = [str(d["query"]) for d in detections]
     classes = np.array([d["label"] for d in detections], int).tolist()
-    picture = viz.draw_best(image, boxes, names, scores, classes=classes)
+    picture = draw_best(image, boxes, names, scores, classes=classes)
     try:
-        viz.save_png(target, picture)
+        save_png(target, picture)
     except OSError as error:
         raise UserError(
             f"{target}: cannot be written ({error.strerror or error}); make room, or name another "
@@ -213,12 +214,12 @@ def add_embed(commands: Commands) -> None:
 def _embed(arguments: argparse.Namespace) -> int:
     """Writes the folder; unreadable images are left out and named on stderr."""
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det.inference import embeddings
+    from owl_det.inference import embedding_files
     from owl_det.inference.predictor import Predictor
 
     paths = image_paths(arguments.images)
     options.check_folder("--out", Path(arguments.out).absolute().parent)
-    writer = embeddings.Writer(arguments.out)
+    writer = embedding_files.Writer(arguments.out)
     predictor = Predictor.load(arguments.checkpoint)
     failed: list[UnreadableImage] = []
 
@@ -266,10 +267,10 @@ def add_search(commands: Commands) -> None:
 
 def _search(arguments: argparse.Namespace) -> int:
     """One JSON line an image on stdout, as `predict` prints them."""
-    from owl_det.inference import embeddings
+    from owl_det.inference import embedding_files
     from owl_det.inference.predictor import Predictor
 
-    shards = embeddings.read(arguments.embeddings)
+    shards = embedding_files.read(arguments.embeddings)
     _check_queries(arguments)
     predictor = Predictor.load(arguments.checkpoint)
     queries = _queries(predictor, arguments)

@@ -39,10 +39,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
 
     from data_pipelines import image_ops
     from data_pipelines.image_ops import UnreadableImage
-    from owl_det import viz
     from owl_det.checkpoints.image_size import resized
     from owl_det.checkpoints.load import load_model
     from owl_det.inference import dense_features, text_queries
+    from owl_det.viz.features import draw_clusters, draw_heat, show
+    from owl_det.viz.pictures import picture_grid, save_png, titled
 
     paths = image_paths(arguments.images, arguments.out)
     options.check_folder("--out", arguments.out)
@@ -66,11 +67,11 @@ def _visualize_features(arguments: argparse.Namespace) -> int:
     for (path, target), grid, labels in zip(read, grids, clusters, strict=True):
         image = image_ops.decode_image(files.read_bytes(path))  # again: not all fit into memory
         pixels, extent = np.asarray(image), features.extent(image)
-        coloured = viz.draw_clusters(pixels, labels, extent, arguments.num_clusters)
-        pictures = [viz.show(pixels, "image"), viz.titled(coloured, "clusters")]
+        coloured = draw_clusters(pixels, labels, extent, arguments.num_clusters)
+        pictures = [show(pixels, "image"), titled(coloured, "clusters")]
         for query, text in zip(queries, texts, strict=True):
-            pictures.append(viz.draw_heat(pixels, grid @ text, extent, query))
-        viz.save_png(target, viz.picture_grid(pictures))
+            pictures.append(draw_heat(pixels, grid @ text, extent, query))
+        save_png(target, picture_grid(pictures))
         print(target)
     summary.say(f"{summary.many(len(read), 'picture')} in {arguments.out}")
     return exit_code(len(paths) - len(read), len(paths))

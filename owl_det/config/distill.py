@@ -66,7 +66,7 @@ class DenseVlmConfig:
 
     def check(self, where: str) -> None:
         """Raises `ConfigError` for names and numbers that the branch cannot work with."""
-        if self.weight == 0:
+        if self.weight <= 0:
             return
         names = (*self.things, *self.stuff)
         require(len(names) > 1, f"{where}.things, .stuff: give at least two names")

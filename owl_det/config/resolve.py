@@ -181,7 +181,7 @@ def _check_between_sections(config: Config) -> None:
     )
     for name, entry in config.data.train.items():
         require(
-            config.task != "detection" or not isinstance(entry, ImageTextSource),
+            not config.has_heads or not isinstance(entry, ImageTextSource),
             f"config.data.train.{name}: image-text pairs have no boxes, and nobody knows which "
             "names are absent; owl-det annotate makes pseudo_boxes of them",
         )

@@ -45,7 +45,7 @@ def require_training_labels(config: Config, sources: Mapping[str, Source]) -> No
     """
     if _needs_boxes(config):
         _require_boxes(sources)
-    if config.task == "detection":
+    if config.has_heads:
         _warn_of_no_negatives(config, sources)
     if config.data.with_captions:
         _require_captions(sources)
@@ -57,7 +57,7 @@ def require_ground_truth(config: Config, sources: Mapping[str, Source]) -> None:
     for name, source in sources.items():
         where = f"config.data.eval.{name}"
         boxes = _boxes(source, limit)
-        if config.task == "detection":
+        if config.has_heads:
             if boxes is Presence.NONE:
                 raise DataError(
                     f"{where}: no usable box{_in_first(limit, source)} to measure against: "
@@ -97,7 +97,7 @@ def require_files(source: Source, max_images: int = 0) -> None:
 
 
 def _needs_boxes(config: Config) -> bool:
-    if config.task == "detection":
+    if config.has_heads:
         return True
     active = config.distill.active()
     by_regions = {"clipself", "densevlm"} & active.keys()

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,11 +18,13 @@ from owl_det.config import EvaluationConfig
 from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.metrics import Metrics
-from owl_det.evaluation.regions import RegionAccuracy
 from owl_det.inference import ranking
 from owl_det.inference.text_encoder import TextEncoder
 from owl_det.modeling.family import Detector
 from owl_det.types import Params
+
+if TYPE_CHECKING:
+    from owl_det.evaluation.regions import RegionAccuracy
 
 
 class HostPairs(NamedTuple):
@@ -40,7 +42,7 @@ class DetectionMeasurement:
     evaluator: CocoEvaluator
     pictures: list[np.ndarray]  # predictions beside the truth
     num_unreadable: int
-    regions: RegionAccuracy | None = None
+    regions: "RegionAccuracy | None" = None
 
     @cached_property
     def metrics(self) -> Metrics:
@@ -58,8 +60,8 @@ class DetectionMeasurement:
         self, workdir: Path, name: str, step: int, *, with_plots: bool
     ) -> UInt8[np.ndarray, "H W 3"] | None:
         """Writes `eval/results_<name>.json`, the pictures of this step and, if asked, plots."""
-        from owl_det import viz
         from owl_det.evaluation import pictures
+        from owl_det.viz.pictures import save_png
 
         self.evaluator.write_results(workdir / "eval" / f"results_{name}.json")
         if with_plots:
@@ -67,7 +69,7 @@ class DetectionMeasurement:
         if not self.pictures:
             return None
         sheet = pictures.sheet(self.pictures)
-        viz.save_png(workdir / "pictures" / f"{name}_{step:07d}.png", sheet)
+        save_png(workdir / "pictures" / f"{name}_{step:07d}.png", sheet)
         return sheet
 
 
@@ -151,6 +153,8 @@ class DetectionEvaluator:
         evaluator = CocoEvaluator(self.source.categories, self.settings.protocol)
         regions = None
         if self.settings.region_accuracy:
+            from owl_det.evaluation.regions import RegionAccuracy
+
             regions = RegionAccuracy(self.source.categories, embedded)
         pictures: list[np.ndarray] = []
         for batch in self.loader.batches(f"evaluate {self.name}"):

@@ -8,12 +8,11 @@ from jaxtyping import Float, Int, UInt8
 
 from data_pipelines import image_ops
 from data_pipelines.features import Category, Record
-from owl_det import viz
 from owl_det.evaluation.coco import CocoEvaluator
 from owl_det.evaluation.confusion import confusion_matrix
 from owl_det.evaluation.metrics import Metrics
-from owl_det.viz.detections import MAX_BOXES
-from owl_det.viz.pictures import PAIR_SIDE
+from owl_det.viz.detections import MAX_BOXES, choose, draw_detections
+from owl_det.viz.pictures import PAIR_SIDE, pair, picture_grid, save_png
 
 SCORE = 0.2  # detections below are not drawn
 CONFUSION_SCORE, CONFUSION_IOU = 0.3, 0.5  # what counts as a detection, and as found
@@ -30,8 +29,8 @@ def beside_truth(
     image = np.asarray(image_ops.decode_image(record.image))
     is_good = scores >= SCORE
     boxes, scores, classes = boxes_xyxy[is_good], scores[is_good], classes[is_good]
-    kept = viz.choose(boxes, scores)
-    predicted = viz.draw_detections(
+    kept = choose(boxes, scores)
+    predicted = draw_detections(
         image,
         boxes[kept],
         [categories[i].name for i in classes[kept]],
@@ -44,7 +43,7 @@ def beside_truth(
         caption += f": {len(kept)} of {len(boxes)}"
     truth, all_or_some = _truth(image, record, categories)
     name = Path(record.source).name or f"image {record.image_id}"
-    return viz.pair(predicted, truth, title=name, captions=(caption, f"ground truth{all_or_some}"))
+    return pair(predicted, truth, title=name, captions=(caption, f"ground truth{all_or_some}"))
 
 
 def _truth(
@@ -55,7 +54,7 @@ def _truth(
     largest = np.sort(np.argsort(-areas, kind="stable")[:MAX_BOXES])
     index = {category.name: i for i, category in enumerate(categories)}
     names = [record.names[i][0] for i in largest]
-    picture = viz.draw_detections(
+    picture = draw_detections(
         image, boxes[largest], names, classes=[index[name] for name in names], side=PAIR_SIDE
     )
     return picture, "" if len(largest) == len(
@@ -65,7 +64,7 @@ def _truth(
 
 def sheet(pictures: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> UInt8[np.ndarray, "H W 3"]:
     """Pairs of `beside_truth`, two a row."""
-    return viz.picture_grid(pictures, columns=2)
+    return picture_grid(pictures, columns=2)
 
 
 def write(
@@ -78,7 +77,7 @@ def write(
     """Writes `<name>.png`, the sheet of these pairs, and what `write_plots` does."""
     name = name.replace("/", "_")  # of data sets in folders of folders
     if pairs:
-        viz.save_png(folder / f"{name}.png", sheet(pairs))
+        save_png(folder / f"{name}.png", sheet(pairs))
     write_plots(folder, name, evaluator, metrics)
 
 

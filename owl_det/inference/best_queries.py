@@ -38,7 +38,7 @@ class BestQueries(NamedTuple):
 class SharedScores(NamedTuple):
     """What hard negatives are mined from: shared queries without their factor."""
 
-    best: Float[Array, "b c*q"]  # each shared query's best score over an image's boxes
+    best: Float[Array, "b s"]  # each of the s = c · q shared queries: best score over the boxes
     scores: Float[Array, "b n"]  # each box's best score
     query: Int[Array, "b n"]  # as in `BestQueries`
 
@@ -110,7 +110,7 @@ def _best_of_boxes(
     return best
 
 
-def _best_of_shared(tokens: TokenEmbeddings, asked: Queries, dtype: Any) -> Float[Array, "b c*q"]:
+def _best_of_shared(tokens: TokenEmbeddings, asked: Queries, dtype: Any) -> Float[Array, "b s"]:
     """Each shared query's best score over the boxes."""
 
     def best(_: None, chunk: Any) -> tuple[None, Array]:

@@ -12,8 +12,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops
-from data_pipelines.image_ops import Geometry, UnreadableImage
-from owl_det.checkpoints import identity
+from data_pipelines.image_ops import UnreadableImage
 from owl_det.errors import DataError
 from owl_det.inference import (
     detections,
@@ -26,11 +25,11 @@ from owl_det.inference import (
 from owl_det.inference.detections import Detections, Proposals
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings, check_checkpoint
 from owl_det.inference.export_folder import is_export
-from owl_det.inference.image_batches import ImageBatch, image_batches
+from owl_det.inference.image_encoder import ImageBatch, ImageEncoder
 from owl_det.inference.image_inputs import ImageLike, Images
 from owl_det.inference.query_boxes import Box
 from owl_det.inference.query_encoder import QUERY_BUCKET, EncodedQueries, QueryEncoder
-from owl_det.types import LoadedModel, Params, TokenEmbeddings
+from owl_det.types import LoadedModel
 
 __all__ = ["Detections", "ImageLike", "Predictor", "Proposals"]
 
@@ -63,9 +62,9 @@ class Predictor:
     def __init__(self, model: LoadedModel, functions: ranking.DetectorFunctions | None = None):
         """`functions` are those of an export; without them the model's modules run."""
         self.model = model
-        self._functions = functions or ranking.DetectorFunctions.of_model(model)
-        self._encoder = QueryEncoder(model, jax.jit(self._functions.embed_prompts))
-        self._embed = jax.jit(self._embed_and_keep, static_argnames="num_tokens")
+        functions = functions or ranking.DetectorFunctions.of_model(model)
+        self._queries = QueryEncoder(model, jax.jit(functions.embed_prompts))
+        self._images = ImageEncoder(model, functions)
         self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
         self._choose = jax.jit(ranking.choose_query_token, static_argnames="geometry")
 
@@ -87,10 +86,14 @@ class Predictor:
     @cached_property
     def checkpoint(self) -> str:
         """`identity.model_hash` of the model, which embeddings carry."""
+        from owl_det.checkpoints import identity
+
         return identity.model_hash(self.model)
 
     @cached_property
     def _former_checkpoint(self) -> str:
+        from owl_det.checkpoints import identity
+
         return identity.former_model_hash(self.model)
 
     @property
@@ -126,16 +129,15 @@ class Predictor:
         `image_ops.UnreadableImage`, naming the image, where one cannot be decoded.
         """
         _check(threshold=threshold, top_k=top_k, batch_size=batch_size, nms_iou=nms_iou)
-        self._encoder.prompt_mode(prompt_mode)
-        side, pictures = self._side(image_size), _each_image(images)
+        self._queries.prompt_mode(prompt_mode)
+        side, pictures = self._images.side(image_size), _each_image(images)
         asked = self._encoded(queries, prompt_mode)
         padded, is_query = asked.padded()
         found: list[Detections] = []
-        for batch in self._batches(pictures, batch_size, side):
+        for batch in self._images.batches(pictures, batch_size, side):
             # Apart, so that another number of queries compiles no image tower again.
-            sizes = batch.all_sizes()
-            tokens = self._embed(self.model.params, batch.pixels, sizes)
-            pairs = self._rank(tokens, padded, is_query, sizes, top_k=top_k)
+            tokens = self._images.embed(batch)
+            pairs = self._rank(tokens, padded, is_query, batch.all_sizes(), top_k=top_k)
             found += self._detections(pairs, batch.sizes, asked, threshold)
         return [suppression.suppress(x, nms_iou, nms_across_queries) for x in found]
 
@@ -155,12 +157,11 @@ class Predictor:
         """
         _check(threshold=threshold, top_k=top_k, batch_size=batch_size, nms_iou=nms_iou)
         self._require_objectness("propose")
-        side, pictures = self._side(image_size), _each_image(images)
+        side, pictures = self._images.side(image_size), _each_image(images)
         proposals: list[Proposals] = []
-        for batch in self._batches(pictures, batch_size, side):
-            sizes = batch.all_sizes()
-            tokens = self._embed(self.model.params, batch.pixels, sizes, num_tokens=top_k)
-            proposals += detections.of_tokens(tokens, batch.sizes, threshold, self._geometry)
+        for batch in self._images.batches(pictures, batch_size, side):
+            tokens = self._images.embed(batch, num_tokens=top_k)
+            proposals += detections.of_tokens(tokens, batch.sizes, threshold, self._images.geometry)
         return [suppression.suppress(x, nms_iou, across_queries=True) for x in proposals]
 
     # --- queries ---------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class Predictor:
         pixels of its image, or an image has no box and the model no objectness head.
         """
         _check(batch_size=batch_size)
-        side, pictures = self._side(image_size), list(_each_image(images))
+        side, pictures = self._images.side(image_size), list(_each_image(images))
         each_box = query_boxes.each(boxes, len(pictures))
         # One text is the name of what all the images show.
         several = [names] * len(pictures) if isinstance(names, str) else names
@@ -215,7 +216,7 @@ class Predictor:
         if any(box is None for box in each_box):
             self._require_objectness("image queries without a box")
         chosen: list[Float32[np.ndarray, " e"]] = []
-        for batch in self._batches(iter(pictures), batch_size, side):
+        for batch in self._images.batches(iter(pictures), batch_size, side):
             chosen += self._chosen_tokens(batch, each_box, pictures)
         distinct = tuple(dict.fromkeys(labels))
         means = [
@@ -230,18 +231,10 @@ class Predictor:
         self, batch: ImageBatch, boxes: Sequence[Any], images: Sequence[ImageLike]
     ) -> list[Float32[np.ndarray, " e"]]:
         """The class embedding of the token that stands for each image's box."""
-        padded = np.zeros((len(batch.pixels), 4), np.float32)
-        has_box = np.zeros(len(batch.pixels), bool)
-        for row, (index, size) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
-            box, image = boxes[index], images[index]
-            if box is not None:
-                of_file = f" of {image}" if isinstance(image, (str, os.PathLike)) else ""
-                where = f"image queries, box {index}{of_file}"
-                padded[row] = query_boxes.relative(box, size, self._geometry, where)
-                has_box[row] = True
-        sizes = batch.all_sizes()
-        tokens = self._embed(self.model.params, batch.pixels, sizes)
-        token = np.asarray(self._choose(tokens, padded, has_box, sizes, geometry=self._geometry))
+        geometry = self._images.geometry
+        padded, has_box = query_boxes.of_batch(boxes, images, batch, geometry)
+        sizes, tokens = batch.all_sizes(), self._images.embed(batch)
+        token = np.asarray(self._choose(tokens, padded, has_box, sizes, geometry=geometry))
         rows = np.arange(len(batch.indices))
         found = np.asarray(tokens.class_embeddings)[rows, token[rows]]
         ranking.require_finite("image queries", found)
@@ -271,14 +264,13 @@ class Predictor:
         ranges.count("num_tokens", num_tokens, least=0)
         if num_tokens:
             self._require_objectness("num_tokens")
-        side, pictures = self._side(image_size), list(_each_image(images))
+        side, pictures = self._images.side(image_size), list(_each_image(images))
         several = [names] if isinstance(names, str) else names
         labels = image_inputs.names(several, len(pictures), "embed")
         if not pictures or len(labels) != len(pictures):
             raise DataError(f"embed: {len(pictures)} images and {len(labels)} names")
-        batches = list(
-            self._embedded_batches(pictures, batch_size, side, num_tokens, on_unreadable)
-        )
+        read = self._images.batches(iter(pictures), batch_size, side, on_unreadable)
+        batches = list(self._images.embed_all(read, num_tokens))
         sizes = [size for batch, _ in batches for size in batch.sizes]
         return ImageEmbeddings(
             tokens=jax.tree.map(lambda *x: np.concatenate(x), *[tokens for _, tokens in batches]),
@@ -307,7 +299,7 @@ class Predictor:
         if not isinstance(images, ImageEmbeddings):
             raise DataError(
                 f"search: got {type(images).__name__}; give what embed_images returns, or one "
-                "after the other what embeddings.read does"
+                "after the other what embedding_files.read does"
             )
         self._check_checkpoint(images.source, images.checkpoint)
         width = self.model.config.embedding_dim
@@ -333,7 +325,7 @@ class Predictor:
 
     def forget_texts(self) -> None:
         """Empties the memory of the last texts' embeddings, which spares the text tower."""
-        self._encoder.forget()
+        self._queries.forget()
 
     # --- parts -----------------------------------------------------------------------------------
 
@@ -341,7 +333,7 @@ class Predictor:
         self, image: Image.Image, image_size: int | None = None
     ) -> UInt8[np.ndarray, "H W 3"]:
         """Resizes and pads one image as the model was trained."""
-        return image_ops.to_square(image, self._side(image_size), self.model.preprocess)
+        return image_ops.to_square(image, self._images.side(image_size), self.model.preprocess)
 
     def _detections(
         self,
@@ -351,20 +343,10 @@ class Predictor:
         threshold: float,
     ) -> list[Detections]:
         return detections.of_pairs(
-            pairs, sizes, asked.names, asked.is_asked, threshold, self._geometry
+            pairs, sizes, asked.names, asked.is_asked, threshold, self._images.geometry
         )
 
-    @property
-    def _geometry(self) -> Geometry:
-        return self.model.preprocess.geometry
-
     # Compiled in __init__.
-
-    def _embed_and_keep(
-        self, params: Params, image: jax.Array, sizes: jax.Array, num_tokens: int = 0
-    ) -> Any:
-        tokens = self._functions.embed_image_tokens(params, image)
-        return ranking.keep_tokens(tokens, num_tokens, sizes, self._geometry)
 
     def _rank_tokens(
         self, tokens: Any, queries: jax.Array, is_query: jax.Array, sizes: jax.Array, top_k: int
@@ -376,20 +358,8 @@ class Predictor:
             sizes,
             top_k=top_k,
             dtype=jnp.dtype(self.model.config.dtype),
-            geometry=self._geometry,
+            geometry=self._images.geometry,
         )
-
-    def _side(self, image_size: int | None) -> int:
-        full, patch = self.model.config.image_size, self.model.config.image.patch_size
-        side = full if image_size is None else ranges.count("image_size", image_size)
-        if self._functions.is_one_size and side != full:
-            raise DataError(f"image_size: this export takes images of {full} pixels only")
-        if not 0 < side <= full or side % patch:
-            raise DataError(
-                f"image_size: {side} is not a multiple of the patch size {patch} between {patch} "
-                f"and {full}"
-            )
-        return side
 
     def _require_objectness(self, what: str) -> None:
         if "objectness_head" not in self.model.params:
@@ -398,36 +368,10 @@ class Predictor:
                 "images need a box, and tokens cannot be chosen"
             )
 
-    def _batches(
-        self,
-        images: Iterator[ImageLike],
-        batch_size: int,
-        side: int,
-        on_unreadable: Callable[[UnreadableImage], None] | None = None,
-    ) -> Iterator[ImageBatch]:
-        return image_batches(images, batch_size, side, self.model.preprocess, on_unreadable)
-
-    def _embedded_batches(
-        self,
-        images: Sequence[ImageLike],
-        batch_size: int,
-        side: int,
-        num_tokens: int,
-        on_unreadable: Callable[[UnreadableImage], None] | None,
-    ) -> Iterator[tuple[ImageBatch, TokenEmbeddings]]:
-        """Tokens of the readable images of each batch, on the host."""
-        for batch in self._batches(iter(images), batch_size, side, on_unreadable):
-            sizes = batch.all_sizes()
-            tokens = self._embed(self.model.params, batch.pixels, sizes, num_tokens=num_tokens)
-            count = len(batch.indices)
-            kept = jax.tree.map(lambda x, count=count: np.asarray(x)[:count], tokens)
-            ranking.require_finite("embed", *jax.tree.leaves(kept))
-            yield batch, kept
-
     def _encoded(self, queries: Queries, prompt_mode: str | None) -> EncodedQueries:
-        mode = self._encoder.prompt_mode(prompt_mode)
+        mode = self._queries.prompt_mode(prompt_mode)
         if not isinstance(queries, QueryEmbeddings):
-            return self._encoder.encode(queries, mode)
+            return self._queries.encode(queries, mode)
         self._check_checkpoint("queries", queries.checkpoint)
         return EncodedQueries(queries.embeddings, queries.names, np.ones(len(queries), bool))
 

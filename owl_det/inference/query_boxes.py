@@ -1,15 +1,18 @@
 """Boxes of query images as callers give them: corners in pixels, checked against their images."""
 
+import os
 from collections.abc import Mapping, Sequence, Set
 from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from data_pipelines import image_ops
 from data_pipelines.image_ops import Geometry
 from owl_det.errors import DataError
+from owl_det.inference.image_encoder import ImageBatch
+from owl_det.inference.image_inputs import ImageLike
 
 Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
@@ -28,6 +31,25 @@ def each(boxes: Any, num_images: int) -> list[Any]:
     listed = list(boxes)
     is_flat = len(listed) == 4 and all(isinstance(x, (Real, np.generic)) for x in listed)
     return [listed] if is_flat and num_images == 1 else listed
+
+
+def of_batch(
+    boxes: Sequence[Any], images: Sequence[ImageLike], batch: ImageBatch, geometry: Geometry
+) -> tuple[Float32[np.ndarray, "b 4"], Bool[np.ndarray, " b"]]:
+    """The box of each row of a batch (`relative`), and which rows have one.
+
+    `boxes` and `images` are those of the whole call. Raises as `relative`, naming the image.
+    """
+    padded = np.zeros((len(batch.pixels), 4), np.float32)
+    has_box = np.zeros(len(batch.pixels), bool)
+    for row, (index, size) in enumerate(zip(batch.indices, batch.sizes, strict=True)):
+        box, image = boxes[index], images[index]
+        if box is not None:
+            of_file = f" of {image}" if isinstance(image, (str, os.PathLike)) else ""
+            where = f"image queries, box {index}{of_file}"
+            padded[row] = relative(box, size, geometry, where)
+            has_box[row] = True
+    return padded, has_box
 
 
 def relative(

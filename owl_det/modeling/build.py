@@ -48,7 +48,7 @@ def init_params(config: Config, key: Key[Array, ""]) -> Params:
         jnp.ones((1, 1), bool),
     )
     params = cast(Params, variables["params"])
-    return params if config.task == "detection" else towers_of(params)
+    return params if config.has_heads else towers_of(params)
 
 
 def towers_of(params: Params) -> Params:

@@ -145,11 +145,11 @@ def use_shapes_token_distillation(config: Any) -> None:
 
 def use_shapes_names(config: Any) -> None:
     """DenseVLM asks for every object and every kind of stuff that is drawn, as captions do."""
-    from data_pipelines import panoptic_world, shapes_world
+    from data_pipelines import panoptic_world, shapes_names
 
     config.distill.regions.grids = "densevlm"
     config.distill.densevlm.weight = 1.0
-    config.distill.densevlm.things = tuple(entry.name for entry in shapes_world.object_names())
+    config.distill.densevlm.things = tuple(entry.name for entry in shapes_names.object_names())
     config.distill.densevlm.stuff = tuple(panoptic_world.STUFF)
     config.distill.densevlm.template = "a picture of {}"
 

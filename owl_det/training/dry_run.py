@@ -15,7 +15,6 @@ from owl_det import config as config_lib
 from owl_det import path_rules, sharding
 from owl_det.config import Config
 from owl_det.config.resolve import check_attention
-from owl_det.distillation import branches
 from owl_det.training import flops, optim, step_shapes
 from owl_det.types import TrainState
 
@@ -40,7 +39,10 @@ def report(config: Config, *, memory_gib: float = 0.0, with_compile: bool = True
     """
     mesh = sharding.make_mesh(config.mesh)
     check_attention(config.model, mesh.devices.flat[0].platform)
-    branches.check(config)
+    if config.distill.active():
+        from owl_det.distillation import branches
+
+        branches.check(config)
     state = step_shapes.state_shapes(config)
     yield config_lib.to_json(config)
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -63,7 +63,7 @@ class Evaluations:
     def _made(self) -> "list[Evaluator]":
         """One evaluator for each set."""
         config = self._config
-        make = _evaluator_class(config.task)
+        make = _evaluator_class(config.has_heads)
         detector = build.make_detector(config)
         settings = dataclasses.replace(
             config.evaluation, batch_size=config.evaluation.batch_size or config.batch_size
@@ -85,9 +85,9 @@ class Evaluations:
         return evaluators
 
 
-def _evaluator_class(task: str) -> "Callable[..., Evaluator]":
-    """Only what the task needs is imported."""
-    if task == "detection":
+def _evaluator_class(has_heads: bool) -> "Callable[..., Evaluator]":
+    """Only what a detector, or towers, need is imported."""
+    if has_heads:
         from owl_det.evaluation.evaluate import DetectionEvaluator
 
         return DetectionEvaluator

@@ -17,13 +17,16 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 
 from owl_det import files
 from owl_det.errors import UserError
+from owl_det.training.processes import value_of_first_process
 
 NAME = "lease"
 BEAT_SECONDS = 5.0
@@ -234,3 +237,18 @@ def _boot_time() -> int:
     import psutil
 
     return int(psutil.boot_time())
+
+
+@contextlib.contextmanager
+def leased(folder: Path) -> Generator[Lease | None, None, None]:
+    """Holds the workdir, on process 0 for all. Raises `UserError` everywhere if it is taken."""
+    lease, problem = None, ""
+    if jax.process_index() == 0:
+        try:
+            lease = Lease(folder)
+        except UserError as error:
+            problem = str(error)
+    if value_of_first_process(bool(problem)):
+        raise UserError(problem or f"--workdir: {folder}: process 0 says why it is refused")
+    with lease or contextlib.nullcontext():
+        yield lease

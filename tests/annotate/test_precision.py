@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import pseudo_records, shapes_world
+from data_pipelines import pseudo_records, shapes_names
 from data_pipelines.pseudo_records import PseudoRecord
 from data_pipelines.shapes_world import ShapesWorld
 from owl_det import cli
@@ -146,7 +146,7 @@ def records(tmp_path: Path) -> Path:
     with pseudo_records.ShardWriter(tmp_path, 0, 1) as writer:
         for index in range(4):
             scene = world.scene(index)
-            names = [shapes_world.object_names()[x.category].name for x in scene.objects]
+            names = [shapes_names.object_names()[x.category].name for x in scene.objects]
             phrases = ["cat"] * len(names) if index == 1 else names
             record = PseudoRecord(
                 key=f"{index:08d}",

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks import image_queries as benchmark
-from data_pipelines.shapes_world import ShapesWorld, object_names
+from data_pipelines.shapes_names import object_names
+from data_pipelines.shapes_world import ShapesWorld
 
 
 def test_query_objects_are_what_they_are_called() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from owl_det import cli, viz
-from owl_det.inference import embeddings
+from owl_det.inference import embedding_files
 from owl_det.inference.predictor import Predictor
 from tests import tiny
 
@@ -173,7 +173,7 @@ def test_an_interrupted_embed_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(embeddings.Writer, "add", interrupted)
+    monkeypatch.setattr(embedding_files.Writer, "add", interrupted)
     out = tmp_path / "emb"
     assert cli.main(["embed", str(images), "--checkpoint", str(run), "--out", str(out)]) == 130
     assert "owl-det: interrupted" in capsys.readouterr().err

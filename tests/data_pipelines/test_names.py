@@ -2,7 +2,7 @@
 
 import pytest
 
-from data_pipelines import names
+from data_pipelines import name_lists, names
 from owl_det.errors import DataError
 
 
@@ -71,7 +71,7 @@ def test_names_that_differ_are_distinct():
 )
 def test_lists_are_read_whatever_the_editor(tmp_path, content):
     (tmp_path / "names.txt").write_bytes(content)
-    assert names.read_list(tmp_path / "names.txt") == ("cat", "red dog")
+    assert name_lists.read_list(tmp_path / "names.txt") == ("cat", "red dog")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_lists_are_read_whatever_the_editor(tmp_path, content):
     ],
 )
 def test_odd_names_are_names(name):
-    assert names.parse_list(f"cat\n{name}\n", "x") == ("cat", name)
+    assert name_lists.parse_list(f"cat\n{name}\n", "x") == ("cat", name)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_odd_names_are_names(name):
     ],
 )
 def test_numbers_that_are_parts_of_names_stay(given):
-    assert names.parse_list("\n".join(given), "x") == given
+    assert name_lists.parse_list("\n".join(given), "x") == given
 
 
 @pytest.mark.parametrize(
@@ -146,26 +146,26 @@ def test_numbers_that_are_parts_of_names_stay(given):
 def test_what_is_no_list_is_refused_with_its_line(tmp_path, text, line):
     (tmp_path / "names.csv").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=rf"names\.csv: line {line}: .*one name a line"):
-        names.read_list(tmp_path / "names.csv")
+        name_lists.read_list(tmp_path / "names.csv")
 
 
 def test_files_that_are_no_text(tmp_path):
     file = tmp_path / "names.txt"
     with pytest.raises(DataError, match=r"names\.txt: No such file"):
-        names.read_list(file)
+        name_lists.read_list(file)
     for content in (b"\xff\xfe\xff", b"cat\xe9", "cat".encode("utf-16-le")):
         file.write_bytes(content)
         with pytest.raises(DataError, match=r"names\.txt: .*UTF-8"):
-            names.read_list(file)
+            name_lists.read_list(file)
     for content in (b"", b"\n \r\n", b"\xef\xbb\xbf", b"# only a comment\n"):
         file.write_bytes(content)
         with pytest.raises(DataError, match="holds no names"):
-            names.read_list(file)
+            name_lists.read_list(file)
 
 
 def test_the_place_in_a_numbered_list_is_the_class_number():
-    assert names.parse_list("cat\ndog\n\n\n", "x", is_numbered=True) == ("cat", "dog")
+    assert name_lists.parse_list("cat\ndog\n\n\n", "x", is_numbered=True) == ("cat", "dog")
     with pytest.raises(DataError, match="x: line 2: is empty.*class number"):
-        names.parse_list("cat\n\ndog", "x", is_numbered=True)
+        name_lists.parse_list("cat\n\ndog", "x", is_numbered=True)
     with pytest.raises(DataError, match="x: line 1: is a comment"):
-        names.parse_list("# classes\ncat\ndog", "x", is_numbered=True)
+        name_lists.parse_list("# classes\ncat\ndog", "x", is_numbered=True)

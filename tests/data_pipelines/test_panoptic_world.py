@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines import panoptic_world, shapes_world, transforms
+from data_pipelines import panoptic_world, shapes_names, shapes_world, transforms
 from data_pipelines.open_source import open_source
 from data_pipelines.panoptic_world import STUFF, PanopticWorld
 from owl_det.config import PreprocessConfig, ShapesWorldSource
@@ -70,13 +70,13 @@ def test_every_kind_of_stuff_is_equally_likely_and_looks_its_own_way() -> None:
 def test_records_box_things_alone_and_never_deny_what_is_there() -> None:
     world = PanopticWorld(split="panoptic", num_images=80)
     asked = {category.name for category in world.categories}
-    base = {n.name for n in shapes_world.object_names() if n.group == "base"}
+    base = {n.name for n in shapes_names.object_names() if n.group == "base"}
     assert asked == base | set(STUFF)
     num_novel = 0
     for i in range(80):
         record, scene = world[i], world.scene(i)
         boxed = {name for group in record.names for name in group}
-        things = {shapes_world.object_names()[t.category].name for t in scene.things}
+        things = {shapes_names.object_names()[t.category].name for t in scene.things}
         assert boxed == things & base and record.not_exhaustive == scene.stuff
         assert set(record.negatives) == asked - boxed - set(scene.stuff)
         assert set(world.regions(i).names) == boxed | set(scene.stuff)
@@ -110,7 +110,7 @@ def test_opens_by_its_split_as_shapes_world() -> None:
 
 def test_the_other_splits_know_nothing_of_it() -> None:
     assert not set(panoptic_world.SPLITS) & set(shapes_world.SPLITS)
-    things = {entry.name for entry in shapes_world.object_names()}
+    things = {entry.name for entry in shapes_names.object_names()}
     assert not things & set(STUFF)
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from data_pipelines import shapes_world
-from data_pipelines.shapes_world import ShapesWorld, object_names
+from data_pipelines import shapes_names
+from data_pipelines.shapes_names import object_names
+from data_pipelines.shapes_world import ShapesWorld
 
 
 def test_categories() -> None:
@@ -11,14 +12,14 @@ def test_categories() -> None:
     by_group = {g: [n for n in names if n.group == g] for g in {n.group for n in names}}
     assert set(by_group) == {"base", "novel_combination", "novel_word"}
     assert len({n.name for n in names}) == len(names)
-    pairs = len(shapes_world.COLOURS) * len(shapes_world.SHAPES)
+    pairs = len(shapes_names.COLOURS) * len(shapes_names.SHAPES)
     held_out = {(n.colour, n.shape) for n in by_group["novel_combination"]}
     assert len(held_out) >= pairs / 6
     base = {(n.colour, n.shape) for n in by_group["base"]}
     assert not held_out & base
     for colour, shape in held_out:
         assert colour in {c for c, _ in base} and shape in {s for _, s in base}
-    novel = {*shapes_world.NOVEL_COLOURS, *shapes_world.NOVEL_SHAPES}
+    novel = {*shapes_names.NOVEL_COLOURS, *shapes_names.NOVEL_SHAPES}
     assert all(n.colour not in novel and n.shape not in novel for n in by_group["base"])
     assert all(n.colour in novel or n.shape in novel for n in by_group["novel_word"])
     assert {n.frequency for n in by_group["base"]} == {"rare", "common", "frequent"}

@@ -5,8 +5,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from data_pipelines import shapes_world
-from data_pipelines.shapes_world import ShapesWorld, object_names
+from data_pipelines import shapes_drawing, shapes_names, shapes_world
+from data_pipelines.shapes_names import object_names
+from data_pipelines.shapes_world import ShapesWorld
 
 
 def test_version_and_hash_belong_together() -> None:
@@ -33,8 +34,8 @@ def test_records_are_frozen(split: str, digest: str) -> None:
 def test_every_base_word_has_boxes_with_other_words_too() -> None:
     """A held-out pair can be composed only if both words are seen apart, several times."""
     base = [n for n in object_names() if n.group == "base"]
-    colours = [c for c in shapes_world.COLOURS if c not in shapes_world.NOVEL_COLOURS]
-    shapes = [s for s in shapes_world.SHAPES if s not in shapes_world.NOVEL_SHAPES]
+    colours = [c for c in shapes_names.COLOURS if c not in shapes_names.NOVEL_COLOURS]
+    shapes = [s for s in shapes_names.SHAPES if s not in shapes_names.NOVEL_SHAPES]
     for colour in colours:
         assert len({n.shape for n in base if n.colour == colour}) >= 3, colour
     for shape in shapes:
@@ -59,7 +60,7 @@ def test_sizes_and_numbers_of_objects() -> None:
 def test_no_object_loses_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Visible pixels against those that each object covered when it was painted."""
     covered: list[tuple[int, np.ndarray]] = []
-    original = shapes_world._is_well_placed
+    original = shapes_drawing._is_well_placed
 
     def watched(mask: np.ndarray, colour: str, placed: list, areas: list) -> bool:
         is_good = original(mask, colour, placed, areas)
@@ -67,11 +68,12 @@ def test_no_object_loses_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) ->
             covered.append((len(placed), mask.copy()))
         return is_good
 
-    monkeypatch.setattr(shapes_world, "_is_well_placed", watched)
+    monkeypatch.setattr(shapes_drawing, "_is_well_placed", watched)
     num_hidden = 0
+    world = ShapesWorld(num_images=60)
     for i in range(60):
-        covered.clear()
-        scene = ShapesWorld(num_images=60).scene(i)
+        covered.clear()  # of the scenes that the version's hash is made of, too
+        scene = world.scene(i)
         assert len(covered) == len(scene.objects)
         for item, (_, whole) in zip(scene.objects, covered, strict=True):
             assert not (item.mask & ~whole).any()

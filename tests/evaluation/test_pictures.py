@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from data_pipelines.features import Category, Record
-from owl_det import viz
 from owl_det.evaluation import pictures
+from owl_det.viz.detections import draw_detections
+from owl_det.viz.pictures import pair
 
 CATEGORIES = [Category(id=3 * i, name=f"name {i}") for i in range(5)]
 
@@ -14,18 +15,17 @@ CATEGORIES = [Category(id=3 * i, name=f"name {i}") for i in range(5)]
 def drawn(monkeypatch):
     """What is drawn, of prediction and truth, and the titles."""
     calls = []
-    draw, pair = viz.draw_detections, viz.pair
 
     def note(image, boxes, names, scores=None, **options):
         calls.append((np.asarray(boxes).tolist(), list(names), options["classes"], scores))
-        return draw(image, boxes, names, scores, **options)
+        return draw_detections(image, boxes, names, scores, **options)
 
     def note_pair(left, right, **options):
         calls.append(options)
         return pair(left, right, **options)
 
-    monkeypatch.setattr(pictures.viz, "draw_detections", note)
-    monkeypatch.setattr(pictures.viz, "pair", note_pair)
+    monkeypatch.setattr(pictures, "draw_detections", note)
+    monkeypatch.setattr(pictures, "pair", note_pair)
     return calls
 
 
