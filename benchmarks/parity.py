@@ -114,7 +114,7 @@ def compare(folder: Path) -> dict[str, Any]:
     return {
         "model": name,
         "image_size": side,
-        "patch_size": ours.config.image.patch_size,
+        "patch_size": ours.config.vit.patch_size,
         "max_abs_difference": {
             key: float(np.abs(value.numpy() - found[key]).max()) for key, value in theirs.items()
         },

@@ -184,9 +184,9 @@ class TrainState:
 class LoadedModel:
     """All that inference needs, or the towers that a training starts from, or a teacher."""
 
-    # "towers": no heads, only what `modeling.detector.TOWERS` names. "resnet": the parameters of
-    # `modeling.resnet.ClipResNet`.
-    kind: Literal["detector", "towers", "resnet"] = "detector"
+    # "towers": a contrastive model without heads; with an image tower of kind "resnet" it is
+    # `modeling.resnet.ClipResNet`, a teacher.
+    kind: Literal["detector", "towers"] = "detector"
     params: Params
     config: ModelConfig
     preprocess: PreprocessConfig
@@ -194,3 +194,8 @@ class LoadedModel:
     step: int
     tokenizer: str = ""  # file; empty = CLIP's vocabulary, built in
     names: tuple[str, ...] = ()  # of the categories it was trained to find, if they are known
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the image tower is CLIP's ResNet, which only teaches."""
+        return self.config.image.kind == "resnet"

@@ -43,6 +43,7 @@ from owl_det.config.model import (
     PreprocessConfig,
     ResNetConfig,
     TextTowerConfig,
+    VitConfig,
 )
 from owl_det.config.training import (
     Assigner,
@@ -89,6 +90,7 @@ __all__ = [
     "PseudoBoxesSource",
     "RegionsConfig",
     "ResNetConfig",
+    "VitConfig",
     "ScheduleConfig",
     "SelectionConfig",
     "ShapesWorldSource",

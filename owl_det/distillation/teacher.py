@@ -17,7 +17,7 @@ from owl_det.errors import CheckpointError, ConfigError
 from owl_det.modeling.build import call, detector_of
 from owl_det.modeling.family import ContrastiveModel
 from owl_det.modeling.region_pool import region_embeddings
-from owl_det.modeling.resnet import STRIDE, ClipResNet
+from owl_det.modeling.resnet import ClipResNet
 from owl_det.scoring import unit_length
 from owl_det.types import LoadedModel, Params
 
@@ -34,7 +34,7 @@ class Teacher:
 
     @property
     def is_resnet(self) -> bool:
-        return self.loaded.kind == "resnet"
+        return self.loaded.is_resnet
 
     @property
     def module(self) -> ContrastiveModel:
@@ -44,7 +44,7 @@ class Teacher:
     @property
     def stride(self) -> int:
         """Pixels for each token, along an axis."""
-        return STRIDE if self.is_resnet else self.loaded.config.image.patch_size
+        return self.loaded.config.image.stride
 
     def without_params(self) -> "Teacher":
         """The same for a step, which reads the parameters that were placed."""
@@ -58,7 +58,7 @@ class Teacher:
         Towers that pool by the mean take the mean of a crop's tokens without its padding.
         """
         side, preprocess = self.loaded.config.image_size, self.loaded.preprocess
-        pools_by_mean = not self.is_resnet and self.loaded.config.image.pooling == "mean"
+        pools_by_mean = not self.is_resnet and self.loaded.config.vit.pooling == "mean"
 
         def embed(boxes: Array) -> Array:
             pixels = crops.crop_and_resize(image, boxes, side, preprocess)
@@ -120,7 +120,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
     if teacher.is_resnet:
         return teacher  # takes any size; its tokens are its values already
     model = teacher.loaded.config
-    if model.image.pooling == "map":
+    if model.vit.pooling == "map":
         raise ConfigError(
             f"config.distill.dense_teacher: {distill.dense_teacher or distill.teacher} pools by "
             "attention, so its tokens lie in no space of texts; take a CLIP, or towers that "
@@ -129,7 +129,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
     fitted = resized(teacher.loaded, side)
     is_same = fitted is teacher.loaded
     positions = None if is_same else fitted.params["image"]["position_embedding"]
-    tower = dataclasses.replace(model.image, last_block=distill.dense_last_block)
+    tower = dataclasses.replace(model.vit, last_block=distill.dense_last_block)
     model = dataclasses.replace(model, image_size=side, image=tower)
     return Teacher(dataclasses.replace(teacher.loaded, config=model), positions)
 

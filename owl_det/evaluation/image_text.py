@@ -75,7 +75,7 @@ class ImageTextEvaluator:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
+        self._has_dense = detector.config.vit.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
         self._encoder = TextEncoder(
             jax.jit(partial(ranking.embed_prompts, detector), out_shardings=whole),

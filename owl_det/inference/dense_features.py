@@ -15,7 +15,6 @@ from data_pipelines import image_ops
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import ranking, text_queries
 from owl_det.inference.text_encoder import TextEncoder, mean_of_prompts
-from owl_det.modeling import resnet
 from owl_det.modeling.build import call, detector_of
 from owl_det.modeling.family import ContrastiveModel, Detector
 from owl_det.modeling.resnet import ClipResNet
@@ -44,7 +43,7 @@ def embedding_functions(model: LoadedModel) -> EmbeddingFunctions:
     it kept its contrastive parameters. Towers have both, but the tokens of a tower with attention
     pooling lie in no space shared with texts. A ResNet has both.
     """
-    if model.kind == "resnet":
+    if model.is_resnet:
         clip = ClipResNet(model.config, model.preprocess)
         return EmbeddingFunctions(
             partial(ranking.embed_prompts, clip), partial(_embed_contrastive, clip)
@@ -56,7 +55,9 @@ def embedding_functions(model: LoadedModel) -> EmbeddingFunctions:
 
 def _embed_contrastive(model: ContrastiveModel, params: Params, image: Array) -> Embedded:
     whole, tokens = call(model.embed_image_and_patches, params, image)
-    return Embedded(None if model.config.image.pooling == "map" else tokens, whole)
+    tower = model.config.image
+    has_patches = tower.kind == "resnet" or tower.pooling != "map"
+    return Embedded(tokens if has_patches else None, whole)
 
 
 def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
@@ -98,7 +99,7 @@ class DenseFeatures:
     def extent(self, image: Image.Image) -> tuple[float, float]:
         """Height and width of `embed`'s grid in pixels of the image; whole tokens may exceed it."""
         side, geometry = self.model.config.image_size, self.model.preprocess.geometry
-        patch = resnet.STRIDE if self.model.kind == "resnet" else self.model.config.image.patch_size
+        patch = self.model.config.image.stride
         height, width = image_ops.fit_size(image.height, image.width, side, geometry)
         across, down = image_ops.extent(image.height, image.width, geometry)
         rows, columns = math.ceil(height / patch), math.ceil(width / patch)

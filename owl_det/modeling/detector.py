@@ -64,7 +64,7 @@ class OwlDetector(nn.Module):
         config = self.config
         self.image = ImageTower(config, self.preprocess)
         self.text = TextTower(config)
-        if config.image.pooling == "class_token":
+        if config.vit.pooling == "class_token":
             self.merge_norm = Norm(config.merge_norm_epsilon, self.dtype)
         self.class_head = ClassHead(
             config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
@@ -132,9 +132,9 @@ class OwlDetector(nn.Module):
         has kept (training on half of the patches: FLIP, arXiv 2212.00794). Raises `ValueError` for
         other towers, which pool whole images, and without contrastive parameters.
         """
-        if self.config.image.pooling != "mean" or self.config.contrastive == "none":
+        if self.config.vit.pooling != "mean" or self.config.contrastive == "none":
             raise ValueError(
-                f"model.image.pooling is {self.config.image.pooling}, model.contrastive "
+                f"model.image.pooling is {self.config.vit.pooling}, model.contrastive "
                 f"{self.config.contrastive}: no tiles"
             )
         _, patches = self.image(image, selection, row_keys)

@@ -14,14 +14,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
+from owl_det.config import ModelConfig, PreprocessConfig, ResNetConfig, SelectionConfig
 from owl_det.modeling.attention import attend
 from owl_det.modeling.text import TextTower
 from owl_det.scoring import unit_length
 from owl_det.types import FeatureLevel, Features
 
-STRIDE = 32  # pixels per position of the last feature map
 _EXPANSION = 4  # of a bottleneck's output over its width
+
+
+def tower_of(model: ModelConfig) -> ResNetConfig:
+    """The image tower's settings. Raises `ValueError` if it is not a ResNet."""
+    if not isinstance(model.image, ResNetConfig):
+        raise ValueError(f"model.image.kind is {model.image.kind}, where a resnet is needed")
+    return model.image
 
 
 class FrozenBatchNorm(nn.Module):
@@ -100,9 +106,10 @@ class AttentionPool(nn.Module):
 
     def setup(self) -> None:
         model, dtype = self.model, jnp.dtype(self.model.dtype)
-        width = 32 * model.resnet.width
-        heads = (model.resnet.num_heads, width // model.resnet.num_heads)
-        side = model.image_size // STRIDE
+        tower = tower_of(model)
+        width = 32 * tower.width
+        heads = (tower.num_heads, width // tower.num_heads)
+        side = model.grid_side
         self.position_embedding = self.param(
             "position_embedding", nn.initializers.normal(width**-0.5), (1 + side * side, width)
         )
@@ -114,7 +121,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b e"]:
         """Raises `ValueError` if the map is not of the size that the positions are for."""
         b, h, w, c = x.shape
-        side = self.model.image_size // STRIDE
+        side = self.model.grid_side
         if (h, w) != (side, side):
             raise ValueError(f"feature map of {h}x{w}; the attention pool knows {side}x{side}")
         x = x.reshape(b, h * w, c)
@@ -131,7 +138,7 @@ class AttentionPool(nn.Module):
         As CLIPSelf's code extracts them (arXiv 2310.01403); the learned positions are resized
         bilinearly to the map, which may have any size.
         """
-        side = self.model.image_size // STRIDE
+        side = self.model.grid_side
         grid = self.position_embedding[1:].reshape(side, side, -1)
         shape = (*x.shape[1:3], grid.shape[-1])
         positions = jax.image.resize(grid, shape, "bilinear", antialias=False)
@@ -145,7 +152,7 @@ class ResNetTower(nn.Module):
     preprocess: PreprocessConfig
 
     def setup(self) -> None:
-        config, dtype = self.model.resnet, jnp.dtype(self.model.dtype)
+        config, dtype = tower_of(self.model), jnp.dtype(self.model.dtype)
         conv = partial(ConvNorm, size=3, epsilon=config.norm_epsilon, dtype=dtype)
         block = partial(Bottleneck, epsilon=config.norm_epsilon, dtype=dtype)
         half = config.width // 2
@@ -236,7 +243,9 @@ class ClipResNet(nn.Module):
         b, h, w, e = grid.shape
         index = jnp.broadcast_to(jnp.arange(h * w)[None], (b, h * w))
         tokens = grid.reshape(b, h * w, e)
-        level = FeatureLevel(tokens=tokens, token_index=index, grid=(h, w), stride=STRIDE)
+        level = FeatureLevel(
+            tokens=tokens, token_index=index, grid=(h, w), stride=self.config.image.stride
+        )
         return Features(levels=(level,))
 
     def embed_image_and_patches(

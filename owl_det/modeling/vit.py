@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
-from owl_det.config import ImageTowerConfig, ModelConfig, PreprocessConfig, SelectionConfig
+from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig, VitConfig
 from owl_det.modeling import token_drop
 from owl_det.modeling.map_head import MapHead
 from owl_det.modeling.random_streams import RandomStream, stream_keys
@@ -56,8 +56,8 @@ class ImageTower(nn.Module):
     preprocess: PreprocessConfig
 
     @property
-    def tower(self) -> ImageTowerConfig:
-        return self.model.image
+    def tower(self) -> VitConfig:
+        return self.model.vit
 
     @property
     def dtype(self) -> Any:
@@ -69,7 +69,7 @@ class ImageTower(nn.Module):
 
     def setup(self) -> None:
         tower, model = self.tower, self.model
-        side = model.image_size // tower.patch_size
+        side = model.grid_side
         normal = nn.initializers.normal(tower.width**-0.5)
         fan_in = 3 * tower.patch_size**2
         self.patch_kernel = self.param(
@@ -205,7 +205,7 @@ class ImageTower(nn.Module):
         return x + self.patch_bias.astype(self.dtype)[None, None] if self.tower.patch_bias else x
 
     def _positions(self, h: int, w: int) -> Float[Array, "n d"]:
-        side = self.model.image_size // self.tower.patch_size
+        side = self.model.grid_side
         if h > side or w > side:
             raise ValueError(
                 f"image of {h}x{w} patches is larger than the position grid {side}x{side}"

@@ -206,7 +206,7 @@ def contrastive_losses(
     config, detector = context.config, make_detector(context.config)
     held = optim.hold_frozen(params, config.optimizer)
     tokens = batch.caption_tokens.reshape(-1, batch.caption_tokens.shape[-1])
-    if config.model.image.pooling == "mean":
+    if config.model.vit.pooling == "mean":
         arguments = batch.image, batch.tile_boxes, config.selection, examples.key
         tiles = call(detector.embed_tiles, held, *arguments)
         images = tiles.reshape(tokens.shape[0], -1)

@@ -332,7 +332,7 @@ def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_pat
     _, model = resnet
     save_model(tmp_path / "rn", model)
     loaded = load_model(tmp_path / "rn")
-    assert loaded.kind == "resnet" and loaded.config == model.config
+    assert loaded.is_resnet and loaded.config == model.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 

@@ -15,7 +15,7 @@ from owl_det.modeling.resnet import ClipResNet
 def _model(**resnet_settings: Any) -> tuple[ModelConfig, PreprocessConfig]:
     text = {"num_positions": 77, "width": 512, "num_heads": 8}
     settings = {"image_size": 224, "embedding_dim": 1024, "text": text}
-    return resolve_model(settings | {"resnet": resnet_settings}, {})
+    return resolve_model(settings | {"image": {"kind": "resnet", **resnet_settings}}, {})
 
 
 def test_resnet_50_has_the_parameters_of_clip() -> None:
