@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from data_pipelines import teacher_regions as regions_lib
+from data_pipelines.batch_spec import TEACHER_PREFIX, Arrays
 from data_pipelines.features import Example
 from data_pipelines.source import Source
-from data_pipelines.teacher_regions import TeacherRegions
+from data_pipelines.teacher_regions import TeacherRegions, cells
 from owl_det import files
 from owl_det.config import Config, ShapesWorldSource, SourceConfig
 from owl_det.errors import DataError
@@ -36,8 +36,6 @@ OPEN_SHARDS = 64  # held at once; they are memory maps
 
 # Relative to the image: a box in a mosaic's tile is moved by rounding, by up to a pixel of it.
 _TOLERANCE = 0.05
-
-Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,7 +156,7 @@ class TeacherCache:
                     chosen = drawn.is_region & (drawn.tile == tile)
                     # WHOLE is the last cell.
                     out[chosen] = row.one(name)[drawn.cell[chosen]]
-            found[f"teacher/{name}"] = out
+            found[f"{TEACHER_PREFIX}{name}"] = out
         return found
 
     def _of_boxes(
@@ -218,7 +216,7 @@ class TeacherCache:
         if key == "tiles":
             return [num_images, dim]
         kind = self.manifest["settings"]["regions"]["grids"]
-        return [num_images, len(regions_lib.cells(kind)) + 1, dim]
+        return [num_images, len(cells(kind)) + 1, dim]
 
     def _check_source(self, name: str, described: dict[str, Any], title: str) -> None:
         if self.manifest["sources"].get(name) != described:

@@ -1,18 +1,26 @@
 """The test session is as strict as it claims to be."""
 
+import ast
 import json
 import subprocess
 import sys
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from owl_det import boxes
+from data_pipelines import label_ops
+from owl_det import boxes, scoring
+from owl_det.inference import ranking
+from owl_det.training import gradients
+from tests import shape_checks
 
 
 def test_eight_cpu_devices():
@@ -29,9 +37,36 @@ def test_warnings_are_errors():
         warnings.warn("unexpected", stacklevel=1)
 
 
-def test_shapes_are_checked_at_calls():
+@pytest.mark.parametrize(
+    ("function", "argument"),
+    [
+        (boxes.cxcywh_to_xyxy, jnp.ones((2, 5))),
+        (scoring.unit_length, jnp.ones((2, 5), jnp.int32)),
+        (ranking.has_area, np.ones((2, 3), np.float32)),
+        (partial(gradients.clip_factor, limit=1.0), jnp.ones(2, jnp.int32)),
+        (partial(label_ops.flip_boxes, width=8), np.ones((2, 4), np.float64)),
+    ],
+    ids=["boxes", "scoring", "inference", "training", "data_pipelines"],
+)
+def test_shapes_and_dtypes_are_checked_at_calls(function: Any, argument: Any) -> None:
     with pytest.raises(TypeCheckError):
-        boxes.cxcywh_to_xyxy(jnp.ones((2, 5)))
+        function(argument)
+
+
+def test_functions_and_dataclasses_with_arrays_are_those_checked() -> None:
+    tree = ast.parse(
+        "Boxes = Float[Array, 'n 4']\n"
+        "def named(x: Boxes) -> None: ...\n"
+        "def plain(x: int) -> str: ...\n"
+        "class Holder:\n"
+        "    boxes: Boxes\n"
+        "    @property\n"
+        "    def area(self) -> Float[Array, 'n']: ...\n"
+    )
+    lines = ast.unparse(shape_checks.with_checks(tree)).splitlines()
+    decorator = "@_shape_checks.check"
+    checked = [lines[i + 1].strip() for i, line in enumerate(lines) if line.strip() == decorator]
+    assert [line.split("(")[0] for line in checked] == ["def named", "class Holder:", "def area"]
 
 
 def test_every_test_runs_in_exactly_one_of_three_runs(repository_root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The step: clipping against plain loops, and one device against eight."""
+"""The step: its loss and slope, clipping against plain loops, one device against eight."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from owl_det import path_rules, sharding
 from owl_det.config import MeshConfig
 from owl_det.training import objectives, train_step
-from owl_det.types import Batch
+from owl_det.types import Batch, TrainState
 from tests import tiny
 
 NOISE = {
@@ -55,6 +55,98 @@ def _one(batch: Batch, i: int) -> Batch:
 @pytest.fixture(scope="module")
 def params() -> Any:
     return tiny.params(tiny.config(), seed=3)
+
+
+SMALL = {
+    "batch_size": 4,
+    "model__image__num_layers": 1,
+    "model__text__num_layers": 1,
+    "model__image__dropout_rate": 0.1,
+    "optimizer__clip": {"scope": "none"},
+    "loss": {"class_weight": 2.0, "l1_weight": 3.0, "giou_weight": 4.0, "objectness_weight": 0.5},
+}
+
+
+class _Small:
+    """The compiled step of one small detector, its start and one batch."""
+
+    def __init__(self) -> None:
+        self.config = tiny.config(**SMALL)
+        start = train_step.init_state(self.config, tiny.params(self.config, seed=3))
+        self.batch = tiny.batch(self.config)
+        mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+        self._step = train_step.jit_train_step(self.config, mesh, start)
+        # As arrays of NumPy: to compute with them compiles nothing, and no step reuses them.
+        self.start: TrainState = jax.device_get(start)
+
+    def step(self, state: TrainState, batch: Batch | None = None) -> tuple[TrainState, Any]:
+        return jax.device_get(self._step(state, batch or self.batch))
+
+    def loss(self, params: Any) -> float:
+        return float(self.step(dataclasses.replace(self.start, params=params))[1]["loss"])
+
+
+@pytest.fixture(scope="module")
+def small() -> _Small:
+    return _Small()
+
+
+def test_steps_on_one_batch_lower_its_loss_and_move_every_parameter(small: _Small) -> None:
+    state, losses = small.start, []
+    for _ in range(8):
+        state, metrics = small.step(state)
+        losses.append(float(metrics["loss"]))
+    assert int(state.step) == 8
+    assert np.mean(losses[-3:]) < 0.9 * losses[0], losses
+    before = jax.tree_util.tree_leaves_with_path(small.start.params)
+    for (path, old), new in zip(before, jax.tree.leaves(state.params), strict=True):
+        assert np.isfinite(new).all() and np.abs(new - old).max() > 0, path_rules.path_name(path)
+
+
+def test_a_step_goes_down_the_slope_of_its_loss(small: _Small) -> None:
+    """The loss on both sides of the start, along the gradient that the step has taken."""
+    state, metrics = small.step(small.start)
+    rate = float(metrics["learning_rate"])
+    assert rate == pytest.approx(small.config.optimizer.learning_rate)
+    taken = jax.tree.map(lambda old, new: (old - new) / rate, small.start.params, state.params)
+    norm = float(np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(taken))))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
+    along = np.float32(2e-3 / norm)
+    ahead, behind = (
+        small.loss(jax.tree.map(lambda p, g, s=sign: p + s * along * g, small.start.params, taken))
+        for sign in (1, -1)
+    )
+    np.testing.assert_allclose((ahead - behind) / (2 * along), norm**2, rtol=0.05)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts(small: _Small) -> None:
+    _, metrics = small.step(small.start)
+    weights = {"class": 2.0, "l1": 3.0, "giou": 4.0, "objectness": 0.5}
+    total = sum(weight * float(metrics[name]) for name, weight in weights.items())
+    assert min(float(metrics[name]) for name in weights) > 0
+    np.testing.assert_allclose(metrics["loss"], total, rtol=1e-5)
+
+
+def test_fillers_of_a_last_batch_do_not_count(small: _Small) -> None:
+    half = dataclasses.replace(small.batch, is_example=np.array([True, True, False, False]))
+    image = np.array(half.image)
+    image[2:] = 0
+    other = dataclasses.replace(half, image=image)
+    (ours, metrics), (theirs, again) = (small.step(small.start, b) for b in (half, other))
+    assert float(metrics["loss"]) != float(small.step(small.start)[1]["loss"])
+    np.testing.assert_allclose(metrics["loss"], again["loss"], rtol=1e-6)
+    _assert_close(ours.params, theirs.params)
+
+
+def test_a_state_that_was_kept_goes_on_to_the_same_bits(small: _Small) -> None:
+    """Noise is drawn from the number of the step, so that nothing else has to be kept."""
+    first, _ = small.step(small.start)
+    on, metrics = small.step(first)
+    again, same = small.step(jax.tree.map(np.copy, first))
+    jax.tree.map(np.testing.assert_array_equal, on, again)
+    assert float(metrics["loss"]) == float(same["loss"])
+    later = dataclasses.replace(small.start, step=np.asarray(1, np.int32))
+    assert float(small.step(later)[1]["loss"]) != small.loss(small.start.params)
 
 
 @pytest.mark.slow

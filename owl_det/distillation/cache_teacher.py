@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from data_pipelines import batch_spec, teacher_cache, tokenizer, transforms
-from data_pipelines import teacher_regions as regions_lib
 from data_pipelines.features import Example
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.open_source import open_source
 from data_pipelines.source import Source
+from data_pipelines.teacher_regions import cells, in_tile
 from owl_det import files, sharding
 from owl_det.checkpoints.identity import parameter_hash
 from owl_det.checkpoints.inherited_model import take_model
@@ -222,8 +222,8 @@ class _Writer:
             tile = example.tile_boxes_cxcywh[0]
         regions = _padded(boxes, m)
         if self._config.distill.regions.kind == "patches":
-            cells = regions_lib.cells(self._config.distill.regions.grids)
-            regions = np.concatenate([regions_lib.in_tile(cells, tile), tile[None]])
+            grid_cells = cells(self._config.distill.regions.grids)
+            regions = np.concatenate([in_tile(grid_cells, tile), tile[None]])
         texts = self._tokenizer.encode_all([*captions, *[""] * (t - len(captions))])
         return {
             "image": image,

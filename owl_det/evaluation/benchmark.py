@@ -135,13 +135,11 @@ def run(
             functions=functions,
         )
         result = evaluator(params)
-        metrics = result.metrics
+        by_name = by_category.content(result.metrics)
         if results is not None:
             result.evaluator.write_results(results)
-        summaries[name] = {
-            **summary(evaluator, result, model.step, time.time() - started),
-            **by_category.content(metrics),
-        }
+        measured = summary(evaluator, result, model.step, time.time() - started)
+        summaries[name] = {**measured, **by_name}
         if pictures is not None:
             _draw(Path(pictures), name, result)
     return {

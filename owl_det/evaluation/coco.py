@@ -27,12 +27,12 @@ from owl_det.evaluation.image_results import (
 )
 from owl_det.evaluation.metrics import Metrics, metrics_of
 
-# Boxes are in pixels of the raw image.
+# Boxes are in pixels of the raw image. The arrays of a tuple have one length, which `add` checks.
 TrueBoxes: TypeAlias = tuple[
-    Float[np.ndarray, "m 4"], Int[np.ndarray, " m"], Bool[np.ndarray, " m"]
+    Float[np.ndarray, "_ 4"], Int[np.ndarray, " _"], Bool[np.ndarray, " _"]
 ]  # boxes_xyxy, category ids, is_crowd
 DetectedBoxes: TypeAlias = tuple[
-    Float[np.ndarray, "p 4"], Float[np.ndarray, " p"], Int[np.ndarray, " p"]
+    Float[np.ndarray, "_ 4"], Float[np.ndarray, " _"], Int[np.ndarray, " _"]
 ]  # boxes_xyxy, scores, category ids
 
 # What faster_coco_eval is given at once. It makes a dictionary of every box and a table of every
@@ -164,11 +164,11 @@ class CocoEvaluator:
                 }
 
     def _true_rows(
-        self, image_id: int, ground_truth: TrueBoxes, areas: Float[np.ndarray, " m"] | None
+        self, image_id: int, ground_truth: TrueBoxes, mask_areas: Float[np.ndarray, " m"] | None
     ) -> Shaped[np.ndarray, " m"]:
         boxes, categories, is_crowd = ground_truth
-        of_boxes = np.prod(xyxy_to_xywh(np.reshape(boxes, (-1, 4)))[:, 2:], axis=1)
-        areas = of_boxes if areas is None else areas
+        box_areas = np.prod(xyxy_to_xywh(np.reshape(boxes, (-1, 4)))[:, 2:], axis=1)
+        areas = np.asarray(box_areas if mask_areas is None else mask_areas)
         self._check(f"image {image_id}, ground truth", boxes, categories, is_crowd)
         self._check(f"image {image_id}, areas", boxes, categories, areas)
         rows = np.zeros(len(categories), TRUE_ROW)
@@ -178,7 +178,7 @@ class CocoEvaluator:
         return rows
 
     def _found_rows(self, image_id: int, detections: DetectedBoxes) -> Shaped[np.ndarray, " k"]:
-        """Of the best detections, as many as count in an image, in the order they came in."""
+        """The best detections, as many as count in one image, in their order."""
         boxes, scores, categories = detections
         self._check(f"image {image_id}, detections", boxes, categories, scores)
         best = np.argsort(-np.asarray(scores), kind="stable")[: self.limits.per_image]

@@ -161,13 +161,14 @@ def sweep(
 
     a, b = _with_the_same_parts(load_detector(self_trained), load_detector(fine_tuned))
     check_same_architecture(a, b)
-    measure = _Measure(b, {"in_domain": in_domain, "out_of_domain": out_of_domain}, max_images)
+    domains = {"in_domain": in_domain, "out_of_domain": out_of_domain}
+    evaluation = _SweepEvaluation(b, domains, max_images)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     points: list[dict[str, float]] = []
-    content = {"in_domain": in_domain, "out_of_domain": out_of_domain, "points": points}
+    content = {**domains, "points": points}
     for weight in weights:
-        points.append({"weight": weight, **measure(interpolate(a, b, weight))})
+        points.append({"weight": weight, **evaluation(interpolate(a, b, weight))})
         logging.info("%s", points[-1])
         pseudo_records.write_json(folder / "sweep.json", content)  # a point may take an hour
     plots.plot_trade_off(
@@ -179,7 +180,7 @@ def sweep(
     return points
 
 
-class _Measure:
+class _SweepEvaluation:
     """AP of one model after the other on the same evaluations."""
 
     def __init__(self, model: LoadedModel, evaluations: dict[str, str], max_images: int):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Int
 
 from data_pipelines.features import Record
 from data_pipelines.source import Source
@@ -129,7 +129,7 @@ class ImageTextEvaluator:
 def retrieval(
     images: Float32[np.ndarray, "n e"],
     texts: Float32[np.ndarray, "u e"],
-    truth: Int32[np.ndarray, " n"],
+    truth: Int[np.ndarray, " n"],
 ) -> dict[str, float]:
     """Recall at 1, 5 and 10 in both directions; `truth` is the row of each image's text.
 

@@ -3,7 +3,7 @@
 Token embeddings are pooled over the box (`modeling.region_pool`); the nearest of all names' text
 embeddings is the answer. Boxes are given, so this measures recognition alone, before and during
 detection training. The pointing game (Zhang et al. 2016, arXiv 1608.00507) asks the reverse: is the
-token that is most similar to a name inside an object of that name? `evaluation.dense` measures
+token that is most similar to a name inside an object of that name? `region_evaluation` measures
 masks and whole images too.
 """
 

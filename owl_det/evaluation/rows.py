@@ -19,7 +19,10 @@ _ROWS_AT_ONCE = 200_000
 
 
 class RowFile:
-    """An array of one structured dtype that grows at its end. The file goes with the object."""
+    """An array of one structured dtype that grows at its end.
+
+    The temporary file is deleted with the object.
+    """
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)

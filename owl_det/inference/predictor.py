@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import jax
@@ -65,7 +65,9 @@ class Predictor:
         functions = functions or ranking.DetectorFunctions.of_model(model)
         self._queries = QueryEncoder(model, jax.jit(functions.embed_prompts))
         self._images = ImageEncoder(model, functions)
-        self._rank = jax.jit(self._rank_tokens, static_argnames="top_k")
+        geometry, dtype = model.preprocess.geometry, jnp.dtype(model.config.dtype)
+        rank = partial(ranking.rank, dtype=dtype, geometry=geometry)
+        self._rank = jax.jit(rank, static_argnames="top_k")
         self._choose = jax.jit(ranking.choose_query_token, static_argnames="geometry")
 
     @classmethod
@@ -344,21 +346,6 @@ class Predictor:
     ) -> list[Detections]:
         return detections.of_pairs(
             pairs, sizes, asked.names, asked.is_asked, threshold, self._images.geometry
-        )
-
-    # Compiled in __init__.
-
-    def _rank_tokens(
-        self, tokens: Any, queries: jax.Array, is_query: jax.Array, sizes: jax.Array, top_k: int
-    ) -> Any:
-        return ranking.rank(
-            tokens,
-            queries,
-            is_query,
-            sizes,
-            top_k=top_k,
-            dtype=jnp.dtype(self.model.config.dtype),
-            geometry=self._images.geometry,
         )
 
     def _require_objectness(self, what: str) -> None:

@@ -87,7 +87,7 @@ def draw_detections(
     image: UInt8[np.ndarray, "h w 3"],
     boxes_xyxy: Float[np.ndarray, "n 4"],
     names: Sequence[str],
-    scores: Float[np.ndarray, " n"] | None = None,
+    scores: Float[np.ndarray, " _"] | None = None,  # one for each box, which is checked
     *,
     classes: Sequence[int] | None = None,
     side: int | None = None,

@@ -508,7 +508,7 @@ def test_pictures_of_the_report_are_of_a_bounded_size(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "PICTURE_SIDE", 16)
-    monkeypatch.setattr(report.viz, "draw_best", lambda image, *_, **__: image)
+    monkeypatch.setattr(report, "draw_best", lambda image, *_, **__: image)
     run_job(_settings(saved, tmp_path))
     content = json.loads((tmp_path / "job.json").read_text())
     pictures = list(report._pictures(tmp_path, content))

@@ -20,7 +20,7 @@ from owl_det.checkpoints.load import load_detector
 from owl_det.checkpoints.store import Checkpoints
 from owl_det.config import Config, PseudoBoxesSource, config_file
 from owl_det.distillation.cache_request import cache_request
-from owl_det.inference import embeddings
+from owl_det.inference import embedding_files
 from owl_det.inference.detections import Detections
 from owl_det.inference.predictor import Predictor
 from owl_det.training import train_step
@@ -111,7 +111,7 @@ def test_an_export_predicts_the_same(expected: dict[str, np.ndarray]) -> None:
 
 
 def test_embeddings_are_searched(predictor: Predictor, expected: dict[str, np.ndarray]) -> None:
-    (stored,) = embeddings.read(f"{NAME}/embeddings")
+    (stored,) = embedding_files.read(f"{NAME}/embeddings")
     assert stored.names == ("0.png", "1.png")
     for i, found in enumerate(predictor.search(stored, QUERIES, threshold=0.0, top_k=20)):
         np.testing.assert_allclose(found.scores, expected[f"{i}/scores"], atol=1e-3)

@@ -10,7 +10,7 @@ import pytest
 from data_pipelines import batch_spec
 from data_pipelines.input import TrainInput
 from owl_det.training import step_shapes
-from owl_det.types import Batch
+from owl_det.types import Batch, batch_of
 from tests import tiny, tiny_distillation
 
 
@@ -64,6 +64,13 @@ def test_batches_are_as_the_table_says(kind: str) -> None:
     shapes = step_shapes.batch_shapes(config, 2)
     for name in batch_spec.present(config):
         assert getattr(shapes, name).shape == batch[name].shape, name
+
+
+def test_teachers_outputs_are_told_by_their_prefix() -> None:
+    arrays = batch_spec.zeros(batch_spec.FIELDS, dict.fromkeys("bHWmqultr", 2))
+    tiles = np.zeros((2, 2, 3), np.float32)
+    batch = batch_of(arrays | {f"{batch_spec.TEACHER_PREFIX}tiles": tiles, "other": tiles})
+    assert batch.teacher is not None and list(batch.teacher) == ["tiles"]
 
 
 def test_a_batch_that_is_not_as_the_table_says_is_named() -> None:

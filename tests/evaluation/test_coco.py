@@ -340,7 +340,7 @@ def test_an_image_cannot_be_added_twice():
 
 
 def test_no_ground_truth_is_an_error():
-    crowd = (np.array([[0, 0, 9, 9]]), np.array([3]), np.array([True]))
+    crowd = (np.array([[0.0, 0, 9, 9]]), np.array([3]), np.array([True]))
     with pytest.raises(DataError, match="no ground truth of the 5 categories in 1 images"):
         evaluator_of([(1, crowd, one_box(3, 0.5))]).compute()
 

@@ -90,7 +90,7 @@ def _record(boxes: list[list[float]], names: list[tuple[str, ...]], crowd: list[
         image_id=0,
         boxes_xyxy=np.array(boxes, np.float32).reshape(-1, 4),
         names=tuple(names),
-        is_crowd=np.array(crowd),
+        is_crowd=np.array(crowd, bool),
         scores=np.ones(len(boxes), np.float32),
     )
 

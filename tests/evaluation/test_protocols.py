@@ -166,7 +166,7 @@ def test_sizes_go_by_the_area_of_the_mask():
     evaluator = CocoEvaluator(CATEGORIES)
     found = (BOX, np.array([0.5]), np.array([1]))
     truth = (BOX, np.array([1]), np.array([False]))
-    evaluator.add(1, (90, 90), truth, found, true_areas=np.array([900]))
+    evaluator.add(1, (90, 90), truth, found, true_areas=np.array([900.0]))
     assert evaluator.compute().AP_by_size == {"small": pytest.approx(1)}
     evaluator.add(2, (90, 90), truth, (BOX[:0], np.zeros(0), np.zeros(0, int)))
     assert set(evaluator.compute().AP_by_size) == {"small", "medium"}

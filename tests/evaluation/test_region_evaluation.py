@@ -20,8 +20,8 @@ from owl_det.checkpoints.image_size import resized
 from owl_det.checkpoints.load import parameter_shapes, save_model
 from owl_det.config import MeshConfig, ResNetConfig
 from owl_det.errors import CheckpointError, DataError, UserError
-from owl_det.evaluation import dense
-from owl_det.evaluation.dense import CategoryRecall, RegionDataLocation, RegionEvaluator
+from owl_det.evaluation import region_evaluation
+from owl_det.evaluation.region_evaluation import CategoryRecall, RegionDataLocation, RegionEvaluator
 from owl_det.inference import dense_features
 from owl_det.inference.dense_features import Embedded, EmbeddingFunctions
 from owl_det.types import LoadedModel
@@ -147,7 +147,7 @@ def test_recall_by_hand(model: LoadedModel) -> None:
 def test_what_a_model_lacks_is_left_out(model: LoadedModel) -> None:
     found = _evaluate(model, _known(has_whole=False))
     assert "boxes_top1" in found and not any(key.startswith("recall") for key in found)
-    text = dense.table({**found, "num_names": 6, "image_size": 32, "seconds": 0.1})
+    text = region_evaluation.table({**found, "num_names": 6, "image_size": 32, "seconds": 0.1})
     assert "boxes        75.00  75.00        3" in text and "RC@" not in text
 
 
@@ -275,7 +275,7 @@ def test_the_size_of_images_may_be_another(model: LoadedModel) -> None:
 )
 def test_flags_that_do_not_fit_are_named(location: RegionDataLocation, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        dense.open_region_source(location)
+        region_evaluation.open_region_source(location)
 
 
 def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_nothing_is_measured_without_a_usable_box(tmp_path: Path) -> None:
     file.write_text(json.dumps(content))
     location = RegionDataLocation(kind="coco", annotations=str(file), images=str(tmp_path))
     with pytest.raises(DataError, match="no usable box to measure against: .* 1 without area"):
-        dense.open_region_source(location)
+        region_evaluation.open_region_source(location)
 
 
 def test_clusters_are_shared_by_images_and_numbered_by_size() -> None:
