@@ -80,8 +80,11 @@ class UnreadableImage(ValueError):
         return one_line(super().__str__())
 
 
-def open_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
-    """The image, of which so far only a file's header is read. Raises as `decode_image`."""
+def open_image(image: bytes | np.ndarray) -> Image.Image:
+    """The image, of which so far only a file's header is read; `image` is a file or its pixels.
+
+    Raises as `decode_image`.
+    """
     if isinstance(image, np.ndarray):
         _check_pixels(image)
         return Image.fromarray(image)
@@ -105,12 +108,12 @@ def upright_size(opened: Image.Image) -> tuple[int, int]:
     return (width, height) if _orientation(opened) in _SWAPS_SIDES else (height, width)
 
 
-def image_size(image: bytes | UInt8[np.ndarray, "h w 3"]) -> tuple[int, int]:
+def image_size(image: bytes | np.ndarray) -> tuple[int, int]:
     """`upright_size` of a file or array. Raises `UnreadableImage`."""
     return upright_size(open_image(image))
 
 
-def decode_image(image: bytes | UInt8[np.ndarray, "h w 3"]) -> Image.Image:
+def decode_image(image: bytes | np.ndarray) -> Image.Image:
     """An upright RGB image.
 
     EXIF orientation is applied. Transparent pixels are laid over white; 16-bit grey is scaled to

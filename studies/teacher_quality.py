@@ -28,7 +28,7 @@ from data_pipelines.shapes_world import MAX_OBJECTS, ShapesWorld
 from owl_det.checkpoints.load import load_model
 from owl_det.distillation.teacher import Teacher
 from owl_det.errors import UserError
-from owl_det.evaluation.dense import CategoryRecall
+from owl_det.evaluation.region_evaluation import CategoryRecall
 from owl_det.evaluation.regions import NameAccuracy
 
 BATCH = 64

@@ -1,8 +1,8 @@
 """Checks the shapes and dtypes of our functions at every call, while tests run.
 
-Functions are checked whose signatures name an array type of jaxtyping, and dataclasses with such
-fields. All other annotations are the type checker's: to check them at calls as well would make
-tests import for seconds.
+Functions are checked whose signatures name an array type of jaxtyping. All other annotations are
+the type checker's: to check them at calls as well would make tests import for seconds. Fields of
+dataclasses are not checked, since `jax.tree.map` and `jax.vmap` fill them with placeholders.
 """
 
 import ast
@@ -18,8 +18,6 @@ import beartype
 from jaxtyping import jaxtyped
 
 PACKAGES = ("owl_det", "data_pipelines")
-# `jax.tree.map` builds these containers from placeholders.
-LEFT_OUT = ("owl_det.types",)
 
 _ARRAYS = {
     *("Bool", "Complex", "Float", "Float32", "Float64", "Inexact", "Int", "Int32", "Int64"),
@@ -31,7 +29,7 @@ _TYPE_CHECKER = beartype.beartype(conf=_CONFIGURATION)
 
 
 def check(checked: Any) -> Any:
-    """Decorates a function or a dataclass."""
+    """Decorates a function."""
     return jaxtyped(checked, typechecker=_TYPE_CHECKER)
 
 
@@ -47,7 +45,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.split(".")[0] not in PACKAGES or fullname in LEFT_OUT:
+        if fullname.split(".")[0] not in PACKAGES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
@@ -74,15 +72,11 @@ def with_checks(tree: ast.Module) -> ast.Module:
     arrays = _ARRAYS | aliases
     is_changed = False
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            if any(_names_array(annotation, arrays) for annotation in _annotations(node)):
-                node.decorator_list.append(_decorator(node))
-                is_changed = True
-        elif isinstance(node, ast.ClassDef):
-            fields = [part.annotation for part in node.body if isinstance(part, ast.AnnAssign)]
-            if any(_names_array(annotation, arrays) for annotation in fields):
-                node.decorator_list.insert(0, _decorator(node))  # it finds a finished dataclass
-                is_changed = True
+        if isinstance(node, ast.FunctionDef) and any(
+            _names_array(annotation, arrays) for annotation in _annotations(node)
+        ):
+            node.decorator_list.append(_decorator(node))
+            is_changed = True
     if is_changed:
         start = 1 if ast.get_docstring(tree) is not None else 0
         start += sum(isinstance(n, ast.ImportFrom) and n.module == "__future__" for n in tree.body)
@@ -104,7 +98,7 @@ def _names_array(annotation: ast.expr | None, arrays: set[str]) -> bool:
     return any(isinstance(n, ast.Name) and n.id in arrays for n in ast.walk(annotation))
 
 
-def _decorator(node: ast.FunctionDef | ast.ClassDef) -> ast.expr:
+def _decorator(node: ast.FunctionDef) -> ast.expr:
     decorator = ast.parse("_shape_checks.check", mode="eval").body
     for part in ast.walk(decorator):
         ast.copy_location(part, node)

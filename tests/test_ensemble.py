@@ -116,7 +116,7 @@ def test_sweep_measures_the_mixture_of_each_weight(
             value = total(model)
             return {"in_domain_AP": value, "out_of_domain_AP": -value}
 
-    monkeypatch.setattr(ensemble, "_Measure", Measure)
+    monkeypatch.setattr(ensemble, "_SweepEvaluation", Measure)
     points = ensemble.sweep(
         *saved, [0.0, 0.25, 1.0], tmp_path, in_domain="kind=a", out_of_domain="kind=b", max_images=3
     )

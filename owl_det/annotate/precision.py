@@ -148,12 +148,12 @@ def _holds(phrase: str, name: str) -> bool:
 
 def _row(name: str, counts: Mapping[tuple[str, str], int]) -> dict[str, Any]:
     row: dict[str, Any] = {kind: counts[name, kind] for kind in _COUNTS}
-    row["precision"] = _share(row["right"], row["pseudo_boxes"])
-    row["recall"] = _share(row["right"], row["true_boxes"])
+    row["precision"] = _ratio(row["right"], row["pseudo_boxes"])
+    row["recall"] = _ratio(row["right"], row["true_boxes"])
     return row
 
 
-def _share(part: int, whole: int) -> float | None:
+def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
@@ -271,8 +271,8 @@ def run(
     source = source or annotated
     known = open_truth(source, annotated)
     settings = {
-        "min_box_score": _given(min_box_score, job, "min_box_score"),
-        "min_image_score": _given(min_image_score, job, "min_image_score"),
+        "min_box_score": _threshold(min_box_score, job, "min_box_score"),
+        "min_image_score": _threshold(min_image_score, job, "min_image_score"),
     }
 
     def entries() -> Iterator[dict[str, Any]]:
@@ -292,7 +292,7 @@ def run(
     }
 
 
-def _given(value: float | None, job: Mapping[str, Any], key: str) -> float:
+def _threshold(value: float | None, job: Mapping[str, Any], key: str) -> float:
     """A threshold, the job's by default. Raises `DataError` below the job's floor."""
     value = float(job[key]) if value is None else value
     floor = job["image_floor" if key == "min_image_score" else "floor"]

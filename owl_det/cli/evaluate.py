@@ -163,10 +163,10 @@ def _evaluate_regions(arguments: argparse.Namespace) -> int:
     """A table on stdout; JSON with `--out`."""
     from owl_det.checkpoints.image_size import resized
     from owl_det.checkpoints.load import load_model
-    from owl_det.evaluation import benchmark, dense
+    from owl_det.evaluation import benchmark, region_evaluation
 
-    source = dense.open_region_source(
-        dense.RegionDataLocation(
+    source = region_evaluation.open_region_source(
+        region_evaluation.RegionDataLocation(
             kind=arguments.dataset,
             annotations=arguments.annotations,
             images=arguments.images,
@@ -177,14 +177,14 @@ def _evaluate_regions(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.checkpoint)
     if arguments.image_size:
         model = resized(model, arguments.image_size)
-    content = dense.run(
+    content = region_evaluation.run(
         model,
         source,
         eval_prompts=arguments.prompts,
         batch_size=arguments.batch_size,
         max_images=arguments.max_images,
     )
-    print(dense.table(content))
+    print(region_evaluation.table(content))
     if arguments.out:
         benchmark.write_summary(arguments.out, {"checkpoint": arguments.checkpoint, **content})
     return 0

@@ -37,7 +37,7 @@ class Detections:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The query of each detection, in words; none if `queries` was not given."""
+        """The query of each detection, in words; none if `queries` is empty."""
         return tuple(self.queries[label] for label in self.labels) if self.queries else ()
 
 
@@ -63,8 +63,8 @@ def of_pairs(
     """Of each image (the rows beyond are fillers) what reaches the threshold, in its pixels.
 
     Pairs of fillers, of queries that are not asked and of boxes in the padding (which score
-    `inference.OUTSIDE`) are left out. Raises `CheckpointError` if the
-    model computes NaN.
+    `ranking.OUTSIDE`) are left out. Raises `CheckpointError` if the model
+    computes NaN.
     """
     boxes, scores, labels = (np.asarray(x)[: len(sizes)] for x in pairs)
     ranking.require_finite("detection", scores, boxes)

@@ -123,7 +123,7 @@ def image_batches(
 
 
 def _prepared(
-    image: ImageLike, side: int, preprocess: PreprocessConfig, where: str
+    image: Any, side: int, preprocess: PreprocessConfig, where: str
 ) -> tuple[UInt8[np.ndarray, "H W 3"], tuple[int, int]]:
     """The padded square, and height and width in pixels; an error names the file."""
     read = image_inputs.read(image, where)

@@ -20,7 +20,7 @@ from owl_det.errors import DataError
 
 # A file, its bytes, a Pillow image, or pixels: [h, w, 3], [h, w, 4] or [h, w], channels last or
 # first, of any library whose arrays NumPy can read.
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | UInt8[np.ndarray, "..."]
+ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Images: TypeAlias = ImageLike | Iterable[ImageLike]  # one, many, or an array [b, h, w, 3]
 
 _EXPECTED = "give a path, bytes, a Pillow image or an array [h, w, 3], or a list of such"
@@ -58,7 +58,7 @@ def each(images: Any) -> Iterator[ImageLike]:
     return iter(images)
 
 
-def read(image: ImageLike, where: str = "image") -> Image.Image:
+def read(image: Any, where: str = "image") -> Image.Image:
     """An upright RGB image of at least one pixel.
 
     Raises `UnreadableImage`, naming the file if it is one, where it is missing or damaged, and

@@ -199,7 +199,7 @@ class Predictor:
         `boxes` are in pixels of their images; where there is none, the query is the image's most
         prominent object, the token of highest objectness. Images that share a name are one query,
         the mean of their embeddings; without `names` each is its own. How the token of a box is
-        found: `inference.choose_query_token`.
+        found: `ranking.choose_query_token`.
 
         Raises `DataError` where images, boxes and names do not go together, a box is none in
         pixels of its image, or an image has no box and the model no objectness head.

@@ -8,7 +8,7 @@
 
 The two functions are StableHLO in `jax.export`'s envelope, lowered for every platform in
 `PLATFORMS`, with symbolic numbers of images (b), prompts (t) and queries (q). Queries are scored
-and ranked outside, by `inference.rank`, so that every use of a checkpoint is one of an export.
+and ranked outside, by `ranking.rank`, so that every use of a checkpoint is one of an export.
 
 Loading needs JAX, and neither Flax nor Orbax. The files are untrusted: sizes, hashes, shapes and
 types are checked before parameters are allocated, and a function that calls outside XLA is refused.
@@ -184,9 +184,9 @@ def _read_function(
     try:
         function = jax.export.deserialize(bytearray(files.read_bytes(file)))
         native_call = NATIVE_CALL.search(function.mlir_module())
-        (params, *given), keywords = jax.tree.unflatten(function.in_tree, function.in_avals)
+        (params, *taken), keywords = jax.tree.unflatten(function.in_tree, function.in_avals)
         made = jax.tree.unflatten(function.out_tree, function.out_avals)
-        found = [_signature(aval) for aval in given], {k: _signature(v) for k, v in made.items()}
+        found = [_signature(aval) for aval in taken], {k: _signature(v) for k, v in made.items()}
     except Exception as error:  # flatbuffers and MLIR raise many kinds for bytes they cannot read
         raise CheckpointError(f"{file}: no function of jax.export ({error})") from error
     if native_call:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import names as names_lib
+from data_pipelines.names import plain
 from data_pipelines.tokenizer import Tokenizer
 from owl_det.errors import DataError
 
@@ -20,12 +20,12 @@ def texts(queries: Any) -> tuple[str, ...]:
 
     Raises `DataError` for what is no such list, and for a text without a letter, naming its place.
     """
-    given = _listed(queries)
-    if len(given) == 1 and isinstance(given[0], (list, tuple, np.ndarray)):
-        given = list(given[0])  # transformers takes a list of texts for each image
-    if not given:
+    listed = _listed(queries)
+    if len(listed) == 1 and isinstance(listed[0], (list, tuple, np.ndarray)):
+        listed = list(listed[0])  # transformers takes a list of texts for each image
+    if not listed:
         raise DataError(f"queries: are empty; {_EXPECTED}")
-    for index, query in enumerate(given):
+    for index, query in enumerate(listed):
         if isinstance(query, (list, tuple, np.ndarray)):
             raise DataError(
                 "queries: a list of lists; the queries of a call are asked of all its images: "
@@ -33,9 +33,9 @@ def texts(queries: Any) -> tuple[str, ...]:
             )
         if not isinstance(query, str):
             raise DataError(f"queries: {index}: {query!r} is no text; {_EXPECTED}")
-        if not names_lib.plain(query):
+        if not plain(query):
             raise DataError(f"queries: {index}: {query!r} is an empty text; remove it")
-    return tuple(str(query) for query in given)
+    return tuple(str(query) for query in listed)
 
 
 def is_asked(queries: Sequence[str]) -> np.ndarray:

@@ -127,7 +127,7 @@ def test_towers_against_a_loop(config: Config, params: Any, mesh: Mesh) -> None:
     measure = ImageTextEvaluator(detector, data, mesh, "x", settings=settings, eval_prompts="none")
     values = measure(params).scalars()
 
-    tokens = measure._words.encode_all([c.name for c in data.categories])
+    tokens = measure._encoder.tokenizer.encode_all([c.name for c in data.categories])
     pixels = np.stack([np.asarray(data[i].image) for i in range(11)])
     images, texts = jax.jit(
         lambda params, pixels, tokens: (
