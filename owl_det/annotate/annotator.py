@@ -43,7 +43,7 @@ NOTE = "note: "
 
 
 # Compiled once in a process for each architecture and shape.
-_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="detector")
+_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="model")
 _best_queries = jax.jit(best_queries.best_queries, static_argnames=("detector", "shared_factor"))
 _best_and_shared = jax.jit(
     best_queries.best_and_shared, static_argnames=("detector", "shared_factor")

@@ -61,12 +61,18 @@ def resolve_model(
     model: Mapping[str, Any], preprocess: Mapping[str, Any]
 ) -> tuple[ModelConfig, PreprocessConfig]:
     """The two sections that travel with every checkpoint and export. Raises as `section`."""
-    # Files of version 0.1 describe a ResNet beside the image tower, also where there is none.
-    model = {key: value for key, value in model.items() if key != "resnet"}
     return (
-        section(ModelConfig, model, "config.model"),
+        section(ModelConfig, without_former_keys(model), "config.model"),
         section(PreprocessConfig, preprocess, "config.preprocess"),
     )
+
+
+def without_former_keys(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model in a written file, without the keys that version 0.1 had beside.
+
+    It described a ResNet next to the image tower, of which only a teacher made use.
+    """
+    return {key: value for key, value in model.items() if key != "resnet"}
 
 
 def _build(schema: Any, value: Any, path: str) -> Any:
