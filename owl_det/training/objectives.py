@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, Shaped
 
 from owl_det.assigners.assigner import assign, prediction_targets
 from owl_det.assigners.pairs import Pairs, first_pairs
@@ -149,9 +149,9 @@ def _hash(tokens: Int32[Array, " l"]) -> Array:
 
 
 def gather_queries(
-    table: Float[Array, "u e"], index: Int32[Array, "b q"], num_tables: int
-) -> Float[Array, "b q e"]:
-    """Each image's query embeddings, from the rows of its own data shard."""
+    table: Shaped[Array, "u e"], index: Int32[Array, "b q"], num_tables: int
+) -> Shaped[Array, "b q e"]:
+    """Each image's query embeddings or tokens, from the rows of its own data shard."""
     b, q = index.shape
     tables = table.reshape(num_tables, -1, table.shape[-1])
     rows = index.reshape(num_tables, b // num_tables * q)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from owl_det import cli, viz
+from owl_det import cli
 from owl_det.inference import embedding_files
 from owl_det.inference.predictor import Predictor
+from owl_det.viz import pictures
 from tests import tiny
 
 NAMES = ("red circle", "blue star")
@@ -157,7 +158,7 @@ def test_a_picture_that_cannot_be_written_is_named(
     def full(path: Path, picture: np.ndarray) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(viz, "save_png", full)
+    monkeypatch.setattr(pictures, "save_png", full)
     out = tmp_path / "out"
     assert cli.main(["predict", str(images), "--checkpoint", str(run), "--out", str(out)]) == 2
     assert f"{out}/a.png: cannot be written (No space left" in capsys.readouterr().err
