@@ -50,8 +50,7 @@ def _images() -> list[np.ndarray]:
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
 
 
-def test_boxes_lie_inside_images_of_any_size(tiny_model: LoadedModel) -> None:
-    predictor = Predictor(tiny_model)
+def test_boxes_lie_inside_images_of_any_size(predictor: Predictor) -> None:
     found = predictor.detect(_images(), ["red circle", "cat"], threshold=0.0, batch_size=3)
     assert len(found) == len(SIZES)
     assert len(found[0]) == 2 * 16  # a square: all tokens
@@ -64,8 +63,7 @@ def test_boxes_lie_inside_images_of_any_size(tiny_model: LoadedModel) -> None:
         assert (np.diff(result.scores) <= 0).all()
 
 
-def test_batching_and_number_of_queries_change_nothing(tiny_model: LoadedModel) -> None:
-    predictor = Predictor(tiny_model)
+def test_batching_and_number_of_queries_change_nothing(predictor: Predictor) -> None:
     together = predictor.detect(_images(), ["red circle", "cat"], threshold=0.0)
     for image, result in zip(_images(), together, strict=True):
         (alone,) = predictor.detect([image], ["red circle"], threshold=0.0, batch_size=1)
@@ -74,8 +72,7 @@ def test_batching_and_number_of_queries_change_nothing(tiny_model: LoadedModel) 
         np.testing.assert_allclose(alone.scores, result.scores[keep], rtol=1e-4)
 
 
-def test_prompts_are_averaged_as_probabilities(tiny_model: LoadedModel) -> None:
-    predictor = Predictor(tiny_model)
+def test_prompts_are_averaged_as_probabilities(predictor: Predictor) -> None:
     image = _images()[:1]
     (ensemble,) = predictor.detect(image, ["cat"], threshold=0.0, prompt_mode="clip_best7")
     from data_pipelines.prompts import CLIP_BEST_7, apply_template
@@ -91,8 +88,7 @@ def test_prompts_are_averaged_as_probabilities(tiny_model: LoadedModel) -> None:
         assert scores[np.round(box, 2).tobytes()] == pytest.approx(float(score), rel=1e-4)
 
 
-def test_preprocessing_is_that_of_evaluation(tiny_model: LoadedModel) -> None:
-    predictor = Predictor(tiny_model)
+def test_preprocessing_is_that_of_evaluation(predictor: Predictor, tiny_model: LoadedModel) -> None:
     for image in _images():
         record = Record(
             image=image,
@@ -176,9 +172,9 @@ def test_bad_checkpoints_are_one_clear_error(tiny_checkpoint: Path, tmp_path: Pa
         run.write_text(text)
 
 
-def test_no_queries_is_an_error(tiny_model: LoadedModel) -> None:
+def test_no_queries_is_an_error(predictor: Predictor) -> None:
     with pytest.raises(DataError, match="queries"):
-        Predictor(tiny_model).detect(_images()[:1], [])
+        predictor.detect(_images()[:1], [])
 
 
 def _assert_same(ours: list[Detections], theirs: list[Detections]) -> None:
