@@ -4,7 +4,7 @@ Images become features once, and features meet queries afterwards, so that one i
 serves any number of names. Boxes do not depend on the queries.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
@@ -12,6 +12,7 @@ from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig
 from owl_det.types import Features, Predictions, TokenEmbeddings
 
 
+@runtime_checkable
 class ContrastiveModel(Protocol):
     """An image tower and a text tower that share a space; teachers are such models."""
 
@@ -58,6 +59,7 @@ class ContrastiveModel(Protocol):
         ...
 
 
+@runtime_checkable
 class Detector(ContrastiveModel, Protocol):
     """A contrastive model with heads; its contrastive parameters may be missing."""
 
