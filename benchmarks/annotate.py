@@ -32,7 +32,7 @@ from owl_det.annotate.annotator import Annotated, Annotator
 from owl_det.annotate.label_spaces import Curated, LabelSpace
 from owl_det.errors import ConfigError
 from owl_det.modeling import build
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call, detector_of
 from owl_det.types import LoadedModel
 
 
@@ -95,8 +95,8 @@ def stages(annotator: Annotator, samples: Sequence[Sample]) -> dict[str, dict[st
     side = annotator.model.config.image_size
     pixels = np.zeros((annotator.batch_size, side, side, 3), np.uint8)
     queries = list({q for sample in batch for q in annotator.space.of_image(sample.texts)})
-    detector = Detector(annotator.model.config, annotator.model.preprocess)
-    tower = jax.jit(lambda params, x: detector.apply({"params": params}, x, method="encode_image"))
+    detector = detector_of(annotator.model.config, annotator.model.preprocess)
+    tower = jax.jit(lambda params, x: call(detector.encode_image, params, x))
     image_seconds = seconds(lambda: tower(annotator.model.params, pixels)) / b
     all_seconds = seconds(lambda: annotator.score(pixels, [()] * annotator.batch_size, {})) / b
     found = [item for item in annotator.annotate(batch) if isinstance(item, Annotated)]

@@ -72,11 +72,11 @@ def minimum(config: Config, mesh: Mesh) -> Traffic:
 def _residual_bytes(config: Config, num_shards: int) -> float:
     """Bytes of a data shard's residual streams, added up over layers, four times each."""
     model = config.model
-    patches = (model.image_size // model.image.patch_size) ** 2
+    patches = (model.grid_side) ** 2
     tokens = num_kept(patches, config.selection.token_drop_rate) + 1
     images = config.batch_size / num_shards
     texts = batch_spec.num_table_rows(config, num_shards) / num_shards
-    image = images * tokens * model.image.width * model.image.num_layers
+    image = images * tokens * model.image.width * model.vit.num_layers
     text = texts * model.text.num_positions * model.text.width * model.text.num_layers
     return 4 * (image + text) * jnp.dtype(model.dtype).itemsize
 

@@ -56,7 +56,7 @@ def prepare_ours(
     import jax.numpy as jnp
 
     from owl_det.convert import huggingface
-    from owl_det.modeling.detector import Detector
+    from owl_det.modeling import build
 
     size = arguments.batch_size
     model = huggingface.read(arguments.folder)
@@ -66,12 +66,15 @@ def prepare_ours(
         dtype=arguments.dtype,
         attention=arguments.attention,
     )
-    detector = Detector(settings, model.preprocess)
+    detector = build.detector_of(settings, model.preprocess)
     image, ids = (np.repeat(x[None], size, axis=0) for x in (pixels, tokens))
-    is_query = np.ones((size, len(tokens)), bool)
+    is_query = jnp.ones((size, len(tokens)), bool)
 
     def forward(params: Any, image: jax.Array) -> dict[str, jax.Array]:
-        found: Any = detector.apply({"params": params}, image, ids, is_query)
+        b, q, length = ids.shape
+        queries = build.call(detector.encode_text, params, jnp.asarray(ids.reshape(b * q, length)))
+        features = build.call(detector.encode_image, params, image)
+        found = build.call(detector.predict, params, features, queries.reshape(b, q, -1), is_query)
         return {name: getattr(found, name) for name in OUTPUTS}
 
     def loss(params: Any, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:

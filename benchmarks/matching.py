@@ -2,7 +2,7 @@
 
     python -m benchmarks.matching
 
-Solvers are `owl_det.matching.assign`, Optax's `hungarian_algorithm` with the fillers that its fixed
+Solvers are `assigners.hungarian`, Optax's `hungarian_algorithm` with the fillers that its fixed
 shapes need, and SciPy's `linear_sum_assignment` on the real instances alone. All are given one cost
 matrix, which the training's own cost function makes of a 6 x 6 mosaic and predictions of a kind:
 
@@ -28,9 +28,9 @@ import optax
 from scipy.optimize import linear_sum_assignment
 
 from benchmarks import command
+from owl_det.assigners.hungarian import cost_matrix, optimal_pairs
 from owl_det.config import LossConfig
 from owl_det.errors import ConfigError
-from owl_det.matching import assign, cost_matrix
 from owl_det.types import Predictions, Targets
 
 KINDS = ("start", "clustered", "copies")
@@ -89,7 +89,7 @@ def measure(kind: str, num_tokens: int, num_instances: int, repeats: int) -> dic
     real = np.ascontiguousarray(cost[:, :m])
     filled = np.where(is_instance, cost, max(float(real.max()), 0.0) + 1.0)
     on_device = jnp.asarray(cost), jnp.asarray(is_instance), jnp.asarray(filled)
-    ours, theirs = jax.jit(assign), jax.jit(optax.assignment.hungarian_algorithm)
+    ours, theirs = jax.jit(optimal_pairs), jax.jit(optax.assignment.hungarian_algorithm)
 
     def by_optax() -> np.ndarray:
         tokens, columns = (np.asarray(x) for x in theirs(on_device[2]))

@@ -25,8 +25,8 @@ from benchmarks import command
 from data_pipelines.tokenizer import ClipTokenizer
 from owl_det.convert import huggingface
 from owl_det.errors import ConfigError
-from owl_det.modeling.detector import Detector
-from owl_det.types import ImageFeatures, Predictions
+from owl_det.modeling.build import call, detector_of
+from owl_det.types import Features, Predictions
 
 TEXTS = ["cat", "a photo of a dog", "red circle", "the left wheel of a bicycle"]
 
@@ -114,7 +114,7 @@ def compare(folder: Path) -> dict[str, Any]:
     return {
         "model": name,
         "image_size": side,
-        "patch_size": ours.config.image.patch_size,
+        "patch_size": ours.config.vit.patch_size,
         "max_abs_difference": {
             key: float(np.abs(value.numpy() - found[key]).max()) for key, value in theirs.items()
         },
@@ -124,15 +124,14 @@ def compare(folder: Path) -> dict[str, Any]:
 
 
 def _ours(model: Any, pixels: np.ndarray, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    detector = Detector(model.config, model.preprocess)
+    detector = detector_of(model.config, model.preprocess)
 
     @jax.jit
-    def forward(params: Any) -> tuple[ImageFeatures, Any, Predictions]:
-        variables = {"params": params}
-        text: Any = detector.apply(variables, jnp.asarray(tokens), method="encode_text")
-        features: Any = detector.apply(variables, jnp.asarray(pixels), method="encode_image")
+    def forward(params: Any) -> tuple[Features, Any, Predictions]:
+        text = call(detector.encode_text, params, jnp.asarray(tokens))
+        features = call(detector.encode_image, params, jnp.asarray(pixels))
         is_query = jnp.ones((1, len(tokens)), bool)
-        out: Any = detector.apply(variables, features, text[None], is_query, method="predict")
+        out = call(detector.predict, params, features, text[None], is_query)
         return features, text, out
 
     features, text, out = jax.tree.map(np.asarray, forward(model.params))

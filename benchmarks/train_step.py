@@ -27,11 +27,11 @@ import numpy as np
 from benchmarks import command
 from data_pipelines import batch_spec
 from owl_det import sharding
+from owl_det.assigners.hungarian import match
 from owl_det.config import (
     ClipConfig,
     Config,
     DataConfig,
-    ImageTowerConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -39,10 +39,10 @@ from owl_det.config import (
     SelectionConfig,
     ShapesWorldSource,
     TextTowerConfig,
+    VitConfig,
 )
 from owl_det.config.resolve import resolve
 from owl_det.errors import ConfigError
-from owl_det.matching import match
 from owl_det.modeling.token_drop import num_kept
 from owl_det.training import flops, step_shapes, train_step
 from owl_det.types import Batch, Predictions, Targets, batch_of
@@ -57,7 +57,7 @@ TINY = Config(
     model=ModelConfig(
         image_size=64,
         embedding_dim=64,
-        image=ImageTowerConfig(
+        image=VitConfig(
             patch_size=8,
             width=128,
             position_init="sincos2d",
@@ -91,7 +91,7 @@ TINY = Config(
 B16 = Config(
     name="b16",
     batch_size=8,
-    model=ModelConfig(image_size=960, image=ImageTowerConfig(patch_size=16), remat="full"),
+    model=ModelConfig(image_size=960, image=VitConfig(patch_size=16), remat="full"),
     selection=SelectionConfig(token_drop_rate=0.5, instance_top_k=256),
     data=DataConfig(max_instances=400, max_queries=300),
     optimizer=OptimizerConfig(kind="adafactor"),
@@ -105,9 +105,7 @@ L14 = dataclasses.replace(
     model=ModelConfig(
         image_size=1008,
         embedding_dim=768,
-        image=ImageTowerConfig(
-            patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_width=4096
-        ),
+        image=VitConfig(patch_size=14, width=1024, num_layers=24, num_heads=16, mlp_width=4096),
         text=TextTowerConfig(width=768, num_heads=12, mlp_width=3072),
         remat="full",
     ),
@@ -187,7 +185,7 @@ def clustered_predictions(config: Config, batch: Batch, seed: int = 0) -> Predic
     """
     rng = np.random.default_rng(seed)
     model, selection = config.model, config.selection
-    num_patches = (model.image_size // model.image.patch_size) ** 2
+    num_patches = (model.grid_side) ** 2
     n = num_kept(num_patches, selection.token_drop_rate)
     k = min(selection.instance_top_k or n, n)
     boxes, labels = np.asarray(batch.boxes), np.asarray(batch.instance_labels)

@@ -16,11 +16,18 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree, UInt8
 
 from owl_det.config import ModelConfig, PreprocessConfig
 
 Params: TypeAlias = dict[str, Any]  # nested: parameter trees as Flax makes them
+
+# Of `Assignment.instance`.
+BACKGROUND = -1
+IGNORED = -2
+
+_STATIC: dict[str, Any] = {"static": True}  # part of a program, not an argument of it
 
 
 @jax.tree_util.register_dataclass
@@ -75,11 +82,50 @@ class Targets:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageFeatures:
-    """Per-token features after the class token is merged in, in grid order of the kept tokens."""
+class FeatureLevel:
+    """Features of one grid over the square, in grid order of the tokens that were kept."""
 
     tokens: Float[Array, "*b n d"]
     token_index: Int[Array, "*b n"]  # position in the full grid, row by row
+    grid: tuple[int, int] = dataclasses.field(metadata=_STATIC)  # rows, columns
+    stride: int = dataclasses.field(metadata=_STATIC)  # pixels from a token to the next
+
+    @property
+    def centres(self) -> Float[Array, "*b n 2"]:
+        """Of each token, (x, y) relative to the square."""
+        h, w = self.grid
+        place = jnp.stack([self.token_index % w, self.token_index // w], axis=-1)
+        size = jnp.array([w, h], jnp.float32)
+        return (place + 0.5) / size.reshape((1,) * self.token_index.ndim + (2,))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What an image tower makes of images: one level, or a pyramid of them, finest first."""
+
+    levels: tuple[FeatureLevel, ...]
+
+    @property
+    def tokens(self) -> Float[Array, "*b n d"]:
+        """The tokens of all levels, one level after the other."""
+        return _joined([level.tokens for level in self.levels])
+
+    @property
+    def centres(self) -> Float[Array, "*b n 2"]:
+        """Of the same tokens, (x, y) relative to the square."""
+        return _joined([level.centres for level in self.levels])
+
+    @property
+    def only_level(self) -> FeatureLevel:
+        """The level, where there is one. Raises `ValueError` for a pyramid."""
+        if len(self.levels) != 1:
+            raise ValueError(f"a pyramid of {len(self.levels)} levels, where one is needed")
+        return self.levels[0]
+
+
+def _joined(parts: list[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-2)
 
 
 @jax.tree_util.register_dataclass
@@ -110,10 +156,20 @@ class TokenEmbeddings:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """One-to-one matching of predictions and instances, seen from the instances."""
+    """Which instance each prediction stands for, as an assigner of `config.loss` decides."""
 
-    prediction: Int[Array, "*b m"]  # index of the matched prediction; 0 where there is none
-    is_matched: Bool[Array, "*b m"]
+    instance: Int[Array, "*b k"]  # index; `BACKGROUND` for none, `IGNORED` = no loss looks at it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictionTargets:
+    """What each prediction should be: `Targets` seen from the predictions."""
+
+    labels: Bool[Array, "*b k q"]  # multi-hot over the real queries; none set = background
+    boxes: Float[Array, "*b k 4"]  # cxcywh; of no meaning where `weight` is 0
+    weight: Float[Array, "*b k"]  # of the box losses: 1 where the prediction has an instance
+    is_counted: Bool[Array, "*b k"]  # False = no loss looks at it
 
 
 @jax.tree_util.register_dataclass
@@ -128,9 +184,9 @@ class TrainState:
 class LoadedModel:
     """All that inference needs, or the towers that a training starts from, or a teacher."""
 
-    # "towers": no heads, only what `modeling.detector.TOWERS` names. "resnet": the parameters of
-    # `modeling.resnet.ClipResNet`.
-    kind: Literal["detector", "towers", "resnet"] = "detector"
+    # "towers": a contrastive model without heads; with an image tower of kind "resnet" it is
+    # `modeling.resnet.ClipResNet`, a teacher.
+    kind: Literal["detector", "towers"] = "detector"
     params: Params
     config: ModelConfig
     preprocess: PreprocessConfig
@@ -138,3 +194,8 @@ class LoadedModel:
     step: int
     tokenizer: str = ""  # file; empty = CLIP's vocabulary, built in
     names: tuple[str, ...] = ()  # of the categories it was trained to find, if they are known
+
+    @property
+    def is_resnet(self) -> bool:
+        """Whether the image tower is CLIP's ResNet, which only teaches."""
+        return self.config.image.kind == "resnet"

@@ -24,7 +24,7 @@ from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS, Detector
+from owl_det.modeling.detector import TOWERS, OwlDetector
 from owl_det.training import loop
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -295,7 +295,7 @@ def test_without_a_class_token_class_embeddings_start_as_the_dense_ones(tmp_path
     config = take_model(config, tmp_path / "new")
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     contrastive, detector = (
-        Detector(towers.config, towers.preprocess),
+        OwlDetector(towers.config, towers.preprocess),
         build.make_detector(config),
     )
     dense, ours = jax.jit(
@@ -373,7 +373,7 @@ def test_a_student_gets_the_objectness_head_that_its_annotator_lacks(
 
 def test_tokens_of_a_detector_without_class_token_are_the_towers() -> None:
     siglip = _towers(**SIGLIP)
-    detector = Detector(siglip.config, siglip.preprocess)
+    detector = OwlDetector(siglip.config, siglip.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3)), jnp.uint8)
     features, tokens = jax.jit(
         lambda p: (

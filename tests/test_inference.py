@@ -11,7 +11,7 @@ import pytest
 from data_pipelines import image_ops
 from owl_det.inference import ranking
 from owl_det.modeling import build
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.types import TokenEmbeddings
 from tests import tiny
 
@@ -23,12 +23,12 @@ SQUARE = jnp.full((2, 2), 32)  # sizes of the images: nothing is padded
 
 
 @pytest.fixture(scope="module")
-def model() -> tuple[Detector, Any]:
+def model() -> tuple[OwlDetector, Any]:
     config = tiny.config()
     return build.make_detector(config), tiny.params(config, seed=2)
 
 
-def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> ranking.TopPairs:
+def _detect(model: tuple[OwlDetector, Any], prompts: jax.Array, top_k: int) -> ranking.TopPairs:
     detector, params = model
 
     def run(params: Any) -> ranking.TopPairs:
@@ -40,7 +40,7 @@ def _detect(model: tuple[Detector, Any], prompts: jax.Array, top_k: int) -> rank
     return jax.tree.map(np.asarray, jax.jit(run)(params))
 
 
-def test_probabilities_are_averaged_over_prompts(model: tuple[Detector, Any]) -> None:
+def test_probabilities_are_averaged_over_prompts(model: tuple[OwlDetector, Any]) -> None:
     detector, params = model
     features = jax.jit(lambda p: detector.apply({"params": p}, IMAGE, method="encode_image"))(
         params
@@ -68,7 +68,7 @@ def test_probabilities_are_averaged_over_prompts(model: tuple[Detector, Any]) ->
         np.testing.assert_allclose(np.sort(top.boxes_xyxy[image], 0), np.sort(wanted, 0), atol=1e-4)
 
 
-def test_fillers_score_nothing_and_top_k_is_bounded(model: tuple[Detector, Any]) -> None:
+def test_fillers_score_nothing_and_top_k_is_bounded(model: tuple[OwlDetector, Any]) -> None:
     top = _detect(model, PROMPTS[:1], 1000)
     assert top.scores.shape == (2, 16 * 4)
     assert (np.diff(top.scores, axis=1) <= 0).all(), "best first"
@@ -76,7 +76,7 @@ def test_fillers_score_nothing_and_top_k_is_bounded(model: tuple[Detector, Any])
     assert (top.scores[top.query != 2] > 0).all()
 
 
-def test_queries_are_encoded_prompt_by_prompt(model: tuple[Detector, Any]) -> None:
+def test_queries_are_encoded_prompt_by_prompt(model: tuple[OwlDetector, Any]) -> None:
     detector, params = model
     tokens = np.zeros((2, 3, 8), np.int32)
     tokens[..., 0], tokens[..., 2] = 49406, 49407
@@ -110,7 +110,7 @@ def test_pixel_boxes_undo_the_geometry(
 
 
 @pytest.fixture(scope="module")
-def tokens(model: tuple[Detector, Any]) -> TokenEmbeddings:
+def tokens(model: tuple[OwlDetector, Any]) -> TokenEmbeddings:
     detector, params = model
     embed = jax.jit(lambda p: ranking.embed_image_tokens(detector, p, IMAGE))
     return jax.tree.map(np.asarray, embed(params))

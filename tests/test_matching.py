@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from owl_det.assigners.hungarian import FORBIDDEN, optimal_pairs
 from owl_det.config import LossConfig
-from owl_det.matching import FORBIDDEN, assign, focal_terms
+from owl_det.losses.focal import focal_terms
 
 SHAPES = [(7, 3), (3, 7), (5, 5), (12, 1), (1, 4), (40, 25), (30, 30)]
-_assign = jax.jit(assign)
+_assign = jax.jit(optimal_pairs)
 
 
 def _check(cost: np.ndarray, is_instance: np.ndarray) -> None:
@@ -48,7 +49,7 @@ def test_many_predictions(num_instances: int) -> None:
 
 
 def test_no_instance_slots() -> None:
-    result = assign(jnp.zeros((2, 5, 0)), jnp.zeros((2, 0), bool))
+    result = optimal_pairs(jnp.zeros((2, 5, 0)), jnp.zeros((2, 0), bool))
     assert result.prediction.shape == (2, 0)
 
 

@@ -31,7 +31,7 @@ from owl_det.annotate.label_spaces import LabelSpace
 from owl_det.inference import best_queries, ranking
 from owl_det.inference.best_queries import BestQueries, Queries, SharedScores
 from owl_det.inference.text_encoder import TextEncoder
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import detector_of
 from owl_det.types import LoadedModel
 
 QUERIES_AT_ONCE = 64  # scored together, times the prompts; bounds memory
@@ -43,7 +43,7 @@ NOTE = "note: "
 
 
 # Compiled once in a process for each architecture and shape.
-_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="detector")
+_embed_prompts = jax.jit(ranking.embed_prompts, static_argnames="model")
 _best_queries = jax.jit(best_queries.best_queries, static_argnames=("detector", "shared_factor"))
 _best_and_shared = jax.jit(
     best_queries.best_and_shared, static_argnames=("detector", "shared_factor")
@@ -102,7 +102,7 @@ class Annotator:
         self._dtype = np.dtype(model.config.dtype)  # of query embeddings
         self._num_prompts = len(prompts.eval_prompts(self.prompt_mode))
         self._num_threads = num_threads or os.cpu_count() or 1
-        self._detector = Detector(model.config, model.preprocess)
+        self._detector = detector_of(model.config, model.preprocess)
         self._encoder = TextEncoder(
             partial(_embed_prompts, self._detector),
             model.config,

@@ -64,7 +64,7 @@ def adapt(loaded: LoadedModel, config: Config) -> Params:
 
 def _check_can_start(loaded: LoadedModel, config: Config, where: str) -> None:
     """Raises `CheckpointError` for a kind of model that the config cannot start from."""
-    if loaded.kind == "resnet":
+    if loaded.is_resnet:
         raise CheckpointError(f"{where}: a ResNet is a teacher; no detector starts from it")
     if not config.checkpoint.class_head_from_projection:
         return

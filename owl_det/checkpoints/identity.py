@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from owl_det import path_rules
-from owl_det.config import ModelConfig
+from owl_det.config import ModelConfig, ResNetConfig
 from owl_det.config.roles import keys_of
 from owl_det.types import LoadedModel
 
@@ -34,7 +34,8 @@ def parameter_hash(params: PyTree) -> str:
 
 def model_hash(model: LoadedModel) -> str:
     """Sixteen hex digits that change with parameters, architecture and preprocessing."""
-    content = json.dumps([*_settings(model), parameter_hash(model.params)], sort_keys=True)
+    settings = [_without_defaults(x) for x in (model.config, model.preprocess)]
+    content = json.dumps([*settings, parameter_hash(model.params)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -50,7 +51,7 @@ def former_parameter_hash(params: PyTree) -> str:
 
 def former_model_hash(model: LoadedModel) -> str:
     """The hash of a model that embeddings and exports of version 0.1 carry."""
-    content = hashlib.sha256(json.dumps(_settings(model), sort_keys=True).encode())
+    content = hashlib.sha256(json.dumps(_former_settings(model), sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         values = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path)
@@ -59,9 +60,33 @@ def former_model_hash(model: LoadedModel) -> str:
     return content.hexdigest()[:16]
 
 
-def _settings(model: LoadedModel) -> list[dict[str, Any]]:
-    """Architecture and preprocessing."""
-    architecture = dataclasses.asdict(model.config)
-    for key in _SPEED:
-        del architecture[key]
-    return [architecture, dataclasses.asdict(model.preprocess)]
+def _without_defaults(section: Any) -> dict[str, Any]:
+    """What a section sets, without keys of speed: a key that is added later changes no hash."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if field.name in _SPEED or value == _default(field):
+            continue
+        found[field.name] = _without_defaults(value) if _is_section(value) else value
+    return found
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    made = field.default_factory
+    return field.default if made is dataclasses.MISSING else made()
+
+
+def _is_section(value: Any) -> bool:
+    return dataclasses.is_dataclass(value)
+
+
+def _former_settings(model: LoadedModel) -> list[dict[str, Any]]:
+    """Architecture and preprocessing as version 0.1 wrote them: no family, and no kind of tower."""
+    settings = dataclasses.asdict(model.config)
+    for key in (*_SPEED, "family"):
+        del settings[key]
+    # An embedding or export is of a detector, which never has a ResNet; its defaults stood there.
+    settings["resnet"] = dataclasses.asdict(ResNetConfig())
+    for tower in ("image", "resnet"):
+        del settings[tower]["kind"]
+    return [settings, dataclasses.asdict(model.preprocess)]

@@ -21,8 +21,8 @@ def resized(model: LoadedModel, image_size: int) -> LoadedModel:
     """
     if image_size == model.config.image_size:
         return model
-    patch_size = model.config.image.patch_size
-    if model.kind == "resnet":
+    patch_size = model.config.image.stride
+    if model.is_resnet:
         raise CheckpointError(f"image size {image_size}: a ResNet takes {model.config.image_size}")
     if image_size <= 0 or image_size % patch_size:
         raise CheckpointError(
@@ -30,7 +30,7 @@ def resized(model: LoadedModel, image_size: int) -> LoadedModel:
         )
     image = dict(model.params["image"])
     positions = image["position_embedding"]
-    side = model.config.image_size // patch_size
+    side = model.config.grid_side
     num_other = positions.shape[0] - side * side
     num_positions = num_other + (image_size // patch_size) ** 2
     image["position_embedding"] = resize_positions(positions, num_positions)

@@ -33,7 +33,7 @@ def take_model(config: Config, workdir: str | os.PathLike[str]) -> Config:
     source = run_file.describe(
         step_folders.find(workdir if is_resumed else config.checkpoint.init_from)
     )
-    if source.kind == "resnet":
+    if source.is_resnet:
         raise CheckpointError(f"{config.checkpoint.init_from}: a ResNet is a teacher, no start")
     tree = dataclasses.asdict(config)
     tree["model"] = _inherited(source, config)
@@ -49,7 +49,7 @@ def _inherited(source: LoadedModel, config: Config) -> dict[str, Any]:
     kept = list(keys_of(ModelConfig, "training", "execution"))
     if source.kind == "towers":
         kept += keys_of(ModelConfig, "architecture", part="head")
-    if ours.image.last_block == "values":  # asked for; the parameters serve both
+    if ours.vit.last_block == "values":  # asked for; the parameters serve both
         kept.append("image.last_block")
     if any(re.match(pattern, "objectness_head/") for pattern in config.checkpoint.fresh):
         kept.append("has_objectness_head")

@@ -66,7 +66,7 @@ def _with_params(folder: Path, described: LoadedModel) -> LoadedModel:
 
 def parameter_shapes(model: LoadedModel) -> PyTree:
     """Shapes of the parameters that a model of this kind and description has."""
-    if model.kind == "resnet":
+    if model.is_resnet:
         from owl_det.modeling import resnet  # a teacher only
 
         return resnet.parameter_shapes(model.config, model.preprocess)

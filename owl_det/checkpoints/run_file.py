@@ -20,7 +20,7 @@ from owl_det.types import LoadedModel
 
 FORMAT = 1
 
-_KINDS = ("detector", "towers", "resnet")
+_KINDS = ("detector", "towers")
 
 
 def of_training(config: Config, step: int, input_version: str) -> dict[str, Any]:
@@ -76,11 +76,14 @@ def describe(folder: Path) -> LoadedModel:
     Raises `CheckpointError` naming the field that is wrong, `DamagedError` if nothing can be read.
     """
     run = read(folder)
-    kind = run.get("kind", "detector")  # files from before there were towers have none
+    kind, model = run.get("kind", "detector"), run["model"]  # the oldest files have no kind
+    if kind == "resnet" and isinstance(model, dict):  # so version 0.1 calls towers with a ResNet
+        kind, tower = "towers", {"kind": "resnet", **model.get("resnet", {})}
+        model = {**model, "image": tower}
     if kind not in _KINDS:
         raise CheckpointError(f"{folder}/run: kind {kind!r} is not detector, towers or resnet")
     try:
-        model, preprocess = resolve_model(run["model"], run["preprocess"])
+        model, preprocess = resolve_model(model, run["preprocess"])
         prompts.eval_prompts(run["eval_prompts"])
     except ConfigError as error:
         raise CheckpointError(f"{folder}/run: {error}") from None

@@ -43,11 +43,14 @@ from owl_det.config.model import (
     PreprocessConfig,
     ResNetConfig,
     TextTowerConfig,
+    VitConfig,
 )
 from owl_det.config.training import (
+    Assigner,
     CheckpointConfig,
     ClipConfig,
     EvaluationConfig,
+    HungarianAssigner,
     LogConfig,
     LossConfig,
     MeshConfig,
@@ -58,6 +61,7 @@ from owl_det.config.training import (
 )
 
 __all__ = [
+    "Assigner",
     "AugmentConfig",
     "CheckpointConfig",
     "ClipConfig",
@@ -76,6 +80,7 @@ __all__ = [
     "ImageTextSource",
     "ImageTowerConfig",
     "LogConfig",
+    "HungarianAssigner",
     "LossConfig",
     "MeshConfig",
     "ModelConfig",
@@ -85,6 +90,7 @@ __all__ = [
     "PseudoBoxesSource",
     "RegionsConfig",
     "ResNetConfig",
+    "VitConfig",
     "ScheduleConfig",
     "SelectionConfig",
     "ShapesWorldSource",

@@ -21,7 +21,7 @@ from typing import Any
 import owl_det
 from owl_det import files
 from owl_det.config import Config
-from owl_det.config.resolve import resolve, typed
+from owl_det.config.resolve import resolve, typed, without_former_keys
 from owl_det.errors import ConfigError, UserError
 
 _CHANGE = re.compile(r"(?P<dashes>--?)(?P<no>no)?config\.(?P<key>[^=]*)(?P<value>=.*)?", re.DOTALL)
@@ -104,6 +104,8 @@ def _load_json(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file}: no JSON ({error})") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: expected a JSON object, got {type(tree).__name__}")
+    if isinstance(model := tree.get("model"), dict):
+        return tree | {"model": without_former_keys(model)}
     return tree
 
 

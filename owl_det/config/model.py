@@ -8,9 +8,10 @@ from owl_det.config.roles import architecture, execution, training
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTowerConfig:
+class VitConfig:
     """A vision transformer; the defaults are CLIP's (SigLIP and LiT: see docs/towers.md)."""
 
+    kind: Literal["vit"] = architecture("vit")
     patch_size: int = architecture(32)
     width: int = architecture(768)
     num_layers: int = architecture(12)
@@ -30,6 +31,11 @@ class ImageTowerConfig:
     last_block: Literal["full", "values"] = architecture("full")
     droplayer_rate: float = training(0.2)  # of the last layer; ramps linearly from 0 (first layer)
     dropout_rate: float = training(0.0)
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one place of the features to the next."""
+        return self.patch_size
 
     def check(self, where: str) -> None:
         """Raises `ConfigError` for a value out of range."""
@@ -71,22 +77,34 @@ class TextTowerConfig:
 class ResNetConfig:
     """CLIP's ResNet-50 (image side): a teacher, nothing of it is trained."""
 
+    kind: Literal["resnet"] = architecture("resnet")
     width: int = architecture(64)  # of the first stage; the last has 32 times as much
     num_blocks: tuple[int, ...] = architecture((3, 4, 6, 3))  # of each stage
     num_heads: int = architecture(32)  # of the attention pool
     norm_epsilon: float = architecture(1e-5)  # of the batch norms
 
+    @property
+    def stride(self) -> int:
+        """Pixels from one place of the features to the next."""
+        return 32
+
+    def check(self, where: str) -> None:
+        """Raises `ConfigError` for a value out of range."""
+        positive(self, where, "width", "num_heads")
+
+
+ImageTowerConfig = VitConfig | ResNetConfig  # by `kind`
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The detector: two towers and per-token heads."""
+    """The detector: two towers and heads."""
 
+    family: Literal["owl"] = architecture("owl")  # a row of `modeling.build.FAMILIES`
     image_size: int = architecture(768)  # side of the padded square, pixels
     embedding_dim: int = architecture(512)  # of class embeddings and query embeddings
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    image: ImageTowerConfig = field(default_factory=VitConfig)
     text: TextTowerConfig = field(default_factory=TextTowerConfig)
-    # Only in a checkpoint of kind "resnet", where it takes the place of `image`.
-    resnet: ResNetConfig = field(default_factory=ResNetConfig)
     # Which contrastive parameters there are beside the detector's: image pooling and projection and
     # a scale of the cosine, for "sigmoid" (SigLIP) also a bias.
     contrastive: Literal["none", "softmax", "sigmoid"] = training("none")
@@ -123,18 +141,31 @@ class ModelConfig:
         1
     )  # layers unrolled per scan step; more compiles longer, runs faster
 
+    @property
+    def vit(self) -> VitConfig:
+        """The image tower, where only a vision transformer will do."""
+        if not isinstance(self.image, VitConfig):
+            raise ValueError(f"model.image.kind is {self.image.kind}, where a vit is needed")
+        return self.image
+
+    @property
+    def grid_side(self) -> int:
+        """Places of the features along each axis of the whole square."""
+        return self.image_size // self.image.stride
+
     def check(self, where: str) -> None:
         """Raises `ConfigError` for a value out of range."""
         positive(self, where, "embedding_dim", "class_initial_scale", "scan_unroll")
         require(
-            self.image_size > 0 and self.image_size % self.image.patch_size == 0,
-            f"{where}.image_size: not a multiple of the patch size {self.image.patch_size}",
+            self.image_size > 0 and self.image_size % self.image.stride == 0,
+            f"{where}.image_size: not a multiple of the patch size {self.image.stride}",
         )
         require(0 < self.class_prior < 1, f"{where}.class_prior: must be in (0, 1)")
         for key in ("norm_epsilon", "merge_norm_epsilon"):
             require(0 <= getattr(self, key) < 1, f"{where}.{key}: must be in [0, 1)")
         require(
             self.contrastive == "none"
+            or isinstance(self.image, ResNetConfig)
             or self.image.projection != "none"
             or self.embedding_dim == self.image.width,
             f"{where}.embedding_dim: {self.embedding_dim} is not the image tower's width "
@@ -165,7 +196,7 @@ class PreprocessConfig:
         require(0 <= self.pad_value <= 1, f"{where}.pad_value: in [0, 1]")
 
 
-def check_transformer(tower: ImageTowerConfig | TextTowerConfig, where: str) -> None:
+def check_transformer(tower: VitConfig | TextTowerConfig, where: str) -> None:
     """Raises `ConfigError` for a value out of range that both towers have."""
     positive(tower, where, "width", "num_layers", "num_heads", "mlp_width")
     require(

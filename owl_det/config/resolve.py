@@ -62,9 +62,17 @@ def resolve_model(
 ) -> tuple[ModelConfig, PreprocessConfig]:
     """The two sections that travel with every checkpoint and export. Raises as `section`."""
     return (
-        section(ModelConfig, model, "config.model"),
+        section(ModelConfig, without_former_keys(model), "config.model"),
         section(PreprocessConfig, preprocess, "config.preprocess"),
     )
+
+
+def without_former_keys(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model in a written file, without the keys that version 0.1 had beside.
+
+    It described a ResNet next to the image tower, of which only a teacher made use.
+    """
+    return {key: value for key, value in model.items() if key != "resnet"}
 
 
 def _build(schema: Any, value: Any, path: str) -> Any:
@@ -142,7 +150,16 @@ def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"; did you mean {path}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
             raise ConfigError(f"{path}.{key}: no such key{hint}")
-    return schema(**{key: _build(hints[key], item, f"{path}.{key}") for key, item in value.items()})
+    usual = {
+        field.name: getattr(field.default_factory, "kind", None)
+        for field in dataclasses.fields(schema)
+    }
+    made = {}
+    for key, item in value.items():
+        if usual[key] is not None and isinstance(item, Mapping) and "kind" not in item:
+            item = {"kind": usual[key], **item}
+        made[key] = _build(hints[key], item, f"{path}.{key}")
+    return schema(**made)
 
 
 def _build_by_kind(schemas: tuple[Any, ...], value: Any, path: str) -> Any:
@@ -176,6 +193,10 @@ def _check_section(section: Any, where: str) -> None:
 def _check_between_sections(config: Config) -> None:
     """Rules that concern several sections; each message names the key to change."""
     require(
+        config.model.image.kind == "vit",
+        "config.model.image.kind: a resnet is a teacher (config.distill.teacher); train a vit",
+    )
+    require(
         config.model.has_objectness_head or config.selection.instance_top_k == 0,
         "config.selection.instance_top_k: needs config.model.has_objectness_head",
     )
@@ -203,9 +224,9 @@ def _check_contrastive(config: Config) -> None:
         config.data.with_captions, "config.data.with_captions: contrastive training needs captions"
     )
     require(
-        config.data.augment.mosaic_sizes == (1,) or config.model.image.pooling == "mean",
+        config.data.augment.mosaic_sizes == (1,) or config.model.vit.pooling == "mean",
         "config.data.augment.mosaic_sizes: only towers that pool by the mean can take the tiles of "
-        f"a mosaic apart; {config.model.image.pooling} pools whole images, (1,)",
+        f"a mosaic apart; {config.model.vit.pooling} pools whole images, (1,)",
     )
     require(
         config.optimizer.clip.scope in ("none", "global"),
@@ -213,7 +234,7 @@ def _check_contrastive(config: Config) -> None:
         f"or global, not {config.optimizer.clip.scope}",
     )
     require(
-        config.selection.token_drop_rate == 0 or config.model.image.pooling == "mean",
+        config.selection.token_drop_rate == 0 or config.model.vit.pooling == "mean",
         "config.selection.token_drop_rate: in contrastive training only for towers that pool by "
         "the mean; set it to 0",
     )

@@ -26,7 +26,21 @@ class SelectionConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HungarianAssigner:
+    """One prediction for each instance, at the least total cost (DETR, OWL-ViT).
+
+    The cost of a pair has the weights of the losses.
+    """
+
+    kind: Literal["hungarian"] = "hungarian"
+
+
+Assigner = HungarianAssigner  # which instance each prediction stands for; a union by `kind`
+
+
+@dataclass(frozen=True, kw_only=True)
 class LossConfig:
+    assigner: Assigner = field(default_factory=HungarianAssigner)
     focal_alpha: float = 0.3
     focal_gamma: float = 2.0
     class_weight: float = 1.0  # weights of the loss and of the matching cost

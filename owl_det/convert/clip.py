@@ -122,7 +122,12 @@ def load_resnet(weights: Weights) -> LoadedModel:
         "embedding_dim": towers.shape_of(weights, "text_projection", 2)[1],
         "contrastive": "softmax",
         # 64 channels a head, in both: the state dict does not hold their numbers.
-        "resnet": {"width": width, "num_blocks": stages, "num_heads": 32 * width // 64},
+        "image": {
+            "kind": "resnet",
+            "width": width,
+            "num_blocks": stages,
+            "num_heads": 32 * width // 64,
+        },
         "text": {
             "vocabulary_size": vocabulary,
             "num_positions": text_positions,
@@ -135,7 +140,7 @@ def load_resnet(weights: Weights) -> LoadedModel:
     return towers.load(
         weights,
         _resnet_table(weights, stages),
-        kind="resnet",
+        kind="towers",
         model=model,
         preprocess=PREPROCESS,
         tokenizer="",

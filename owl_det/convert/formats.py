@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from owl_det.config import ResNetConfig
 from owl_det.errors import CheckpointError
 from owl_det.types import LoadedModel
 
@@ -66,8 +67,8 @@ def convert(
 def summary(model: LoadedModel) -> dict[str, Any]:
     """What was converted, in few words and numbers."""
     config, image = model.config, model.config.image
-    if model.kind == "resnet":
-        tower = f"ResNet {config.resnet.width}x{'-'.join(map(str, config.resnet.num_blocks))}"
+    if isinstance(image, ResNetConfig):
+        tower = f"ResNet {image.width}x{'-'.join(map(str, image.num_blocks))}"
     else:
         tower = f"{image.width}x{image.num_layers}/{image.patch_size}"
     return {

@@ -102,14 +102,14 @@ def check_expressible(model: ModelConfig) -> None:
         "text.pooling": (model.text.pooling, "end_token"),
         "text.is_causal": (model.text.is_causal, True),
         "text.projection_bias": (model.text.projection_bias, False),
-        "image.pooling": (model.image.pooling, "class_token"),
-        "image.pre_norm": (model.image.pre_norm, True),
-        "image.patch_bias": (model.image.patch_bias, False),
-        "image.last_block": (model.image.last_block, "full"),
+        "image.pooling": (model.vit.pooling, "class_token"),
+        "image.pre_norm": (model.vit.pre_norm, True),
+        "image.patch_bias": (model.vit.patch_bias, False),
+        "image.last_block": (model.vit.last_block, "full"),
     }
     if model.contrastive != "none":
         wanted["contrastive"] = (model.contrastive, "softmax")
-        wanted["image.projection"] = (model.image.projection, "linear")
+        wanted["image.projection"] = (model.vit.projection, "linear")
     for key, (value, only) in wanted.items():
         if value != only:
             raise CheckpointError(f"model.{key}: {value}; transformers can only have {only}")
@@ -131,7 +131,7 @@ def config_json(kind: str, model: ModelConfig) -> dict[str, Any]:
             "num_attention_heads": tower.num_heads,
             **shared,
         }
-        for name, tower in (("vision", model.image), ("text", model.text))
+        for name, tower in (("vision", model.vit), ("text", model.text))
     }
     return {
         "architectures": [_ARCHITECTURES[kind]],
@@ -142,7 +142,7 @@ def config_json(kind: str, model: ModelConfig) -> dict[str, Any]:
         "vision_config": {
             "model_type": f"{kind}_vision_model",
             "image_size": model.image_size,
-            "patch_size": model.image.patch_size,
+            "patch_size": model.vit.patch_size,
             "num_channels": 3,
             **towers["vision"],
         },

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from owl_det.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from owl_det.config import ModelConfig, TextTowerConfig, VitConfig
 from owl_det.convert import rules
 from owl_det.convert.rules import ALL, LAYER, Ignored, Layout, Rule, Table
 
@@ -92,9 +92,9 @@ def _blocks(theirs: str, ours: str) -> list[Rule]:
 
 def tensor_shapes(kind: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that the class of `kind` has."""
-    image, text = model.image, model.text
+    image, text = model.vit, model.text
     vision_model, text_model = f"{kind}.vision_model", f"{kind}.text_model"
-    patch, num_patches = image.patch_size, (model.image_size // image.patch_size) ** 2
+    patch, num_patches = image.patch_size, model.grid_side**2
     return {
         f"{vision_model}.embeddings.class_embedding": (image.width,),
         f"{vision_model}.embeddings.patch_embedding.weight": (image.width, 3, patch, patch),
@@ -114,9 +114,7 @@ def tensor_shapes(kind: str, model: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _layer_shapes(
-    layers: str, tower: ImageTowerConfig | TextTowerConfig
-) -> dict[str, tuple[int, ...]]:
+def _layer_shapes(layers: str, tower: VitConfig | TextTowerConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(tower.num_layers):
         layer = f"{layers}.{i}"

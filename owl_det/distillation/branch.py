@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from owl_det.config import Config
-from owl_det.types import Params, Targets
+from owl_det.types import Features, Params, Targets
 
 # What teachers say of each image: unit-length vectors by the name of the signal.
 #   tiles [b t e]          image embedding of each tile (the whole image)
@@ -49,9 +49,7 @@ class BranchInputs:
         dataclasses.field(default=None, metadata=_STATIC)
     )
     # Of the student.
-    tokens: Float[Array, "b n e"] = _LATER  # unit length, in the space of the student's texts
-    token_index: Int[Array, "b n"] = _LATER  # position in the full grid
-    grid: tuple[int, int] = dataclasses.field(default=(0, 0), metadata=_STATIC)  # rows, columns
+    features: Features = _LATER  # unit length, in the space of the student's texts
     keys: Key[Array, " b"] = _LATER
     names: Float[Array, "c e"] | None = None  # the student's texts of the same names, no gradient
     targets: Targets | None = None
@@ -61,11 +59,14 @@ class BranchInputs:
     is_matched: Bool[Array, "b m"] | None = None
 
     @property
+    def tokens(self) -> Float[Array, "b n e"]:
+        """The student's tokens, of unit length, in the space of its texts."""
+        return self.features.tokens
+
+    @property
     def centres(self) -> Float[Array, "b n 2"]:
         """Of each token, (x, y) relative to the square."""
-        h, w = self.grid
-        place = jnp.stack([self.token_index % w, self.token_index // w], axis=-1)
-        return (place + 0.5) / jnp.array([[[w, h]]], jnp.float32)
+        return self.features.centres
 
 
 def require(value: Any) -> Any:

@@ -28,7 +28,7 @@ def region_loss(
 
 def _loss(entry: ClipSelfConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
     boxes, is_region = require(inputs.region_boxes), require(inputs.is_region)
-    pooled, is_seen = kept_region_embeddings(inputs.tokens, inputs.token_index, boxes, inputs.grid)
+    pooled, is_seen = kept_region_embeddings(inputs.features.only_level, boxes)
     return region_loss(pooled, inputs.signals["regions"], is_region & is_seen)
 
 

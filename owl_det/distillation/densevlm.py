@@ -81,7 +81,7 @@ def _names_held(
 
 def _loss(entry: DenseVlmConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
     boxes, is_region = require(inputs.region_boxes), require(inputs.is_region)
-    pooled, is_seen = kept_region_embeddings(inputs.tokens, inputs.token_index, boxes, inputs.grid)
+    pooled, is_seen = kept_region_embeddings(inputs.features.only_level, boxes)
     return alignment_loss(
         name_logits(pooled, require(inputs.names), entry.temperature),
         name_logits(

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from owl_det.config import GridClipGridConfig, GridClipImageConfig
 from owl_det.distillation.branch import Branch, BranchInputs, masked_mean, require
-from owl_det.matching import focal_terms
+from owl_det.losses.focal import focal_terms
 from owl_det.modeling.region_pool import kept_region_embeddings
 from owl_det.scoring import unit_length
 from owl_det.types import Params, Targets
@@ -136,9 +136,7 @@ def _init_grid(
 
 
 def _image(entry: GridClipImageConfig, params: Params, inputs: BranchInputs) -> Float[Array, " b"]:
-    pooled, is_seen = kept_region_embeddings(
-        inputs.tokens, inputs.token_index, inputs.tile_boxes, inputs.grid
-    )
+    pooled, is_seen = kept_region_embeddings(inputs.features.only_level, inputs.tile_boxes)
     return image_loss(adapt(params, pooled), inputs.signals["tiles"], inputs.is_tile & is_seen)
 
 

@@ -16,9 +16,8 @@ from owl_det.distillation.branch import BranchInputs
 from owl_det.distillation.branches import distill_losses
 from owl_det.distillation.teachers import Teachers
 from owl_det.modeling.build import BRANCHES, call, make_detector, model_params
-from owl_det.modeling.detector import Detector
 from owl_det.scoring import unit_length
-from owl_det.types import Batch, ImageFeatures, Params
+from owl_det.types import Batch, Features, Params
 
 
 def of_batch(batch: Batch, teachers: Teachers) -> BranchInputs:
@@ -77,7 +76,7 @@ def of_step(params: Params, teachers: Teachers, config: Config) -> Teachers:
 def student_names(params: Params, teachers: Teachers, config: Config) -> Float[Array, "c e"]:
     """The student's texts of the names as they are now; no gradient goes to them."""
     tokens = jnp.asarray(teachers.name_tokens)
-    names = call(make_detector(config), model_params(params), Detector.encode_text, tokens)
+    names = call(make_detector(config).encode_text, model_params(params), tokens)
     return jax.lax.stop_gradient(unit_length(names))
 
 
@@ -85,7 +84,7 @@ def branch_losses(
     params: Params,
     inputs: BranchInputs,
     teachers: Teachers,
-    features: ImageFeatures,
+    features: Features,
     *,
     images: UInt8[Array, "b h w 3"],
     keys: Key[Array, " b"],
@@ -97,13 +96,10 @@ def branch_losses(
     `teachers` are those of `of_step`; `instances` are the fields of `BranchInputs` that only a
     detector has.
     """
-    side = config.model.image_size // config.model.image.patch_size
     embed, arrays = teachers.embed_boxes, teachers.arrays
     inputs = dataclasses.replace(
         inputs,
-        tokens=unit_length(features.tokens),
-        token_index=features.token_index,
-        grid=(side, side),
+        features=_of_unit_length(features),
         keys=keys,
         names=arrays.get("student_names"),
         teacher_names=arrays.get("names"),
@@ -111,3 +107,10 @@ def branch_losses(
         **instances,
     )
     return distill_losses(config.distill, params.get(BRANCHES, {}), inputs)
+
+
+def _of_unit_length(features: Features) -> Features:
+    levels = features.levels
+    return Features(
+        levels=tuple(dataclasses.replace(x, tokens=unit_length(x.tokens)) for x in levels)
+    )

@@ -1,7 +1,6 @@
 """One frozen model: where it comes from, and what it says of images and texts."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,10 @@ from owl_det.checkpoints.load import load_model
 from owl_det.config import Config
 from owl_det.distillation import branches, crops
 from owl_det.errors import CheckpointError, ConfigError
-from owl_det.modeling.build import call
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call, detector_of
+from owl_det.modeling.family import ContrastiveModel
 from owl_det.modeling.region_pool import region_embeddings
-from owl_det.modeling.resnet import STRIDE, ClipResNet
+from owl_det.modeling.resnet import ClipResNet
 from owl_det.scoring import unit_length
 from owl_det.types import LoadedModel, Params
 
@@ -35,17 +34,17 @@ class Teacher:
 
     @property
     def is_resnet(self) -> bool:
-        return self.loaded.kind == "resnet"
+        return self.loaded.is_resnet
 
     @property
-    def module(self) -> Any:
-        kind = ClipResNet if self.is_resnet else Detector
-        return kind(self.loaded.config, self.loaded.preprocess)
+    def module(self) -> ContrastiveModel:
+        make = ClipResNet if self.is_resnet else detector_of
+        return make(self.loaded.config, self.loaded.preprocess)
 
     @property
     def stride(self) -> int:
         """Pixels for each token, along an axis."""
-        return STRIDE if self.is_resnet else self.loaded.config.image.patch_size
+        return self.loaded.config.image.stride
 
     def without_params(self) -> "Teacher":
         """The same for a step, which reads the parameters that were placed."""
@@ -59,17 +58,17 @@ class Teacher:
         Towers that pool by the mean take the mean of a crop's tokens without its padding.
         """
         side, preprocess = self.loaded.config.image_size, self.loaded.preprocess
-        module, kind = self.module, type(self.module)
-        pools_by_mean = not self.is_resnet and self.loaded.config.image.pooling == "mean"
+        pools_by_mean = not self.is_resnet and self.loaded.config.vit.pooling == "mean"
 
         def embed(boxes: Array) -> Array:
             pixels = crops.crop_and_resize(image, boxes, side, preprocess)
             if pools_by_mean:
                 size = image.shape[1], image.shape[2]
                 content = crops.content_boxes(boxes, size, side, preprocess)
-                found = call(module, params, Detector.embed_tiles, pixels, content[:, None])
+                towers = detector_of(self.loaded.config, preprocess)
+                found = call(towers.embed_tiles, params, pixels, content[:, None])
             else:
-                found = call(module, params, kind.embed_image, pixels)
+                found = call(self.module.embed_image, params, pixels)
             return unit_length(found.reshape(pixels.shape[0], -1))
 
         found = jax.lax.map(embed, jnp.swapaxes(boxes_cxcywh, 0, 1))
@@ -78,7 +77,7 @@ class Teacher:
     def embed_texts(self, params: Params, tokens: Int32[Array, "*b l"]) -> Float[Array, "*b e"]:
         """Unit-length text embeddings."""
         rows = tokens.reshape(-1, tokens.shape[-1])
-        found = call(self.module, params, type(self.module).encode_text, rows)
+        found = call(self.module.encode_text, params, rows)
         return jax.lax.stop_gradient(unit_length(found).reshape(*tokens.shape[:-1], -1))
 
     def embed_regions(
@@ -92,11 +91,9 @@ class Teacher:
         if image.shape[1] != side:
             whole = jnp.tile(jnp.array([[0.5, 0.5, 1.0, 1.0]]), (image.shape[0], 1))
             image = crops.crop_and_resize(image, whole, side, self.loaded.preprocess)
-        method: Any = ClipResNet.dense_features if self.is_resnet else Detector.embed_patches
-        found = call(self.module, params, method, image)
-        size = side // self.stride
-        tokens = found.reshape(image.shape[0], size * size, -1)
-        return jax.lax.stop_gradient(region_embeddings(tokens, boxes_cxcywh, size, size))
+        level = call(self.module.patch_features, params, image).only_level
+        found = region_embeddings(level.tokens, boxes_cxcywh, *level.grid)
+        return jax.lax.stop_gradient(found)
 
 
 def open_teacher(config: Config) -> Teacher:
@@ -123,7 +120,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
     if teacher.is_resnet:
         return teacher  # takes any size; its tokens are its values already
     model = teacher.loaded.config
-    if model.image.pooling == "map":
+    if model.vit.pooling == "map":
         raise ConfigError(
             f"config.distill.dense_teacher: {distill.dense_teacher or distill.teacher} pools by "
             "attention, so its tokens lie in no space of texts; take a CLIP, or towers that "
@@ -132,7 +129,7 @@ def open_dense_teacher(config: Config, image: Teacher | None) -> Teacher:
     fitted = resized(teacher.loaded, side)
     is_same = fitted is teacher.loaded
     positions = None if is_same else fitted.params["image"]["position_embedding"]
-    tower = dataclasses.replace(model.image, last_block=distill.dense_last_block)
+    tower = dataclasses.replace(model.vit, last_block=distill.dense_last_block)
     model = dataclasses.replace(model, image_size=side, image=tower)
     return Teacher(dataclasses.replace(teacher.loaded, config=model), positions)
 

@@ -23,7 +23,7 @@ from owl_det.evaluation import by_category, data_check
 from owl_det.evaluation.evaluate import DetectionEvaluator, DetectionMeasurement, pairs_kept
 from owl_det.evaluation.evaluator import summary
 from owl_det.inference import ranking
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import detector_of
 from owl_det.types import LoadedModel
 
 KINDS = ("coco", "lvis", "ov_coco", "odinw", "voc", "yolo", "shapes_world")
@@ -118,7 +118,7 @@ def run(
         data_check.require_boxes(source)
     # An export is a program for one device.
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1] if functions else None)
-    detector = Detector(model.config, model.preprocess)
+    detector = detector_of(model.config, model.preprocess)
     params = jax.device_put(model.params, sharding.replicated(mesh))
     prompts = prompts or model.eval_prompts
     summaries = {}

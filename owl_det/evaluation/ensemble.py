@@ -28,7 +28,8 @@ from owl_det.config import (
 )
 from owl_det.config.roles import keys_of
 from owl_det.errors import CheckpointError, ConfigError, DataError
-from owl_det.modeling.detector import Detector, without_contrastive
+from owl_det.modeling.build import detector_of
+from owl_det.modeling.detector import without_contrastive
 from owl_det.types import LoadedModel
 
 BATCH_SIZE = 32  # of evaluation
@@ -87,7 +88,7 @@ def save(
     if Path(out).exists():
         raise CheckpointError(f"{out}: exists already; name a new folder with --out")
     first, second = (load_model(path) for path in (self_trained, fine_tuned))
-    if first.kind != second.kind or first.kind == "resnet":
+    if first.kind != second.kind or first.is_resnet:
         raise CheckpointError(
             f"{self_trained} is of kind {first.kind}, {fine_tuned} of kind {second.kind}: give two "
             "detectors or two pairs of towers"
@@ -192,7 +193,7 @@ class _SweepEvaluation:
             for name, text in evaluations.items()
         }
         self._mesh = sharding.make_mesh(MeshConfig())
-        detector = Detector(model.config, model.preprocess)
+        detector = detector_of(model.config, model.preprocess)
         self._texts = evaluations
         self._groups = {name: group for name, (_, group) in parsed.items()}
         self._evaluate: dict[str, Any] = {}  # by source: both may be groups of one

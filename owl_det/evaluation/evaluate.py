@@ -20,7 +20,7 @@ from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.metrics import Metrics
 from owl_det.inference import ranking
 from owl_det.inference.text_encoder import TextEncoder
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 if TYPE_CHECKING:

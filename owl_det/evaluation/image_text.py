@@ -18,7 +18,8 @@ from owl_det.evaluation.loader import Loader
 from owl_det.evaluation.regions import NameAccuracy, RegionAccuracy
 from owl_det.inference import ranking
 from owl_det.inference.text_encoder import TextEncoder
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call
+from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 RETRIEVAL_RANKS = (1, 5, 10)
@@ -74,7 +75,7 @@ class ImageTextEvaluator:
             max_images=settings.max_images,
         )
         whole = sharding.replicated(mesh)
-        self._has_dense = detector.config.image.pooling != "map" and bool(source.categories)
+        self._has_dense = detector.config.vit.pooling != "map" and bool(source.categories)
         self._embed = jax.jit(self._forward, out_shardings=whole)
         self._encoder = TextEncoder(
             jax.jit(partial(ranking.embed_prompts, detector), out_shardings=whole),
@@ -84,10 +85,9 @@ class ImageTextEvaluator:
         )
 
     def _forward(self, params: Params, images: Any) -> tuple[Any, Any]:
-        apply = partial(self.detector.apply, {"params": params}, images)
         if self._has_dense:
-            return apply(method="embed_image_and_patches")
-        return apply(method="embed_image"), None
+            return call(self.detector.embed_image_and_patches, params, images)
+        return call(self.detector.embed_image, params, images), None
 
     def __call__(self, params: Params) -> ImageTextMeasurement:
         """All metrics, in [0, 1]. Every process computes, process 0 returns them (others nothing).

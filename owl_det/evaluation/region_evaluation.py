@@ -24,7 +24,7 @@ from data_pipelines.named_regions import BoxRegions, NamedRegions, RegionSource,
 from data_pipelines.open_source import open_source
 from owl_det import config as config_lib
 from owl_det import sharding
-from owl_det.config import MeshConfig
+from owl_det.config import MeshConfig, VitConfig
 from owl_det.errors import UserError, in_flags
 from owl_det.evaluation import data_check
 from owl_det.evaluation.benchmark import columns
@@ -267,12 +267,13 @@ def run(
         max_images=max_images,
     )
     values = measure(jax.device_put(model.params, sharding.replicated(mesh)))
+    tower = model.config.image
     return {
         "kind": model.kind,
         "step": model.step,
         **{key: round(x, 6) if isinstance(x, float) else x for key, x in values.items()},
         "image_size": model.config.image_size,
-        "last_block": model.config.image.last_block,
+        "last_block": tower.last_block if isinstance(tower, VitConfig) else "full",
         "prompts": eval_prompts,
         "num_names": len(source.categories),
         "dataset": source.version,

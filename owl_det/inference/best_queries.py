@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from owl_det import boxes as box_lib
 from owl_det.inference import ranking
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.family import Detector
 from owl_det.scoring import class_logits
 from owl_det.types import Params, TokenEmbeddings
 

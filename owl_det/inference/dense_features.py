@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,8 +15,8 @@ from data_pipelines import image_ops
 from owl_det.errors import CheckpointError, UserError
 from owl_det.inference import ranking, text_queries
 from owl_det.inference.text_encoder import TextEncoder, mean_of_prompts
-from owl_det.modeling import resnet
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.build import call, detector_of
+from owl_det.modeling.family import ContrastiveModel, Detector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel, Params
 
@@ -43,35 +43,27 @@ def embedding_functions(model: LoadedModel) -> EmbeddingFunctions:
     it kept its contrastive parameters. Towers have both, but the tokens of a tower with attention
     pooling lie in no space shared with texts. A ResNet has both.
     """
-    if model.kind == "resnet":
+    if model.is_resnet:
         clip = ClipResNet(model.config, model.preprocess)
         return EmbeddingFunctions(
-            partial(ranking.embed_prompts, clip), partial(_embed_resnet, clip)
+            partial(ranking.embed_prompts, clip), partial(_embed_contrastive, clip)
         )
-    detector = Detector(model.config, model.preprocess)
-    embed = _embed_towers if model.kind == "towers" else _embed_detector
+    detector = detector_of(model.config, model.preprocess)
+    embed = _embed_contrastive if model.kind == "towers" else _embed_detector
     return EmbeddingFunctions(partial(ranking.embed_prompts, detector), partial(embed, detector))
 
 
-def _apply(module: Any, method: str, params: Params, x: Array) -> Any:
-    return module.apply({"params": params}, x, method=method)
-
-
-def _embed_towers(detector: Detector, params: Params, image: Array) -> Embedded:
-    whole, tokens = _apply(detector, "embed_image_and_patches", params, image)
-    return Embedded(None if detector.config.image.pooling == "map" else tokens, whole)
+def _embed_contrastive(model: ContrastiveModel, params: Params, image: Array) -> Embedded:
+    whole, tokens = call(model.embed_image_and_patches, params, image)
+    tower = model.config.image
+    has_patches = tower.kind == "resnet" or tower.pooling != "map"
+    return Embedded(tokens if has_patches else None, whole)
 
 
 def _embed_detector(detector: Detector, params: Params, image: Array) -> Embedded:
     tokens = ranking.embed_image_tokens(detector, params, image).class_embeddings
     has_whole = detector.config.contrastive != "none"
-    return Embedded(tokens, _apply(detector, "embed_image", params, image) if has_whole else None)
-
-
-def _embed_resnet(clip: ClipResNet, params: Params, image: Array) -> Embedded:
-    grid = _apply(clip, "dense_features", params, image)
-    tokens = grid.reshape(grid.shape[0], -1, grid.shape[-1])
-    return Embedded(tokens, _apply(clip, "embed_image", params, image))
+    return Embedded(tokens, call(detector.embed_image, params, image) if has_whole else None)
 
 
 class DenseFeatures:
@@ -107,7 +99,7 @@ class DenseFeatures:
     def extent(self, image: Image.Image) -> tuple[float, float]:
         """Height and width of `embed`'s grid in pixels of the image; whole tokens may exceed it."""
         side, geometry = self.model.config.image_size, self.model.preprocess.geometry
-        patch = resnet.STRIDE if self.model.kind == "resnet" else self.model.config.image.patch_size
+        patch = self.model.config.image.stride
         height, width = image_ops.fit_size(image.height, image.width, side, geometry)
         across, down = image_ops.extent(image.height, image.width, geometry)
         rows, columns = math.ceil(height / patch), math.ceil(width / patch)

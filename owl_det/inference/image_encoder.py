@@ -45,7 +45,7 @@ class ImageEncoder:
 
         Raises `DataError` for one that the model cannot take.
         """
-        full, patch = self._model.config.image_size, self._model.config.image.patch_size
+        full, patch = self._model.config.image_size, self._model.config.vit.patch_size
         side = full if image_size is None else ranges.count("image_size", image_size)
         if self._functions.is_one_size and side != full:
             raise DataError(f"image_size: this export takes images of {full} pixels only")

@@ -7,7 +7,7 @@ arithmetic.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,10 @@ from owl_det import boxes as box_lib
 from owl_det.checkpoints import finite
 from owl_det.errors import CheckpointError
 from owl_det.scoring import class_logits
-from owl_det.types import ImageFeatures, LoadedModel, Params, TokenEmbeddings
+from owl_det.types import LoadedModel, Params, TokenEmbeddings
 
 if TYPE_CHECKING:  # an exported model is run by this module where Flax is not installed
-    from owl_det.modeling.detector import Detector
-    from owl_det.modeling.resnet import ClipResNet
+    from owl_det.modeling.family import ContrastiveModel, Detector
 
 QUERY_CHUNK = 512  # queries scored at once: bounds the memory of the scores
 MIN_SIDE = 0.01  # pixels: a box that shows less of its image, on either axis, shows nothing
@@ -40,9 +39,9 @@ class DetectorFunctions(NamedTuple):
     @classmethod
     def of_model(cls, model: LoadedModel) -> "DetectorFunctions":
         """The functions of a checkpoint's modules."""
-        from owl_det.modeling.detector import Detector
+        from owl_det.modeling.build import detector_of
 
-        return cls.of_detector(Detector(model.config, model.preprocess))
+        return cls.of_detector(detector_of(model.config, model.preprocess))
 
     @classmethod
     def of_detector(cls, detector: "Detector") -> "DetectorFunctions":
@@ -59,26 +58,24 @@ class TopPairs(NamedTuple):
 
 
 def embed_prompts(
-    detector: "Detector | ClipResNet", params: Params, tokens: Int32[Array, "t q l"]
+    model: "ContrastiveModel", params: Params, tokens: Int32[Array, "t q l"]
 ) -> Float[Array, "t q e"]:
     """Embeddings of every query in each of its t prompts."""
+    from owl_det.modeling.build import call
+
     t, q, length = tokens.shape
-    embeddings = detector.apply(
-        {"params": params}, tokens.reshape(t * q, length), method="encode_text"
-    )
-    return cast(Array, embeddings).reshape(t, q, -1)
+    embeddings = call(model.encode_text, params, tokens.reshape(t * q, length))
+    return embeddings.reshape(t, q, -1)
 
 
 def embed_image_tokens(
     detector: "Detector", params: Params, image: UInt8[Array, "b H W 3"]
 ) -> TokenEmbeddings:
     """One pass of the image tower. A side below the model's uses a part of the position grid."""
-    variables = {"params": params}
-    p = detector.config.image.patch_size
-    grid = (image.shape[1] // p, image.shape[2] // p)
-    features = cast(ImageFeatures, detector.apply(variables, image, method="encode_image"))
-    tokens = detector.apply(variables, features, grid=grid, method="embed_tokens")
-    return cast(TokenEmbeddings, tokens)
+    from owl_det.modeling.build import call
+
+    features = call(detector.encode_image, params, image)
+    return call(detector.embed_tokens, params, features)
 
 
 def shows_image(

@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LoadedModel, DetectorFunctions]:
 def signatures(model: ModelConfig) -> dict[str, tuple[dict[str, Signature], dict[str, Signature]]]:
     """Inputs (after the parameters) and outputs of each function that is exported, by name."""
     side, e = model.image_size, model.embedding_dim
-    n = (side // model.image.patch_size) ** 2
+    n = (side // model.vit.patch_size) ** 2
     embeddings, image = (("t", "q", e), "float32"), (("b", side, side, 3), "uint8")
     return {
         "encode_queries": (

@@ -1,8 +1,9 @@
 """Detection losses of one image each: focal classification, L1, GIoU, objectness.
 
-Values are per example and unweighted; `losses.total` weights and adds them. Normalisation is per
-example, as in the authors' code: classification by the image's positive labels, boxes by its
-matched instances.
+They see targets from the predictions' side, as any assigner gives them. Values are per example and
+unweighted; `losses.total` weights and adds them. Normalisation is per example, as in the authors'
+code: classification by the image's positive labels, boxes by the weights of its positive
+predictions.
 """
 
 import jax
@@ -11,37 +12,34 @@ from jaxtyping import Array, Bool, Float, Key
 
 from owl_det import boxes as box_lib
 from owl_det.config import LossConfig
-from owl_det.matching import focal_terms
-from owl_det.types import Assignment, Predictions, Targets
+from owl_det.losses.focal import focal_terms
+from owl_det.types import Predictions, PredictionTargets, Targets
 
 
 def detection_losses(
     predictions: Predictions,
     targets: Targets,
-    assignment: Assignment,
+    wanted: PredictionTargets,
     config: LossConfig,
     is_drawn: Bool[Array, "*b k"] | None = None,
 ) -> dict[str, Float[Array, "*b"]]:
-    """The four parts, and counts that say how the matching went; `is_drawn` as in `class_loss`."""
-    l1, giou = box_losses(predictions.boxes, targets.boxes, assignment)
-    num_instances = targets.is_instance.sum(-1)
-    num_matched = assignment.is_matched.sum(-1)
+    """The four parts, by name; `wanted` is what each prediction should be, `is_drawn` as in
+    `class_loss`."""
+    l1, giou = box_losses(predictions.boxes, wanted)
     return {
-        "class": class_loss(predictions, targets, assignment, config, is_drawn),
+        "class": class_loss(predictions, targets, wanted, config, is_drawn),
         "l1": l1,
         "giou": giou,
         "objectness": objectness_loss(
             predictions.objectness_logits, predictions.class_logits, targets.is_query
         ),
-        "instances": num_instances.astype(jnp.float32),
-        "unmatched_instances": (num_instances - num_matched).astype(jnp.float32),
     }
 
 
 def class_loss(
     predictions: Predictions,
     targets: Targets,
-    assignment: Assignment,
+    wanted: PredictionTargets,
     config: LossConfig,
     is_drawn: Bool[Array, "*b k"] | None = None,
 ) -> Float[Array, "*b"]:
@@ -50,27 +48,17 @@ def class_loss(
     Predictions that lie in a crowd region are not held against that region's names. With `is_drawn`
     only those predictions count, and every label.
     """
-    labels = matched_labels(targets, assignment, predictions.boxes.shape[-2])
+    labels = wanted.labels
     positive, negative = focal_terms(
         predictions.class_logits, config.focal_alpha, config.focal_gamma
     )
     is_counted = targets.is_query[..., None, :] & ~_in_crowd(predictions.boxes, targets) | labels
+    is_counted &= wanted.is_counted[..., None]
     if is_drawn is not None:
         is_counted &= is_drawn[..., None] | labels
     loss = jnp.where(labels, positive, negative)
     loss = jnp.where(is_counted, loss, 0.0).sum((-2, -1))
     return loss / jnp.maximum(labels.sum((-2, -1)), 1)
-
-
-def matched_labels(
-    targets: Targets, assignment: Assignment, num_predictions: int
-) -> Bool[Array, "*b k q"]:
-    """Multi-hot labels of each prediction; all False where it is unmatched."""
-    # At most one pair per prediction: the product is a gather, and a matrix product is fastest.
-    pairs = jax.nn.one_hot(assignment.prediction, num_predictions)
-    pairs = jnp.where(assignment.is_matched[..., None], pairs, 0.0)
-    labels = targets.labels & targets.is_query[..., None, :]
-    return jnp.einsum("...mk,...mq->...kq", pairs, labels.astype(jnp.float32)) > 0.5
 
 
 def _in_crowd(boxes_cxcywh: Float[Array, "*b k 4"], targets: Targets) -> Bool[Array, "*b k q"]:
@@ -89,20 +77,21 @@ def _in_crowd(boxes_cxcywh: Float[Array, "*b k 4"], targets: Targets) -> Bool[Ar
 
 
 def box_losses(
-    boxes_cxcywh: Float[Array, "*b k 4"],
-    targets_cxcywh: Float[Array, "*b m 4"],
-    assignment: Assignment,
+    boxes_cxcywh: Float[Array, "*b k 4"], wanted: PredictionTargets
 ) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-    """L1 (on corners, summed over the four) and 1 − GIoU, each / matched instances (at least 1)."""
-    matched = jnp.take_along_axis(boxes_cxcywh, assignment.prediction[..., None], axis=-2)
-    # Fillers compare a box with itself, so that no gradient of theirs can be infinite.
-    is_matched = assignment.is_matched[..., None]
-    target = box_lib.cxcywh_to_xyxy(jnp.where(is_matched, targets_cxcywh, 0.5))
-    matched = box_lib.cxcywh_to_xyxy(jnp.where(is_matched, matched, 0.5))
-    count = jnp.maximum(assignment.is_matched.sum(-1), 1)
-    l1 = jnp.where(is_matched, jnp.abs(matched - target), 0.0).sum((-2, -1)) / count
-    giou = box_lib.giou_paired(matched, target)
-    return l1, jnp.where(assignment.is_matched, 1.0 - giou, 0.0).sum(-1) / count
+    """L1 (on corners, summed over the four) and 1 − GIoU of the positive predictions.
+
+    Each is the weighted sum over the sum of the weights, which counts as at least 1.
+    """
+    weight = wanted.weight
+    # Background compares a box with itself, so that no gradient of its can be infinite.
+    is_positive = (weight > 0)[..., None]
+    target = box_lib.cxcywh_to_xyxy(jnp.where(is_positive, wanted.boxes, 0.5))
+    predicted = box_lib.cxcywh_to_xyxy(jnp.where(is_positive, boxes_cxcywh, 0.5))
+    total = jnp.maximum(weight.sum(-1), 1.0)
+    l1 = weight * jnp.abs(predicted - target).sum(-1)
+    giou = weight * (1.0 - box_lib.giou_paired(predicted, target))
+    return l1.sum(-1) / total, giou.sum(-1) / total
 
 
 def objectness_loss(
@@ -124,13 +113,12 @@ def objectness_loss(
 
 
 def matched_share_in_top_k(
-    objectness_logits: Float[Array, "*b k"], assignment: Assignment, top_k: int
+    objectness_logits: Float[Array, "*b k"], is_positive: Bool[Array, "*b k"], top_k: int
 ) -> Float[Array, "*b"]:
-    """Share of matched tokens among the `top_k` of highest objectness (1 without instances)."""
+    """Share of positive predictions among the `top_k` of highest objectness (1 without any)."""
     rank = jnp.argsort(jnp.argsort(-objectness_logits, axis=-1), axis=-1)
-    is_kept = jnp.take_along_axis(rank, assignment.prediction, axis=-1) < top_k
-    count = assignment.is_matched.sum(-1)
-    kept = (is_kept & assignment.is_matched).sum(-1)
+    count = is_positive.sum(-1)
+    kept = ((rank < top_k) & is_positive).sum(-1)
     return jnp.where(count > 0, kept / jnp.maximum(count, 1), 1.0)
 
 

@@ -1,42 +1,47 @@
 """The model of a config: its module, fresh parameters, and which of them are the model's."""
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from owl_det.config import Config
-from owl_det.modeling.detector import TOWERS, Detector
+from owl_det.config import Config, ModelConfig, PreprocessConfig
+from owl_det.modeling.detector import TOWERS, OwlDetector
+from owl_det.modeling.family import Detector
 from owl_det.types import Params
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_Module = TypeVar("_Module", bound=nn.Module)
+
+# The detector families, by `model.family`: a new one is a row here and its files.
+FAMILIES: dict[str, Callable[[ModelConfig, PreprocessConfig], Detector]] = {"owl": OwlDetector}
 
 BRANCHES = "distill"  # where branch parameters are in a training's; no detector has them
 
 
 def make_detector(config: Config) -> Detector:
-    return Detector(config.model, config.preprocess)
+    return detector_of(config.model, config.preprocess)
+
+
+def detector_of(model: ModelConfig, preprocess: PreprocessConfig) -> Detector:
+    """The detector of `model.family`; `FAMILIES` is the table."""
+    return FAMILIES[model.family](model, preprocess)
 
 
 def call(
-    module: _Module,
-    params: Params,
-    method: Callable[Concatenate[_Module, _P], _T],
-    *arguments: _P.args,
-    **keywords: _P.kwargs,
+    method: Callable[_P, _T], params: Params, *arguments: _P.args, **keywords: _P.kwargs
 ) -> _T:
-    """`method(module, …)` with these parameters: `call(d, p, Detector.encode_text, tokens)`."""
+    """A module's method with these parameters: `call(detector.encode_text, params, tokens)`."""
+    module = cast(nn.Module, getattr(method, "__self__"))  # noqa: B009  a bound method
     return cast(_T, module.apply({"params": params}, *arguments, method=method, **keywords))
 
 
 def init_params(config: Config, key: Key[Array, ""]) -> Params:
     """Freshly initialised parameters; without heads where the task trains towers alone."""
     side, length = config.model.image_size, config.model.text.num_positions
-    variables = make_detector(config).init(
+    variables = cast(nn.Module, make_detector(config)).init(
         key,
         jnp.zeros((1, side, side, 3), jnp.uint8),
         jnp.zeros((1, 1, length), jnp.int32),

@@ -7,6 +7,7 @@ The towers alone are a contrastive model (CLIP, SigLIP, LiT) if `config.contrast
 `embed_image`, `encode_text` and `similarity`.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -23,7 +24,7 @@ from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
 from owl_det.scoring import unit_length
-from owl_det.types import ImageFeatures, Params, Predictions, TokenEmbeddings
+from owl_det.types import Features, Params, Predictions, TokenEmbeddings
 
 # The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
 TOWERS = ("image", "text", "logit_scale", "logit_bias")
@@ -42,7 +43,7 @@ def without_contrastive(params: Params) -> tuple[Params, list[str]]:
     return kept, found
 
 
-class Detector(nn.Module):
+class OwlDetector(nn.Module):
     """Encoder-only open-vocabulary detector (OWL-ViT, OWLv2).
 
     A class token is merged into every patch token: norm(patch token · class token), as in the
@@ -63,7 +64,7 @@ class Detector(nn.Module):
         config = self.config
         self.image = ImageTower(config, self.preprocess)
         self.text = TextTower(config)
-        if config.image.pooling == "class_token":
+        if config.vit.pooling == "class_token":
             self.merge_norm = Norm(config.merge_norm_epsilon, self.dtype)
         self.class_head = ClassHead(
             config.embedding_dim, config.class_prior, config.class_initial_scale, self.dtype
@@ -101,12 +102,13 @@ class Detector(nn.Module):
         image: UInt8[Array, "b H W 3"],
         selection: SelectionConfig | None = None,
         row_keys: Key[Array, " b"] | None = None,
-    ) -> ImageFeatures:
+    ) -> Features:
         """Token features: norm(patch token · class token). Training passes the last two."""
-        class_token, tokens, index = self.image(image, selection, row_keys)
+        class_token, patches = self.image(image, selection, row_keys)
         if class_token is not None:
-            tokens = self.merge_norm(tokens * class_token[:, None, :])
-        return ImageFeatures(tokens=tokens, token_index=index)
+            merged = self.merge_norm(patches.tokens * class_token[:, None, :])
+            patches = dataclasses.replace(patches, tokens=merged)
+        return Features(levels=(patches,))
 
     def embed_image(
         self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
@@ -130,18 +132,17 @@ class Detector(nn.Module):
         has kept (training on half of the patches: FLIP, arXiv 2212.00794). Raises `ValueError` for
         other towers, which pool whole images, and without contrastive parameters.
         """
-        if self.config.image.pooling != "mean" or self.config.contrastive == "none":
+        if self.config.vit.pooling != "mean" or self.config.contrastive == "none":
             raise ValueError(
-                f"model.image.pooling is {self.config.image.pooling}, model.contrastive "
+                f"model.image.pooling is {self.config.vit.pooling}, model.contrastive "
                 f"{self.config.contrastive}: no tiles"
             )
-        side = self.config.image_size // self.config.image.patch_size
-        _, tokens, index = self.image(image, selection, row_keys)
-        rows, columns = roi_weights(tile_boxes, (side, side))
+        _, patches = self.image(image, selection, row_keys)
+        rows, columns = roi_weights(tile_boxes, patches.grid)
         weights = jnp.einsum("bth,btw->bthw", rows, columns).reshape(*rows.shape[:2], -1)
-        weights = jnp.take_along_axis(weights, index[:, None, :], axis=2)
+        weights = jnp.take_along_axis(weights, patches.token_index[:, None, :], axis=2)
         weights = weights / jnp.maximum(weights.sum(-1, keepdims=True), 1e-6)
-        return jnp.einsum("btn,bne->bte", weights, self.image.project(tokens))
+        return jnp.einsum("btn,bne->bte", weights, self.image.project(patches.tokens))
 
     def embed_patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b n e"]:
         """Dense embeddings of a contrastive model: every token through the visual projection.
@@ -155,16 +156,21 @@ class Detector(nn.Module):
         image: UInt8[Array, "b H W 3"],
         selection: SelectionConfig | None = None,
         row_keys: Key[Array, " b"] | None = None,
-    ) -> ImageFeatures:
+    ) -> Features:
         """As `embed_patches`, with each token's place; training passes the last two."""
         if self.config.contrastive == "none":
             raise ValueError("model.contrastive is none: there is no visual projection")
-        _, tokens, index = self.image(image, selection, row_keys)
-        return ImageFeatures(tokens=self.image.project(tokens), token_index=index)
+        _, patches = self.image(image, selection, row_keys)
+        projected = self.image.project(patches.tokens)
+        return Features(levels=(dataclasses.replace(patches, tokens=projected),))
 
-    def class_embeddings(self, features: ImageFeatures) -> Float[Array, "b n e"]:
-        """Unit-length class embeddings of all tokens, as `predict` sets them beside queries."""
-        return self.class_head.embed(features.tokens)[0]
+    def class_embeddings(self, features: Features) -> Features:
+        """Unit-length class embeddings of all tokens, as `predict` compares them with queries."""
+        embedded = [
+            dataclasses.replace(level, tokens=self.class_head.embed(level.tokens)[0])
+            for level in features.levels
+        ]
+        return Features(levels=tuple(embedded))
 
     def embed_image_and_patches(
         self, image: UInt8[Array, "b H W 3"]
@@ -194,52 +200,55 @@ class Detector(nn.Module):
 
     def predict(
         self,
-        features: ImageFeatures,
+        features: Features,
         query_embeddings: Float[Array, "b q e"],
         is_query: Bool[Array, "b q"],
         *,
-        grid: tuple[int, int] | None = None,
         instance_top_k: int = 0,
     ) -> Predictions:
-        """Heads. `grid` is the patch grid (h, w) where it is not the full one.
+        """Heads.
 
         With `instance_top_k` > 0 only that many tokens, those of highest objectness, get boxes
         and classes (OWLv2, section 3.2).
         """
-        tokens, index = features.tokens, features.token_index
-        objectness = jnp.zeros(tokens.shape[:2], jnp.float32)
-        if self.config.has_objectness_head:
-            objectness = self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+        patches = features.only_level
+        tokens, index = patches.tokens, patches.token_index
+        objectness = self._objectness(tokens)
         if 0 < instance_top_k < tokens.shape[1]:
             objectness, chosen = jax.lax.top_k(objectness, instance_top_k)
             tokens = gather_tokens(tokens, chosen)
             index = jnp.take_along_axis(index, chosen, axis=1)
-        side = self.config.image_size // self.config.image.patch_size
-        h, w = grid or (side, side)
-        boxes = jax.nn.sigmoid(self.box_head(tokens) + box_bias(h, w, self.config.box_bias)[index])
         class_logits, embeddings = self.class_head(tokens, query_embeddings, is_query)
         return Predictions(
-            boxes=boxes,
+            boxes=self._boxes(tokens, index, patches.grid),
             class_logits=class_logits,
             class_embeddings=embeddings,
             objectness_logits=objectness,
             token_index=index,
         )
 
-    def embed_tokens(
-        self, features: ImageFeatures, *, grid: tuple[int, int] | None = None
-    ) -> TokenEmbeddings:
-        """All that `heads.class_logits` needs to score any query later; `grid` as in `predict`."""
-        b, e = features.tokens.shape[0], self.config.embedding_dim
-        no_queries = jnp.zeros((b, 0, e)), jnp.zeros((b, 0), bool)
-        predictions = self.predict(features, *no_queries, grid=grid)
-        embeddings, norm = self.class_head.embed(features.tokens)
-        shift, scale = self.class_head.calibrate(features.tokens)
+    def embed_tokens(self, features: Features) -> TokenEmbeddings:
+        """All that `scoring.class_logits` needs to score any query later."""
+        patches = features.only_level
+        embeddings, norm = self.class_head.embed(patches.tokens)
+        shift, scale = self.class_head.calibrate(patches.tokens)
         return TokenEmbeddings(
-            boxes=predictions.boxes,
+            boxes=self._boxes(patches.tokens, patches.token_index, patches.grid),
             class_embeddings=embeddings,
             embedding_norm=norm,
             logit_shift=shift,
             logit_scale=scale,
-            objectness_logits=predictions.objectness_logits,
+            objectness_logits=self._objectness(patches.tokens),
         )
+
+    def _objectness(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b n"]:
+        if not self.config.has_objectness_head:
+            return jnp.zeros(tokens.shape[:2], jnp.float32)
+        return self.objectness_head(jax.lax.stop_gradient(tokens))[..., 0]
+
+    def _boxes(
+        self, tokens: Float[Array, "b n d"], index: Int[Array, "b n"], grid: tuple[int, int]
+    ) -> Float[Array, "b n 4"]:
+        """Boxes of the tokens at `index` of the patch grid, cxcywh in (0, 1)."""
+        bias = box_bias(*grid, self.config.box_bias)
+        return jax.nn.sigmoid(self.box_head(tokens) + bias[index])

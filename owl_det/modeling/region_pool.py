@@ -8,10 +8,11 @@ The samples lie on a product grid and bilinear interpolation is a product too, s
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from owl_det.boxes import cxcywh_to_xyxy
 from owl_det.scoring import unit_length
+from owl_det.types import FeatureLevel
 
 # Tokens. A box of whole tokens takes one sample a token, however its corners were rounded.
 _TOLERANCE = 1e-3
@@ -44,22 +45,19 @@ def region_embeddings(
 
 
 def kept_region_embeddings(
-    embeddings: Float[Array, "b n e"],
-    token_index: Int[Array, "b n"],
-    boxes_cxcywh: Float[Array, "b r 4"],
-    size: tuple[int, int],
+    level: FeatureLevel, boxes_cxcywh: Float[Array, "b r 4"]
 ) -> tuple[Float[Array, "b r e"], Bool[Array, "b r"]]:
-    """As `region_embeddings`, of the tokens that are there (`token_index` in a grid of `size`).
+    """As `region_embeddings`, of the tokens of the grid that were kept.
 
     Weights are renormalised over them. Also: the regions of which any token is there; others are 0.
     """
-    rows, columns = roi_weights(boxes_cxcywh, size)
-    row, column = token_index // size[1], token_index % size[1]
+    rows, columns = roi_weights(boxes_cxcywh, level.grid)
+    row, column = level.token_index // level.grid[1], level.token_index % level.grid[1]
     weights = jax.vmap(lambda x, i: x[:, i])(rows, row) * jax.vmap(lambda x, i: x[:, i])(
         columns, column
     )
     # The division by the sum of weights is that by the length.
-    pooled = unit_length(jnp.einsum("brn,bne->bre", weights, unit_length(embeddings)))
+    pooled = unit_length(jnp.einsum("brn,bne->bre", weights, unit_length(level.tokens)))
     return pooled, (weights > 0).any(-1)
 
 

@@ -12,15 +12,22 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from owl_det.config import ModelConfig, PreprocessConfig
+from owl_det.config import ModelConfig, PreprocessConfig, ResNetConfig, SelectionConfig
 from owl_det.modeling.attention import attend
 from owl_det.modeling.text import TextTower
 from owl_det.scoring import unit_length
+from owl_det.types import FeatureLevel, Features
 
-STRIDE = 32  # pixels per position of the last feature map
 _EXPANSION = 4  # of a bottleneck's output over its width
+
+
+def tower_of(model: ModelConfig) -> ResNetConfig:
+    """The image tower's settings. Raises `ValueError` if it is not a ResNet."""
+    if not isinstance(model.image, ResNetConfig):
+        raise ValueError(f"model.image.kind is {model.image.kind}, where a resnet is needed")
+    return model.image
 
 
 class FrozenBatchNorm(nn.Module):
@@ -99,9 +106,10 @@ class AttentionPool(nn.Module):
 
     def setup(self) -> None:
         model, dtype = self.model, jnp.dtype(self.model.dtype)
-        width = 32 * model.resnet.width
-        heads = (model.resnet.num_heads, width // model.resnet.num_heads)
-        side = model.image_size // STRIDE
+        tower = tower_of(model)
+        width = 32 * tower.width
+        heads = (tower.num_heads, width // tower.num_heads)
+        side = model.grid_side
         self.position_embedding = self.param(
             "position_embedding", nn.initializers.normal(width**-0.5), (1 + side * side, width)
         )
@@ -113,7 +121,7 @@ class AttentionPool(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b e"]:
         """Raises `ValueError` if the map is not of the size that the positions are for."""
         b, h, w, c = x.shape
-        side = self.model.image_size // STRIDE
+        side = self.model.grid_side
         if (h, w) != (side, side):
             raise ValueError(f"feature map of {h}x{w}; the attention pool knows {side}x{side}")
         x = x.reshape(b, h * w, c)
@@ -124,13 +132,13 @@ class AttentionPool(nn.Module):
         )
         return self.out(mixed)[:, 0]
 
-    def dense(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w e"]:
+    def each(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w e"]:
         """Every position through the value and output projections alone: no mixing.
 
         As CLIPSelf's code extracts them (arXiv 2310.01403); the learned positions are resized
         bilinearly to the map, which may have any size.
         """
-        side = self.model.image_size // STRIDE
+        side = self.model.grid_side
         grid = self.position_embedding[1:].reshape(side, side, -1)
         shape = (*x.shape[1:3], grid.shape[-1])
         positions = jax.image.resize(grid, shape, "bilinear", antialias=False)
@@ -144,7 +152,7 @@ class ResNetTower(nn.Module):
     preprocess: PreprocessConfig
 
     def setup(self) -> None:
-        config, dtype = self.model.resnet, jnp.dtype(self.model.dtype)
+        config, dtype = tower_of(self.model), jnp.dtype(self.model.dtype)
         conv = partial(ConvNorm, size=3, epsilon=config.norm_epsilon, dtype=dtype)
         block = partial(Bottleneck, epsilon=config.norm_epsilon, dtype=dtype)
         half = config.width // 2
@@ -161,8 +169,14 @@ class ResNetTower(nn.Module):
     def __call__(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
         return self.pool(self.feature_map(image))
 
-    def dense(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w e"]:
-        return self.pool.dense(self.feature_map(image))
+    def patches(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w e"]:
+        return self.pool.each(self.feature_map(image))
+
+    def whole_and_patches(
+        self, image: UInt8[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b h w e"]]:
+        features = self.feature_map(image)
+        return self.pool(features), self.pool.each(features)
 
     def feature_map(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w c"]:
         """The last stage's output, one position for 32 × 32 pixels."""
@@ -184,15 +198,24 @@ def _normalised(
     return (image.astype(jnp.float32) / 255.0 - mean) / std
 
 
-class ClipResNet(nn.Module):
-    """CLIP with a ResNet: `embed_image`, `dense_features`, `encode_text`, `similarity`."""
+def _require_no_noise(*training: object) -> None:
+    if any(value is not None for value in training):
+        raise ValueError("a ResNet is a frozen teacher: it has no training noise and drops nothing")
 
-    model: ModelConfig
+
+class ClipResNet(nn.Module):
+    """CLIP with a ResNet: a `family.ContrastiveModel` without training noise."""
+
+    config: ModelConfig
     preprocess: PreprocessConfig
 
+    @property
+    def dtype(self) -> Any:
+        return jnp.dtype(self.config.dtype)
+
     def setup(self) -> None:
-        self.image = ResNetTower(self.model, self.preprocess)
-        self.text = TextTower(self.model)
+        self.image = ResNetTower(self.config, self.preprocess)
+        self.text = TextTower(self.config)
         initial = nn.initializers.constant(math.log(1 / 0.07))
         self.logit_scale = self.param("logit_scale", initial, ())
 
@@ -201,15 +224,41 @@ class ClipResNet(nn.Module):
     ) -> Float[Array, "b u"]:
         return self.similarity(self.embed_image(image), self.encode_text(tokens))
 
-    def embed_image(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b e"]:
+    def embed_image(
+        self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
+    ) -> Float[Array, "b e"]:
         """Embeddings of images of `model.image_size`, not of unit length."""
+        _require_no_noise(row_keys)
         return self.image(image)
 
-    def dense_features(self, image: UInt8[Array, "b H W 3"]) -> Float[Array, "b h w e"]:
+    def patch_features(
+        self,
+        image: UInt8[Array, "b H W 3"],
+        selection: SelectionConfig | None = None,
+        row_keys: Key[Array, " b"] | None = None,
+    ) -> Features:
         """An embedding for every 32 × 32 pixels, in the space of `encode_text`; any image size."""
-        return self.image.dense(image)
+        _require_no_noise(selection, row_keys)
+        grid = self.image.patches(image)
+        b, h, w, e = grid.shape
+        index = jnp.broadcast_to(jnp.arange(h * w)[None], (b, h * w))
+        tokens = grid.reshape(b, h * w, e)
+        level = FeatureLevel(
+            tokens=tokens, token_index=index, grid=(h, w), stride=self.config.image.stride
+        )
+        return Features(levels=(level,))
 
-    def encode_text(self, tokens: Int[Array, "u l"]) -> Float[Array, "u e"]:
+    def embed_image_and_patches(
+        self, image: UInt8[Array, "b H W 3"]
+    ) -> tuple[Float[Array, "b e"], Float[Array, "b n e"]]:
+        """`embed_image` and the tokens of `patch_features`, from one pass of the tower."""
+        whole, grid = self.image.whole_and_patches(image)
+        return whole, grid.reshape(grid.shape[0], -1, grid.shape[-1])
+
+    def encode_text(
+        self, tokens: Int[Array, "u l"], row_keys: Key[Array, " u"] | None = None
+    ) -> Float[Array, "u e"]:
+        _require_no_noise(row_keys)
         return self.text(tokens)
 
     def similarity(

@@ -5,13 +5,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 
-from owl_det.config import ImageTowerConfig, ModelConfig, PreprocessConfig, SelectionConfig
+from owl_det.config import ModelConfig, PreprocessConfig, SelectionConfig, VitConfig
 from owl_det.modeling import token_drop
 from owl_det.modeling.map_head import MapHead
 from owl_det.modeling.random_streams import RandomStream, stream_keys
 from owl_det.modeling.transformer import Norm, Transformer
+from owl_det.types import FeatureLevel
 
 
 def patchify(image: Float[Array, "b H W c"], patch_size: int) -> Float[Array, "b n p"]:
@@ -55,8 +56,8 @@ class ImageTower(nn.Module):
     preprocess: PreprocessConfig
 
     @property
-    def tower(self) -> ImageTowerConfig:
-        return self.model.image
+    def tower(self) -> VitConfig:
+        return self.model.vit
 
     @property
     def dtype(self) -> Any:
@@ -68,7 +69,7 @@ class ImageTower(nn.Module):
 
     def setup(self) -> None:
         tower, model = self.tower, self.model
-        side = model.image_size // tower.patch_size
+        side = model.grid_side
         normal = nn.initializers.normal(tower.width**-0.5)
         fan_in = 3 * tower.patch_size**2
         self.patch_kernel = self.param(
@@ -128,8 +129,8 @@ class ImageTower(nn.Module):
         image: UInt8[Array, "b H W 3"],
         selection: SelectionConfig | None = None,
         row_keys: Key[Array, " b"] | None = None,
-    ) -> tuple[Float[Array, "b d"] | None, Float[Array, "b n d"], Int[Array, "b n"]]:
-        """Returns class token, patch tokens (both after the final norm) and their grid indices.
+    ) -> tuple[Float[Array, "b d"] | None, FeatureLevel]:
+        """Returns the class token and the patch tokens, both after the final norm.
 
         The class token is None in a tower with attention pooling. With `selection` and `row_keys`
         (training), patches are dropped and the blocks are noisy.
@@ -159,7 +160,9 @@ class ImageTower(nn.Module):
         if self.tower.pre_norm:
             x = self.norm_pre(x)
         x = self.norm_post(self.transformer(x, tower_keys))
-        return (x[:, 0], x[:, 1:], index) if self.has_class_token else (None, x, index)
+        class_token, tokens = (x[:, 0], x[:, 1:]) if self.has_class_token else (None, x)
+        grid = (height // p, width // p)
+        return class_token, FeatureLevel(tokens=tokens, token_index=index, grid=grid, stride=p)
 
     def embed(
         self, image: UInt8[Array, "b H W 3"], row_keys: Key[Array, " b"] | None = None
@@ -170,15 +173,16 @@ class ImageTower(nn.Module):
         """
         if self.model.contrastive == "none":
             raise ValueError("model.contrastive is none: the image tower has no pooling")
-        class_token, tokens, _ = self(image, row_keys=row_keys)
-        return self.project(self._pool(class_token, tokens))
+        class_token, patches = self(image, row_keys=row_keys)
+        return self.project(self._pool(class_token, patches.tokens))
 
     def embed_all(
         self, image: UInt8[Array, "b H W 3"]
     ) -> tuple[Float[Array, "b e"], Float[Array, "b n e"]]:
         """The image's embedding and those of all tokens, from one pass; as `embed`, `project`."""
-        class_token, tokens, _ = self(image)
-        return self.project(self._pool(class_token, tokens)), self.project(tokens)
+        class_token, patches = self(image)
+        whole = self._pool(class_token, patches.tokens)
+        return self.project(whole), self.project(patches.tokens)
 
     def project(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         """From the tower's width to the space shared with texts."""
@@ -201,7 +205,7 @@ class ImageTower(nn.Module):
         return x + self.patch_bias.astype(self.dtype)[None, None] if self.tower.patch_bias else x
 
     def _positions(self, h: int, w: int) -> Float[Array, "n d"]:
-        side = self.model.image_size // self.tower.patch_size
+        side = self.model.grid_side
         if h > side or w > side:
             raise ValueError(
                 f"image of {h}x{w} patches is larger than the position grid {side}x{side}"

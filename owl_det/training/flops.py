@@ -7,7 +7,7 @@ import jax
 
 from data_pipelines import batch_spec
 from owl_det import sharding
-from owl_det.config import Config, ImageTowerConfig, MeshConfig, TextTowerConfig
+from owl_det.config import Config, MeshConfig, TextTowerConfig, VitConfig
 from owl_det.modeling.token_drop import num_kept
 from owl_det.training import step_shapes
 
@@ -45,8 +45,8 @@ def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
         contrastive       = 6 (n + 1) d² + 4 n d + 2 d² + 4 d f (map head) + 2 d e + 2 e t² B
     """
     model, selection = config.model, config.selection
-    image, text, e = model.image, model.text, model.embedding_dim
-    num_patches = (model.image_size // image.patch_size) ** 2
+    image, text, e = model.vit, model.text, model.embedding_dim
+    num_patches = model.grid_side**2
     n = num_kept(num_patches, selection.token_drop_rate)
     k = min(selection.instance_top_k or n, n)
     d, p, q = image.width, 3 * image.patch_size**2, config.data.max_queries
@@ -70,7 +70,7 @@ def forward_flops(config: Config, texts_per_image: float) -> dict[str, float]:
     return parts | {"heads": float(heads)}
 
 
-def _tower_flops(n: int, tower: ImageTowerConfig | TextTowerConfig) -> int:
+def _tower_flops(n: int, tower: VitConfig | TextTowerConfig) -> int:
     d, f = tower.width, tower.mlp_width
     return tower.num_layers * (8 * n * d * d + 4 * n * d * f + 4 * n * n * d)
 
@@ -110,7 +110,7 @@ def countable(config: Config, num_shards: int = 1) -> Config:
     if config.optimizer.clip.scope in ("shared_text", "exact"):
         size = min(size, config.optimizer.clip.microbatch)
     model = config.model
-    layers = max(model.image.num_layers, model.text.num_layers)
+    layers = max(model.vit.num_layers, model.text.num_layers)
     num_texts = max(1, round(size * texts_per_image(config, num_shards)))
     return dataclasses.replace(
         config,

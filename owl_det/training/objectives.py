@@ -12,19 +12,19 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int32, Key, Shaped
 
+from owl_det.assigners.assigner import assign, prediction_targets
+from owl_det.assigners.pairs import Pairs, first_pairs
 from owl_det.config import Config
 from owl_det.distillation import branches, step_inputs
 from owl_det.distillation.branch import BranchInputs
 from owl_det.distillation.teachers import Teachers
 from owl_det.losses import contrastive
 from owl_det.losses.total import total_loss
-from owl_det.matching import match
 from owl_det.modeling.build import call, make_detector, model_params
-from owl_det.modeling.detector import Detector
 from owl_det.modeling.random_streams import RandomStream, stream_keys
 from owl_det.modeling.token_drop import gather_tokens
 from owl_det.training import optim
-from owl_det.types import Batch, ImageFeatures, Params, Targets
+from owl_det.types import Batch, Features, Params, Predictions, Targets
 
 Losses = tuple[Float[Array, " b"], dict[str, Float[Array, " b"]]]  # to minimise, to log
 
@@ -84,42 +84,47 @@ def example_losses(
     """Forward pass of the image side and the detection loss of each example."""
     config = context.config
     detector, held = make_detector(config), _held(params, config)
-    features = call(
-        detector, held, Detector.encode_image, examples.image, config.selection, examples.key
-    )
+    features = call(detector.encode_image, held, examples.image, config.selection, examples.key)
     predictions = call(
-        detector,
+        detector.predict,
         held,
-        Detector.predict,
         features,
         query_embeddings,
         examples.targets.is_query,
         instance_top_k=config.selection.instance_top_k,
     )
-    assignment = match(predictions, examples.targets, config.loss)
+    targets = examples.targets
+    assignment = assign(predictions, targets, config.loss)
     losses, parts = total_loss(
         predictions,
-        examples.targets,
+        targets,
+        prediction_targets(assignment, targets),
         config.loss,
         config.selection,
-        assignment=assignment,
         keys=stream_keys(examples.key, RandomStream.NEGATIVES),
     )
+    pairs = first_pairs(assignment, targets.is_instance.shape[-1])
+    parts["unmatched_instances"] = parts["instances"] - pairs.is_matched.sum(-1)
     if context.teachers is None:
         return losses, parts
-    tokens = call(detector, held, Detector.class_embeddings, features)
-    features = ImageFeatures(tokens=tokens, token_index=features.token_index)
-    instances = {
-        "targets": examples.targets,
-        "queries": query_embeddings,
-        "instance_tokens": gather_tokens(predictions.class_embeddings, assignment.prediction),
-        "instance_boxes": jax.lax.stop_gradient(
-            gather_tokens(predictions.boxes, assignment.prediction)
-        ),
-        "is_matched": assignment.is_matched,
-    }
-    added, more = _branch_losses(params, examples, features, instances, context)
+    embedded = call(detector.class_embeddings, held, features)
+    instances = _instances_for_branches(predictions, targets, pairs)
+    instances["queries"] = query_embeddings
+    added, more = _branch_losses(params, examples, embedded, instances, context)
     return losses + added, parts | more
+
+
+def _instances_for_branches(
+    predictions: Predictions, targets: Targets, pairs: Pairs
+) -> dict[str, Any]:
+    """What distillation branches read of the instances and the predictions that stand for them."""
+    boxes = gather_tokens(predictions.boxes, pairs.prediction)
+    return {
+        "targets": targets,
+        "instance_tokens": gather_tokens(predictions.class_embeddings, pairs.prediction),
+        "instance_boxes": jax.lax.stop_gradient(boxes),
+        "is_matched": pairs.is_matched,
+    }
 
 
 def encode_queries(
@@ -129,7 +134,7 @@ def encode_queries(
     keys = jax.vmap(lambda row: jax.random.fold_in(context.text_key, _hash(row)))(tokens)
     config = context.config
     held = optim.hold_frozen(params, config.optimizer)
-    embeddings = call(make_detector(config), held, Detector.encode_text, tokens, keys)
+    embeddings = call(make_detector(config).encode_text, held, tokens, keys)
     # The loss, and the cotangents that per-example clipping sends back, are float32.
     return embeddings.astype(jnp.float32)
 
@@ -161,9 +166,8 @@ def tower_losses(params: Params, batch: Batch, examples: Examples, context: Step
     del batch
     config = context.config
     features = call(
-        make_detector(config),
+        make_detector(config).patch_features,
         _held(params, config),
-        Detector.patch_features,
         examples.image,
         config.selection,
         examples.key,
@@ -174,7 +178,7 @@ def tower_losses(params: Params, batch: Batch, examples: Examples, context: Step
 def _branch_losses(
     params: Params,
     examples: Examples,
-    features: ImageFeatures,
+    features: Features,
     instances: dict[str, Any],
     context: StepContext,
 ) -> Losses:
@@ -202,14 +206,14 @@ def contrastive_losses(
     config, detector = context.config, make_detector(context.config)
     held = optim.hold_frozen(params, config.optimizer)
     tokens = batch.caption_tokens.reshape(-1, batch.caption_tokens.shape[-1])
-    if config.model.image.pooling == "mean":
+    if config.model.vit.pooling == "mean":
         arguments = batch.image, batch.tile_boxes, config.selection, examples.key
-        tiles = call(detector, held, Detector.embed_tiles, *arguments)
+        tiles = call(detector.embed_tiles, held, *arguments)
         images = tiles.reshape(tokens.shape[0], -1)
     else:
-        images = call(detector, held, Detector.embed_image, batch.image, examples.key)
+        images = call(detector.embed_image, held, batch.image, examples.key)
     texts = encode_queries(params, tokens, context)
-    logits = call(detector, held, Detector.similarity, images, texts)
+    logits = call(detector.similarity, held, images, texts)
     is_same_text = (tokens[:, None] == tokens[None]).all(-1)
     is_counted = _is_captioned(batch)
     loss_of = {"softmax": contrastive.softmax_loss, "sigmoid": contrastive.sigmoid_loss}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from benchmarks import train_step as benchmark
+from owl_det.assigners.hungarian import match
 from owl_det.config import SelectionConfig
 from owl_det.config.resolve import resolve
-from owl_det.matching import match
 from owl_det.training import flops
 from owl_det.types import Targets
 

@@ -12,7 +12,7 @@ from owl_det import cli
 from owl_det.checkpoints.load import load_detector, load_model, save_model
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel
 from tests.convert import arrays
@@ -62,7 +62,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
             input_ids=torch.from_numpy(TOKENS),
             pixel_values=torch.from_numpy(arrays.normalised(pixels, towers.preprocess)),
         )
-    detector = Detector(towers.config, towers.preprocess)
+    detector = OwlDetector(towers.config, towers.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:
@@ -307,6 +307,7 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
             learned, grids[1].shape[2:], mode="bilinear", align_corners=False
         )
         dense = pool.c_proj(pool.v_proj((grids[1] + positions).permute(0, 2, 3, 1)))
+        dense = dense.flatten(1, 2)
         text = module.text(torch.from_numpy(TOKENS))
         unit = torch.nn.functional.normalize
         logits = module.logit_scale.exp() * unit(image) @ unit(text).T
@@ -316,7 +317,7 @@ def test_resnet_equals_pytorch(resnet: tuple[Any, LoadedModel]) -> None:
         variables = {"params": params}
         return (
             model.apply(variables, jnp.asarray(pixels), method="embed_image"),
-            model.apply(variables, jnp.asarray(larger), method="dense_features"),
+            model.apply(variables, jnp.asarray(larger), method="patch_features").tokens,
             model.apply(variables, jnp.asarray(TOKENS), method="encode_text"),
             model.apply(variables, jnp.asarray(pixels), jnp.asarray(TOKENS)),
         )
@@ -331,7 +332,7 @@ def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_pat
     _, model = resnet
     save_model(tmp_path / "rn", model)
     loaded = load_model(tmp_path / "rn")
-    assert loaded.kind == "resnet" and loaded.config == model.config
+    assert loaded.is_resnet and loaded.config == model.config
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 

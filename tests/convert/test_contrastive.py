@@ -16,7 +16,7 @@ from owl_det.checkpoints.load import load_model, save_model
 from owl_det.convert import formats, scenic
 from owl_det.evaluation import ensemble
 from owl_det.inference.predictor import Predictor
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.vit import ImageTower
 from owl_det.types import LoadedModel
 from tests import tiny
@@ -72,7 +72,7 @@ def test_the_converted_model_compares_whole_images_with_texts(
     assert loaded.config.contrastive == "softmax" and loaded.kind == "detector"
     theirs = load_file(converted[0] / "model.safetensors")
     (projection,) = (v for n, v in theirs.items() if n.endswith("visual_projection.weight"))
-    detector = Detector(loaded.config, loaded.preprocess)
+    detector = OwlDetector(loaded.config, loaded.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8))
     variables = {"params": loaded.params}
     tower = ImageTower(loaded.config, loaded.preprocess)

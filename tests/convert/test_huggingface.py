@@ -18,7 +18,7 @@ from owl_det.checkpoints.load import load_model
 from owl_det.config import PreprocessConfig
 from owl_det.convert import formats, huggingface, huggingface_parameters, rules
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.types import LoadedModel
 from tests import tiny
 
@@ -130,7 +130,7 @@ def _forward(model: LoadedModel) -> Any:
     """Compiled once for each architecture."""
     key = (model.config, model.preprocess)
     if key not in _COMPILED:
-        detector = Detector(model.config, model.preprocess)
+        detector = OwlDetector(model.config, model.preprocess)
 
         def forward(params: Any, pixels: Any, tokens: Any) -> dict[str, Any]:
             variables = {"params": params}

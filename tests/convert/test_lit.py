@@ -10,7 +10,7 @@ import pytest
 
 from owl_det.convert import lit
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from tests.convert import arrays
 
 Tensors = dict[str, np.ndarray]
@@ -198,7 +198,7 @@ def test_embeddings_and_logits_equal_their_formula(
     file = _stacked(tensors) if is_stacked else tensors
     loaded = lit.load(arrays.weights(file), "spiece.model")
     assert loaded.config.image.num_layers == loaded.config.text.num_layers == LAYERS
-    detector = Detector(loaded.config, loaded.preprocess)
+    detector = OwlDetector(loaded.config, loaded.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:

@@ -14,7 +14,7 @@ from flax import serialization
 from owl_det.checkpoints.load import load_model
 from owl_det.convert import formats, scenic
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 
 WIDTH, TEXT_WIDTH, HEADS, TEXT_HEADS, LAYERS, SIDE, PATCH = 32, 16, 4, 2, 2, 4, 8
 TOKENS = np.array([[49406, 320, 2368, 49407, 0, 0], [49406, 1929, 49407, 0, 0, 0]], np.int32)
@@ -226,7 +226,7 @@ def test_numbers_are_those_of_their_module(layout: str, objectness: bool, tmp_pa
     assert ours.config.has_objectness_head == objectness
     pixels = np.random.default_rng(1).integers(0, 256, (SIDE * PATCH, SIDE * PATCH, 3), np.uint8)
     expected = forward(tree, pixels, TOKENS)
-    detector = Detector(ours.config, ours.preprocess)
+    detector = OwlDetector(ours.config, ours.preprocess)
 
     @jax.jit
     def run(params: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from owl_det.convert import siglip
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.types import LoadedModel
 from tests.convert import arrays
 
@@ -54,7 +54,7 @@ def test_embeddings_and_logits_equal_those_of_transformers(
             input_ids=torch.from_numpy(TOKENS),
             pixel_values=torch.from_numpy(arrays.normalised(pixels, towers.preprocess)),
         )
-    detector = Detector(towers.config, towers.preprocess)
+    detector = OwlDetector(towers.config, towers.preprocess)
 
     @jax.jit
     def ours(params: Any) -> Any:

@@ -18,7 +18,7 @@ from owl_det.config import (
 )
 from owl_det.distillation import clipself, densevlm, gridclip, hierkd
 from owl_det.distillation.branch import BranchInputs
-from owl_det.types import Targets
+from owl_det.types import FeatureLevel, Features, Targets
 
 B, E, SIDE = 2, 6, 4
 # As after token dropping: of the first image the upper right quarter is gone.
@@ -48,12 +48,16 @@ def _vectors(seed: int, *shape: int) -> np.ndarray:
 TOKENS = _vectors(0, B, KEPT.shape[1])
 
 
+def _features(tokens: np.ndarray) -> Features:
+    index, grid = jnp.asarray(KEPT), (SIDE, SIDE)
+    level = FeatureLevel(tokens=jnp.asarray(tokens), token_index=index, grid=grid, stride=1)
+    return Features(levels=(level,))
+
+
 def _inputs(signals: dict[str, np.ndarray] | None = None, **fields: Any) -> BranchInputs:
     given: dict[str, Any] = {
         "signals": jax.tree.map(jnp.asarray, signals or {}),
-        "tokens": jnp.asarray(TOKENS),
-        "token_index": jnp.asarray(KEPT),
-        "grid": (SIDE, SIDE),
+        "features": _features(TOKENS),
         "keys": jax.random.split(jax.random.key(0), B),
         "is_example": jnp.ones(B, bool),
         "tile_boxes": jnp.asarray(TILES, jnp.float32),
@@ -161,7 +165,7 @@ def _grid_branch(tokens: np.ndarray, queries: np.ndarray, scale: float, bias: fl
         GridClipGridConfig(weight=1.0, focal_alpha=0.3, focal_gamma=1.5),
         {"log_scale": jnp.log(scale), "bias": jnp.asarray(bias)},
         _inputs(
-            tokens=jnp.asarray(tokens),
+            features=_features(tokens),
             queries=jnp.asarray(np.tile(queries, (B, 1, 1))),
             targets=_one_object(),
         ),

@@ -26,9 +26,9 @@ from owl_det.distillation.branch import BranchInputs
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import ranking
 from owl_det.modeling import build
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.training import loop, objectives, train_step
-from owl_det.types import Targets
+from owl_det.types import FeatureLevel, Features, Targets
 from tests import tiny, tiny_distillation
 
 
@@ -177,7 +177,7 @@ def test_inference_is_the_plain_detectors(last_block: str, teacher_folder: str) 
     image = jnp.zeros((1, 32, 32, 3), jnp.uint8)
 
     def program(made: Config, params: Any) -> str:
-        detector = Detector(made.model, made.preprocess)
+        detector = OwlDetector(made.model, made.preprocess)
         return str(jax.make_jaxpr(lambda p: ranking.embed_image_tokens(detector, p, image))(params))
 
     assert program(distilled, ours) == program(plain, wanted)
@@ -482,7 +482,8 @@ def _inputs(**fields: Any) -> BranchInputs:
 
 def test_centres_are_those_of_the_grid() -> None:
     index = jnp.array([[0, 4, 5, 14, 7]])
-    centres = _inputs(token_index=index, grid=(3, 5)).centres
+    level = FeatureLevel(tokens=jnp.zeros((1, 5, 2)), token_index=index, grid=(3, 5), stride=1)
+    centres = _inputs(features=Features(levels=(level,))).centres
     wanted = [[0.1, 1 / 6], [0.9, 1 / 6], [0.1, 0.5], [0.9, 5 / 6], [0.5, 0.5]]
     np.testing.assert_allclose(centres[0], wanted, rtol=1e-6)
 

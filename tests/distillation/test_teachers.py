@@ -56,14 +56,14 @@ def test_clips_resnet_is_a_teacher_of_images_and_of_tokens(tmp_path: Path) -> No
             "image_size": 64,
             "embedding_dim": 24,
             "text": text,
-            "resnet": {"width": 4, "num_blocks": (1, 1, 1, 1), "num_heads": 2},
+            "image": {"kind": "resnet", "width": 4, "num_blocks": (1, 1, 1, 1), "num_heads": 2},
         },
         {},
     )
     shapes = resnet.parameter_shapes(model, preprocess)
     rng = np.random.default_rng(0)
     loaded = LoadedModel(
-        kind="resnet",
+        kind="towers",
         params=jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes),
         config=model,
         preprocess=preprocess,

@@ -18,7 +18,7 @@ from data_pipelines.named_regions import NamedRegions
 from owl_det import cli, sharding
 from owl_det.checkpoints.image_size import resized
 from owl_det.checkpoints.load import parameter_shapes, save_model
-from owl_det.config import MeshConfig
+from owl_det.config import MeshConfig, ResNetConfig
 from owl_det.errors import CheckpointError, DataError, UserError
 from owl_det.evaluation import region_evaluation
 from owl_det.evaluation.region_evaluation import CategoryRecall, RegionDataLocation, RegionEvaluator
@@ -186,16 +186,16 @@ def test_every_kind_of_model_has_functions(model: LoadedModel) -> None:
     assert attention.tokens is None and attention.whole.shape == (2, 16)
     detector = shapes(dataclasses.replace(model, kind="detector", config=config.model))
     assert detector.tokens.shape == (2, 16, 16) and detector.whole is None
-    resnet = dataclasses.replace(config.model.resnet, width=8, num_blocks=(1, 1, 1, 1), num_heads=4)
-    small = dataclasses.replace(config.model, resnet=resnet)
-    clip = shapes(dataclasses.replace(model, kind="resnet", config=small))
+    resnet = ResNetConfig(width=8, num_blocks=(1, 1, 1, 1), num_heads=4)
+    small = dataclasses.replace(config.model, image=resnet)
+    clip = shapes(dataclasses.replace(model, config=small))
     assert clip.tokens.shape == (2, 1, 16) and clip.whole.shape == (2, 16)
 
 
 def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
-    from owl_det.modeling.detector import Detector
+    from owl_det.modeling.detector import OwlDetector
 
-    detector = Detector(model.config, model.preprocess)
+    detector = OwlDetector(model.config, model.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)), jnp.uint8)
     functions = dense_features.embedding_functions(model)
 

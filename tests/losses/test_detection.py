@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from owl_det.assigners.assigner import assign, prediction_targets
 from owl_det.config import LossConfig, SelectionConfig
 from owl_det.losses import detection
 from owl_det.losses.total import total_loss
-from owl_det.matching import match
-from owl_det.types import Assignment, Predictions, Targets
+from owl_det.types import BACKGROUND, IGNORED, Assignment, Predictions, PredictionTargets, Targets
 
 K, M, Q = 9, 4, 5
 
@@ -42,6 +42,17 @@ def _case(seed: int = 0) -> tuple[Predictions, Targets]:
     return predictions, targets
 
 
+def _wanted(predictions: Predictions, targets: Targets) -> PredictionTargets:
+    return prediction_targets(assign(predictions, targets, LossConfig()), targets)
+
+
+def _total(
+    predictions: Predictions, targets: Targets, **loss: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    wanted = _wanted(predictions, targets)
+    return total_loss(predictions, targets, wanted, LossConfig(**loss), SelectionConfig())
+
+
 def _sigmoid(x: float) -> float:
     return 1 / (1 + np.exp(-x))
 
@@ -63,7 +74,7 @@ def _by_hand(
 ) -> dict[str, float]:
     logits = np.asarray(predictions.class_logits, np.float64)
     labels = np.zeros((K, Q), bool)
-    pairs = [(int(assignment.prediction[i]), i) for i in range(M) if bool(assignment.is_matched[i])]
+    pairs = [(k, int(i)) for k, i in enumerate(assignment.instance) if i >= 0]
     for prediction, instance in pairs:
         labels[prediction] = np.asarray(targets.labels[instance] & targets.is_query)
     total = 0.0
@@ -99,13 +110,12 @@ def _by_hand(
 @pytest.mark.parametrize("seed", range(4))
 def test_parts_equal_a_computation_by_hand(seed: int) -> None:
     predictions, targets = _case(seed)
-    assignment = match(predictions, targets, LossConfig())
-    parts = detection.detection_losses(predictions, targets, assignment, LossConfig())
+    assignment = assign(predictions, targets, LossConfig())
+    wanted = prediction_targets(assignment, targets)
+    parts = detection.detection_losses(predictions, targets, wanted, LossConfig())
     for name, value in _by_hand(predictions, targets, assignment).items():
         np.testing.assert_allclose(parts[name], value, rtol=2e-4, err_msg=name)
-    total, _ = total_loss(
-        predictions, targets, LossConfig(objectness_weight=3.0), SelectionConfig()
-    )
+    total, _ = _total(predictions, targets, objectness_weight=3.0)
     wanted = parts["class"] + parts["l1"] + parts["giou"] + 3 * parts["objectness"]
     np.testing.assert_allclose(total, wanted, rtol=1e-4)
 
@@ -116,14 +126,14 @@ def test_an_image_without_a_query_teaches_no_objectness() -> None:
     nothing = dataclasses.replace(
         targets, is_query=jnp.zeros(Q, bool), is_instance=jnp.zeros(M, bool)
     )
-    assignment = match(predictions, nothing, LossConfig())
-    parts = detection.detection_losses(predictions, nothing, assignment, LossConfig())
+    wanted = _wanted(predictions, nothing)
+    parts = detection.detection_losses(predictions, nothing, wanted, LossConfig())
     assert float(parts["objectness"]) == 0.0 and float(parts["class"]) == 0.0
 
 
 def test_fillers_and_order_of_instances_change_nothing() -> None:
     predictions, targets = _case()
-    total, _ = total_loss(predictions, targets, LossConfig(), SelectionConfig())
+    total, _ = _total(predictions, targets)
     order = jnp.array([3, 2, 0, 1])
     moved = dataclasses.replace(
         targets,
@@ -136,16 +146,16 @@ def test_fillers_and_order_of_instances_change_nothing() -> None:
         targets, boxes=targets.boxes.at[3].set(0.0), labels=targets.labels.at[3].set(True)
     )
     for other in (moved, filled):
-        again, _ = total_loss(predictions, other, LossConfig(), SelectionConfig())
+        again, _ = _total(predictions, other)
         np.testing.assert_allclose(again, total, rtol=1e-5)
 
 
 def test_a_batch_holds_the_losses_of_its_images() -> None:
     cases = [_case(seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *cases)
-    together, _ = total_loss(*stacked, LossConfig(), SelectionConfig())
+    together, _ = _total(*stacked)
     for i, case in enumerate(cases):
-        alone, _ = total_loss(*case, LossConfig(), SelectionConfig())
+        alone, _ = _total(*case)
         np.testing.assert_allclose(together[i], alone, rtol=1e-5)
 
 
@@ -158,8 +168,8 @@ def test_predictions_in_a_crowd_region_are_not_background() -> None:
         boxes=targets.boxes.at[0].set(jnp.array([0.5, 0.5, 1.0, 1.0])),
         labels=jnp.zeros((M, Q), bool).at[0, 1].set(True),
     )
-    empty = Assignment(prediction=jnp.zeros(M, jnp.int32), is_matched=jnp.zeros(M, bool))
-    with_crowd = detection.class_loss(predictions, crowd, empty, LossConfig())
+    background = prediction_targets(Assignment(instance=jnp.full(K, BACKGROUND)), crowd)
+    with_crowd = detection.class_loss(predictions, crowd, background, LossConfig())
     p = _sigmoid(np.asarray(predictions.class_logits, np.float64)[:, [0, 2, 3]])
     np.testing.assert_allclose(with_crowd, (-0.7 * p**2 * np.log(1 - p)).sum(), rtol=2e-4)
 
@@ -169,16 +179,44 @@ def test_gradients_are_finite_without_instances() -> None:
     none = dataclasses.replace(targets, is_instance=jnp.zeros(M, bool), boxes=targets.boxes * 0)
 
     def loss(boxes: jax.Array) -> jax.Array:
-        return total_loss(
-            dataclasses.replace(predictions, boxes=boxes), none, LossConfig(), SelectionConfig()
-        )[0]
+        return _total(dataclasses.replace(predictions, boxes=boxes), none)[0]
 
     assert np.isfinite(jax.grad(loss)(predictions.boxes)).all()
 
 
 def test_share_of_matched_tokens_in_the_top() -> None:
-    assignment = Assignment(
-        prediction=jnp.array([0, 3, 0]), is_matched=jnp.array([True, True, False])
-    )
+    is_positive = jnp.array([True, False, False, True])
     logits = jnp.array([5.0, 4.0, 3.0, 2.0])
-    assert detection.matched_share_in_top_k(logits, assignment, 2) == 0.5
+    assert detection.matched_share_in_top_k(logits, is_positive, 2) == 0.5
+
+
+def test_ignored_predictions_count_in_no_loss() -> None:
+    """An assigner may leave a prediction out: it is neither its instance nor background."""
+    predictions, targets = _case()
+    instance = jnp.asarray([0, IGNORED, BACKGROUND] + [IGNORED] * (K - 3))
+    wanted = prediction_targets(Assignment(instance=instance), targets)
+    parts = detection.detection_losses(predictions, targets, wanted, LossConfig())
+    kept = dataclasses.replace(
+        predictions,
+        boxes=predictions.boxes[jnp.array([0, 2])],
+        class_logits=predictions.class_logits[jnp.array([0, 2])],
+        objectness_logits=predictions.objectness_logits[jnp.array([0, 2])],
+    )
+    pair = Assignment(instance=jnp.array([0, BACKGROUND]))
+    alone = detection.detection_losses(
+        kept, targets, prediction_targets(pair, targets), LossConfig()
+    )
+    for name in ("class", "l1", "giou"):
+        np.testing.assert_allclose(parts[name], alone[name], rtol=1e-6, err_msg=name)
+
+
+def test_an_instance_may_have_several_predictions() -> None:
+    """Boxes count by the weights of all positive predictions, labels once for each of them."""
+    predictions, targets = _case()
+    instance = jnp.asarray([0, 0, 1] + [BACKGROUND] * (K - 3))
+    wanted = prediction_targets(Assignment(instance=instance), targets)
+    l1, giou = detection.box_losses(predictions.boxes, wanted)
+    pairs = [(0, 0), (1, 0), (2, 1)]
+    boxes = [(np.asarray(predictions.boxes[k]), np.asarray(targets.boxes[i])) for k, i in pairs]
+    np.testing.assert_allclose(giou, np.mean([1 - _giou(a, b) for a, b in boxes]), rtol=1e-4)
+    assert float(l1) > 0 and int(wanted.labels[0].sum()) == int(wanted.labels[1].sum()) > 0

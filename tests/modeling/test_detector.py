@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from owl_det.config import SelectionConfig
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.heads import MASKED_LOGIT, box_bias
 from owl_det.types import Predictions
 from tests import tiny
@@ -23,19 +23,19 @@ TOKENS = jnp.asarray(
 IS_QUERY = jnp.array([[True, True, True], [True, True, False]])
 
 
-def _detector(**model: Any) -> Detector:
+def _detector(**model: Any) -> OwlDetector:
     config = tiny.config()
-    return Detector(dataclasses.replace(config.model, **model), config.preprocess)
+    return OwlDetector(dataclasses.replace(config.model, **model), config.preprocess)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(detector: Detector, params: Any) -> Predictions:
+def _predict(detector: OwlDetector, params: Any) -> Predictions:
     return detector.apply({"params": params}, IMAGE, TOKENS, IS_QUERY)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _features(
-    detector: Detector, params: Any, image: jax.Array, selection: Any = None, keys: Any = None
+    detector: OwlDetector, params: Any, image: jax.Array, selection: Any = None, keys: Any = None
 ) -> Any:
     return detector.apply({"params": params}, image, selection, keys, method="encode_image")
 
@@ -67,7 +67,7 @@ def test_bfloat16_computes_in_bfloat16_and_ends_in_float32(params: Any) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _gradient(detector: Detector, params: Any) -> Any:
+def _gradient(detector: OwlDetector, params: Any) -> Any:
     def loss(p: Any) -> jax.Array:
         out = detector.apply({"params": p}, IMAGE, TOKENS, IS_QUERY)
         return (out.boxes * out.class_logits[..., :1]).sum() + out.objectness_logits.sum()
@@ -150,7 +150,7 @@ def test_inference_is_deterministic_and_drops_nothing(params: Any) -> None:
         model__text__dropout_rate=0.5,
         model__image__droplayer_rate=0.9,
     )
-    detector = Detector(config.model, config.preprocess)
+    detector = OwlDetector(config.model, config.preprocess)
     noisy = _predict(detector, params)
     plain = _predict(_detector(), params)
     assert noisy.boxes.shape == (2, 16, 4)
@@ -169,7 +169,7 @@ def test_a_training_row_does_not_depend_on_its_neighbours(params: Any) -> None:
         model__image__dropout_rate=0.3,
         model__image__droplayer_rate=0.5,
     )
-    detector = Detector(config.model, config.preprocess)
+    detector = OwlDetector(config.model, config.preprocess)
     keys = jax.random.split(jax.random.key(1), 2)
     together = _features(detector, params, IMAGE, config.selection, keys)
     swapped = _features(detector, params, IMAGE[::-1], config.selection, keys[::-1])
@@ -206,7 +206,6 @@ def test_small_images_use_the_corner_of_the_grid(params: Any) -> None:
         features,
         jnp.zeros((2, 3, 16)),
         IS_QUERY,
-        grid=(2, 3),
         method="predict",
     )
     wanted = jax.nn.sigmoid(box_bias(2, 3, "both"))

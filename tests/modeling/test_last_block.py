@@ -10,7 +10,7 @@ import pytest
 
 from owl_det.config import Config
 from owl_det.modeling import build
-from owl_det.modeling.detector import Detector
+from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.transformer import Transformer
 from tests import tiny
 
@@ -117,12 +117,12 @@ def test_the_gradient_survives_remat_unrolling_and_vmap(
     assert np.abs(key_gradient).max() > 0
 
 
-def _towers(last_block: str) -> tuple[Config, Detector]:
+def _towers(last_block: str) -> tuple[Config, OwlDetector]:
     config = tiny.config(model__contrastive="softmax")
     image = dataclasses.replace(config.model.image, last_block=last_block)
     model = dataclasses.replace(config.model, image=image)
     config = dataclasses.replace(config, model=model)
-    return config, Detector(model, config.preprocess)
+    return config, OwlDetector(model, config.preprocess)
 
 
 def test_parameters_and_image_embedding_are_those_of_the_full_tower() -> None:
@@ -132,7 +132,7 @@ def test_parameters_and_image_embedding_are_those_of_the_full_tower() -> None:
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
     pixels = jnp.asarray(np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)), jnp.uint8)
 
-    def run(model: Detector, method: str) -> Any:
+    def run(model: OwlDetector, method: str) -> Any:
         return jax.jit(lambda p: model.apply({"params": p}, pixels, method=method))(params)
 
     np.testing.assert_allclose(run(full, "embed_image"), run(values, "embed_image"), atol=1e-5)

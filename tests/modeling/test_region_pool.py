@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from owl_det.modeling import region_pool
+from owl_det.types import FeatureLevel
 
 
 def _bilinear(grid: np.ndarray, y: float, x: float) -> np.ndarray:
@@ -126,16 +127,17 @@ def test_kept_tokens_are_pooled_at_their_place_in_the_grid() -> None:
     order = np.stack([rng.permutation(h * w) for _ in range(2)])
     whole = region_pool.region_embeddings(jnp.asarray(tokens), boxes, h, w)
     shuffled = jnp.asarray(np.stack([tokens[i, order[i]] for i in range(2)]))
-    found, is_there = region_pool.kept_region_embeddings(
-        shuffled, jnp.asarray(order), boxes, (h, w)
-    )
+
+    def level(count: int) -> FeatureLevel:
+        kept = jnp.asarray(order[:, :count])
+        return FeatureLevel(tokens=shuffled[:, :count], token_index=kept, grid=(h, w), stride=8)
+
+    found, is_there = region_pool.kept_region_embeddings(level(h * w), boxes)
     assert bool(is_there.all())
     np.testing.assert_allclose(found, whole, atol=1e-5)
 
     index = order[:, :6]
-    found, is_there = region_pool.kept_region_embeddings(
-        shuffled[:, :6], jnp.asarray(index), boxes, (h, w)
-    )
+    found, is_there = region_pool.kept_region_embeddings(level(6), boxes)
     rows, columns = (np.asarray(x) for x in region_pool.roi_weights(boxes, (h, w)))
     for i in range(2):
         for r in range(len(corners)):

@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from owl_det import boxes as box_lib
+from owl_det.assigners.pairs import Pairs
 from owl_det.config import LossConfig
-from owl_det.types import Assignment, Predictions, Targets
+from owl_det.losses.focal import focal_terms
+from owl_det.types import Predictions, Targets
 
 # Stands for a cost that is no number; far above real costs, far below float32's precision limits.
 FORBIDDEN = 1e5
@@ -40,21 +42,7 @@ def focal_cost(
     return jnp.einsum("...kq,...mq->...km", positive - negative, labels.astype(jnp.float32))
 
 
-def focal_terms(
-    logits: Float[Array, "*s"], alpha: float, gamma: float
-) -> tuple[Float[Array, "*s"], Float[Array, "*s"]]:
-    """Focal loss of each logit as a positive and as a negative.
-
-    positive = −α (1 − p)^γ log p;  negative = −(1 − α) p^γ log(1 − p);  p = σ(logit).
-    Source: Lin et al. 2017 (arXiv 1708.02002), equation 5.
-    """
-    log_p, log_not_p = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    positive = -alpha * jnp.exp(gamma * log_not_p) * log_p
-    negative = -(1 - alpha) * jnp.exp(gamma * log_p) * log_not_p
-    return positive, negative
-
-
-def assign(cost: Float[Array, "*b k m"], is_instance: Bool[Array, "*b m"]) -> Assignment:
+def optimal_pairs(cost: Float[Array, "*b k m"], is_instance: Bool[Array, "*b m"]) -> Pairs:
     """Optimal assignment: min(k, number of instances) pairs of least total cost.
 
     Costs that are no finite numbers count as `FORBIDDEN`: such a pair is taken only where there
@@ -62,14 +50,14 @@ def assign(cost: Float[Array, "*b k m"], is_instance: Bool[Array, "*b m"]) -> As
     """
     if cost.shape[-1] == 0:
         empty = jnp.zeros(is_instance.shape, jnp.int32)
-        return Assignment(prediction=empty, is_matched=is_instance)
-    solve = _assign_one
+        return Pairs(prediction=empty, is_matched=is_instance)
+    solve = _pairs_of_one
     for _ in range(cost.ndim - 2):
         solve = jax.vmap(solve)
     return solve(jax.lax.stop_gradient(cost), is_instance)
 
 
-def _assign_one(cost: Float[Array, "k m"], is_instance: Bool[Array, " m"]) -> Assignment:
+def _pairs_of_one(cost: Float[Array, "k m"], is_instance: Bool[Array, " m"]) -> Pairs:
     k, m = cost.shape
     cost = jnp.where(jnp.isfinite(cost), cost.astype(jnp.float32), FORBIDDEN).T
     # Instances may outnumber predictions: some then get none, which costs the same for each, and
@@ -79,7 +67,7 @@ def _assign_one(cost: Float[Array, "k m"], is_instance: Bool[Array, " m"]) -> As
     none = jnp.broadcast_to(none_cost, (m, max(0, m - k)))
     prediction = cheapest_columns(jnp.concatenate([cost, none], axis=1), is_instance)
     is_matched = (prediction >= 0) & (prediction < k)
-    return Assignment(prediction=jnp.where(is_matched, prediction, 0), is_matched=is_matched)
+    return Pairs(prediction=jnp.where(is_matched, prediction, 0), is_matched=is_matched)
 
 
 class _Matching(NamedTuple):
@@ -193,7 +181,6 @@ def _argmin(x: Float[Array, "*b c"]) -> Int[Array, "*b"]:
     return jnp.min(jnp.where(x == lowest, index, x.shape[-1]), axis=-1)
 
 
-def match(predictions: Predictions, targets: Targets, config: LossConfig) -> Assignment:
-    """Assigns predictions to the instances of each image. Carries no gradient."""
-    predictions, targets = jax.lax.stop_gradient((predictions, targets))
-    return assign(cost_matrix(predictions, targets, config), targets.is_instance)
+def match(predictions: Predictions, targets: Targets, config: LossConfig) -> Pairs:
+    """The pairs of least total cost in each image."""
+    return optimal_pairs(cost_matrix(predictions, targets, config), targets.is_instance)

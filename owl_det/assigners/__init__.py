@@ -1,0 +1,1 @@
+"""Assigners: which instance each prediction stands for."""
