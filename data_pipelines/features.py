@@ -24,7 +24,7 @@ class Category:
     groups: tuple[str, ...] = ()  # for instance ("novel", "novel_word"), ("rare",)
     frequency: float = 1.0  # relative; pseudo-negatives are drawn in proportion
     # In those files, where it cannot be `id`. Hashes of data sets are made of the other fields.
-    given_id: int | str | None = field(default=None, repr=False)
+    given_id: int | float | str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,8 @@ class Record:
     captions: tuple[str, ...] = ()
     areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
     source: str = ""  # file, for error messages
-    given_id: int | str | None = None  # in the data set's own files, where it is not `image_id`
+    # In the data set's own files, where it is not `image_id`.
+    given_id: int | float | str | None = None
 
     def lowered(self) -> "Record":
         """The same with names in lower case, each once: as the text tower sees them."""

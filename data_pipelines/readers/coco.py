@@ -236,7 +236,7 @@ def _labelled(
     )
 
 
-def _other_id(given: Any, number: int) -> int | str | None:
+def _other_id(given: Any, number: int) -> int | float | str | None:
     """The id of the file where results must name it because it is not `number`."""
     return None if given == number else given
 

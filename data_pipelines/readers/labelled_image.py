@@ -48,7 +48,7 @@ class LabelledImage:
     not_exhaustive: Names = ()
     areas: Float32[np.ndarray, " m"] | None = None  # of the masks, pixels; None = of the boxes
     captions: tuple[str, ...] = ()
-    given_id: int | str | None = None  # in the label file, where that is not `image_id`
+    given_id: int | float | str | None = None  # in the label file, where that is not `image_id`
     # The boxes above are clipped to the size that the label file states. With this they are
     # clipped anew where the image is of another; None = they do not depend on it.
     unclipped: Unclipped | None = None
@@ -103,7 +103,7 @@ def labelled(
     negatives: Names | None = None,
     not_exhaustive: Names = (),
     captions: tuple[str, ...] = (),
-    given_id: int | str | None = None,
+    given_id: int | float | str | None = None,
 ) -> tuple[LabelledImage, Proper]:
     """The labels of an image whose label file states its size (None = it does not), in pixels.
 

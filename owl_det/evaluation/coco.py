@@ -56,7 +56,7 @@ class CocoEvaluator:
         self.images = ImageResults()
         self._image_ids: set[int] = set()
         # Of data sets whose own ids are texts or large; results name those.
-        self._given_image_ids: dict[int, int | str] = {}
+        self._given_image_ids: dict[int, int | float | str] = {}
         self._given_category_ids = {
             category.id: category.given_id
             for category in self.categories
@@ -76,7 +76,7 @@ class CocoEvaluator:
         negatives: Sequence[int] | None = None,
         not_exhaustive: Sequence[int] | None = None,
         true_areas: Float[np.ndarray, " m"] | None = None,
-        given_id: int | str | None = None,
+        given_id: int | float | str | None = None,
     ) -> None:
         """Adds one image.
 
