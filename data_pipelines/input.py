@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from absl import logging
@@ -23,8 +23,6 @@ from data_pipelines import (
     batching,
     query_sets,
     sampling,
-    teacher_cache,
-    teacher_regions,
     tokenizer,
     transforms,
 )
@@ -36,6 +34,9 @@ from owl_det.config import Config
 from owl_det.errors import DataError
 from owl_det.optional import is_installed
 
+if TYPE_CHECKING:
+    from data_pipelines.teacher_cache import CacheRequest
+
 MAX_STAND_INS = 16  # tries to replace one unreadable image
 MAX_NAMES = 1203  # of a source whose names a model keeps: as many as LVIS has
 _LISTED_KINDS = ("shapes_world", "coco", "voc", "yolo", "tfds")  # their categories are a list
@@ -44,7 +45,7 @@ _LISTED_KINDS = ("shapes_world", "coco", "voc", "yolo", "tfds")  # their categor
 class TrainInput:
     """The training examples of one config."""
 
-    def __init__(self, config: Config, cached: teacher_cache.CacheRequest | None = None):
+    def __init__(self, config: Config, cached: "CacheRequest | None" = None):
         """Opens all sources, and of `config.distill.cache` what `cached` asks for.
 
         Raises `DataError` if one is missing, malformed or empty.
@@ -79,8 +80,10 @@ class TrainInput:
         self.has_regions = bool(config.distill.active())
         self.cache = None
         if cached is not None:
+            from data_pipelines.teacher_cache import TeacherCache
+
             by_name = dict(zip(data.train, self.sources, strict=True))
-            self.cache = teacher_cache.TeacherCache(config, by_name, cached)
+            self.cache = TeacherCache(config, by_name, cached)
         self.unreadable: dict[tuple[int, int], str] = {}  # (source, index) -> reason
         self._lock = threading.Lock()
 
@@ -136,6 +139,8 @@ class TrainInput:
         example.counts["unreadable_images"] = sum(stand_ins.values())
         arrays = batching.pack_example(example, self.pool, self.tokenizer, self.packing, rng)
         if self.has_regions:
+            from data_pipelines import teacher_regions
+
             # A generator of its own: examples are the same with and without distillation.
             rng = sampling.regions_rng(self.config.seed, number)
             drawn = teacher_regions.draw(example, self.config.distill.regions, rng)

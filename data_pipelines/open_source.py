@@ -40,15 +40,16 @@ def open_source(entry: SourceConfig, data_path: str) -> Source:
 
 
 def _shapes_world(entry: ShapesWorldSource, root: Path) -> Source:
-    from data_pipelines.panoptic_world import SPLITS, PanopticWorld
-    from data_pipelines.shapes_world import ShapesWorld
+    if entry.split.startswith("panoptic"):
+        from data_pipelines.panoptic_world import PanopticWorld
 
-    if entry.split in SPLITS:
         if entry.annotated_fraction < 1:
             raise DataError(f"shapes_world: {entry.split} has no annotated_fraction; leave it at 1")
         return PanopticWorld(
             split=entry.split, image_size=entry.image_size, num_images=entry.num_images
         )
+    from data_pipelines.shapes_world import ShapesWorld
+
     return ShapesWorld(
         split=entry.split,
         image_size=entry.image_size,

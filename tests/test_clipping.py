@@ -39,7 +39,7 @@ def _take(config: Any, params: Any, batch: Batch) -> tuple[Any, dict[str, jax.Ar
     key = (config.optimizer.clip, batch.image.shape)
     if key not in _compiled:
         _compiled[key] = jax.jit(
-            lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_shards=1)
+            lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_data_shards=1)
         )
     return _compiled[key](params, batch)
 
@@ -120,7 +120,7 @@ def test_noise_of_a_text_depends_on_the_text_alone() -> None:
     @jax.jit
     def encode(tokens: Any, key: Any) -> Any:
         context = objectives.context_of(config, batch, key)
-        return objectives.encode_queries(params, tokens, context)
+        return objectives.embed_query_table(params, tokens, context)
 
     first, moved = encode(rows, KEY), encode(rows[::-1], KEY)
     np.testing.assert_allclose(first, moved[::-1], atol=1e-6)

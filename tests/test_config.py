@@ -92,7 +92,7 @@ def test_full_train_step_has_shapes(name: str) -> None:
     config = resolve(tree.to_dict())
     state = jax.eval_shape(lambda: train_step.init_state(config))
     after, metrics = jax.eval_shape(
-        lambda s, b: train_step.train_step(s, b, config=config, num_shards=1),
+        lambda s, b: train_step.train_step(s, b, config=config, num_data_shards=1),
         state,
         step_shapes.batch_shapes(config),
     )

@@ -55,7 +55,7 @@ def test_the_loss_of_a_batch_falls(name: str) -> None:
     batch = tiny.batch(config)
     state = jax.jit(lambda: train_step.init_state(config))()
     before = jax.device_get(state.params)
-    step = jax.jit(lambda s, b: train_step.train_step(s, b, config=config, num_shards=1))
+    step = jax.jit(lambda s, b: train_step.train_step(s, b, config=config, num_data_shards=1))
     losses = []
     for _ in range(NUM_STEPS):
         state, metrics = step(state, batch)
@@ -96,7 +96,7 @@ def test_eight_devices_contrast_the_whole_batch(name: str) -> None:
     def gradients(mesh: Any) -> Any:
         return jax.jit(
             lambda p, b: train_step.loss_and_gradients(
-                p, b, KEY, config=config, num_shards=1 if mesh is None else 4, mesh=mesh
+                p, b, KEY, config=config, num_data_shards=1 if mesh is None else 4, mesh=mesh
             )
         )
 

@@ -29,7 +29,7 @@ KEY = jax.random.key(7)
 
 def _compiled(config: Any) -> Any:
     return jax.jit(
-        lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_shards=1)
+        lambda p, b: train_step.loss_and_gradients(p, b, KEY, config=config, num_data_shards=1)
     )
 
 
@@ -179,7 +179,7 @@ def test_shared_text_clipping_equals_its_definition(params: Any) -> None:
     context = objectives.context_of(config, batch, text_key)
 
     def table_of(text: Any) -> jax.Array:
-        return objectives.encode_queries({"text": text}, batch.query_table, context)
+        return objectives.embed_query_table({"text": text}, batch.query_table, context)
 
     table, back = jax.vjp(table_of, params["text"])
     image_side = {k: v for k, v in params.items() if k != "text"}
@@ -276,14 +276,17 @@ def test_eight_devices_equal_one(params: Any, scope: str) -> None:
     placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
     ours, again = jax.jit(
         lambda p, b: train_step.loss_and_gradients(
-            p, b, KEY, config=config, num_shards=4, mesh=mesh
+            p, b, KEY, config=config, num_data_shards=4, mesh=mesh
         )
     )(placed, batch)
     np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-4, atol=1e-6)
     _assert_close(ours, wanted)
     # One step of gradient descent from there.
     one = train_step.train_step(
-        train_step.init_state(config, params), tiny.batch(config, 1), config=config, num_shards=1
+        train_step.init_state(config, params),
+        tiny.batch(config, 1),
+        config=config,
+        num_data_shards=1,
     )[0]
     state = train_step.init_state(config, params)
     placement = sharding.state_shardings(state, params, mesh)
@@ -316,7 +319,7 @@ def test_contrastive_gradients_of_eight_devices_equal_those_of_one() -> None:
     placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
     ours, again = jax.jit(
         lambda p, b: train_step.loss_and_gradients(
-            p, b, KEY, config=config, num_shards=4, mesh=mesh
+            p, b, KEY, config=config, num_data_shards=4, mesh=mesh
         )
     )(placed, batch)
     np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-4, atol=1e-6)

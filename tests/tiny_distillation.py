@@ -89,7 +89,7 @@ def take(config: Config, teaching: Any, num_shards: int = 1) -> tuple[Any, Any]:
     @jax.jit
     def run(params: Any, batch: Any) -> Any:
         return train_step.loss_and_gradients(
-            params, batch, KEY, config=config, num_shards=num_shards, teachers=teaching
+            params, batch, KEY, config=config, num_data_shards=num_shards, teachers=teaching
         )
 
     return run(params, tiny.batch(config, num_shards))

@@ -63,6 +63,11 @@ class ClipConfig:
     norm: float = 1.0
     microbatch: int = 1  # examples per data shard whose gradients are held at once (per example)
 
+    @property
+    def is_per_example(self) -> bool:
+        """Whether every example's gradient is clipped before the mean."""
+        return self.scope in ("shared_text", "exact")
+
     def check(self, where: str) -> None:
         """Raises `ConfigError` for a value out of range."""
         for key in ("norm", "microbatch"):

@@ -1,4 +1,4 @@
-"""What a distillation branch is, and what it reads."""
+"""What a distillation branch is, and what it reads: containers alone, which every step imports."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int32, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Int32, Key, PyTree
 
 from owl_det.config import Config
-from owl_det.types import Features, Params, Targets
+from owl_det.types import Batch, Features, Params, Targets
 
 # What teachers say of each image: unit-length vectors by the name of the signal.
 #   tiles [b t e]          image embedding of each tile (the whole image)
@@ -73,6 +74,27 @@ def require(value: Any) -> Any:
     """A part of `BranchInputs` that the branch's declaration makes sure of, as not optional."""
     assert value is not None
     return value
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teachers:
+    """The frozen models as the step uses them."""
+
+    arrays: PyTree  # parameters and text tables: an argument of the compiled step
+    name_tokens: Int32[np.ndarray, "c l"] | None  # the names, for the student's text tower
+    # Of image and text vectors; 0 if nothing needs them.
+    teacher_dim: int = dataclasses.field(metadata=_STATIC)
+    # Of the text tower that the vectors belong to; "" if nothing needs them.
+    text_id: str = dataclasses.field(metadata=_STATIC)
+    # Ids of `distill.teacher` and `distill.dense_teacher`; "" of one that nothing needs.
+    teacher_ids: tuple[str, str] = dataclasses.field(metadata=_STATIC)
+    # From `arrays` and a batch.
+    signals: Callable[[PyTree, Batch], Signals] = dataclasses.field(metadata=_STATIC)
+    # From `arrays`, images and boxes (cxcywh).
+    embed_boxes: Callable[[PyTree, Array, Array], Array] | None = dataclasses.field(
+        metadata=_STATIC
+    )
 
 
 class Branch(NamedTuple):

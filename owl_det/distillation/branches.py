@@ -18,7 +18,6 @@ from owl_det.types import Params
 OF_TEACHER = frozenset({"tiles", "regions", "instances", "captions", "embed_boxes"})
 OF_DENSE_TEACHER = frozenset({"dense_regions", "names"})
 NEEDS = OF_TEACHER | OF_DENSE_TEACHER
-PER_EXAMPLE = ("shared_text", "exact")  # scopes of config.optimizer.clip
 
 # By the name of their entry in `config.distill`. Others come in by `config.distill.custom`.
 BRANCHES: dict[str, Branch] = {
@@ -102,7 +101,7 @@ def _check_branch(name: str, branch: Branch, entry: Any, config: Config) -> None
         raise ConfigError(f"config.distill.densevlm: distill.{name} needs its things or stuff")
     if branch.needs_heads and not config.has_heads:
         raise ConfigError(f"config.distill.{name}: needs a detector's heads (task detection)")
-    if branch.couples(entry) and config.optimizer.clip.scope in PER_EXAMPLE:
+    if branch.couples(entry) and config.optimizer.clip.is_per_example:
         raise ConfigError(
             f"config.optimizer.clip.scope: distill.{name} couples the examples of a batch: "
             f"none or global, not {config.optimizer.clip.scope}"

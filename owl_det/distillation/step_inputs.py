@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from owl_det.config import Config
-from owl_det.distillation.branch import BranchInputs
+from owl_det.distillation.branch import BranchInputs, Teachers
 from owl_det.distillation.branches import distill_losses
-from owl_det.distillation.teachers import Teachers
 from owl_det.modeling.build import BRANCHES, call, make_detector, model_params
 from owl_det.scoring import unit_length
 from owl_det.types import Batch, Features, Params

@@ -5,8 +5,6 @@ goes wherever its vectors go. Teachers run once for a whole batch, outside the g
 with predicted boxes runs one inside the loss, where those boxes are made.
 """
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +13,14 @@ import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32, PyTree
+from jaxtyping import Array, PyTree
 
 from data_pipelines import teacher_cache
 from owl_det import sharding
 from owl_det.checkpoints.identity import parameter_hash
 from owl_det.config import Config
 from owl_det.distillation import branches, crops
-from owl_det.distillation.branch import Signals
+from owl_det.distillation.branch import Signals, Teachers
 from owl_det.distillation.branches import OF_DENSE_TEACHER, OF_TEACHER
 from owl_det.distillation.select import take_rows
 from owl_det.distillation.teacher import (
@@ -38,29 +36,6 @@ from owl_det.distillation.teacher import (
 from owl_det.errors import ConfigError, DataError
 from owl_det.scoring import unit_length
 from owl_det.types import Batch, LoadedModel, Params
-
-_STATIC = {"static": True}  # part of a program, not an argument of it
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Teachers:
-    """The frozen models as the step uses them."""
-
-    arrays: PyTree  # parameters and text tables: an argument of the compiled step
-    name_tokens: Int32[np.ndarray, "c l"] | None  # the names, for the student's text tower
-    # Of image and text vectors; 0 if nothing needs them.
-    teacher_dim: int = dataclasses.field(metadata=_STATIC)
-    # Of the text tower that the vectors belong to; "" if nothing needs them.
-    text_id: str = dataclasses.field(metadata=_STATIC)
-    # Ids of `distill.teacher` and `distill.dense_teacher`; "" of one that nothing needs.
-    teacher_ids: tuple[str, str] = dataclasses.field(metadata=_STATIC)
-    # From `arrays` and a batch.
-    signals: Callable[[PyTree, Batch], Signals] = dataclasses.field(metadata=_STATIC)
-    # From `arrays`, images and boxes (cxcywh).
-    embed_boxes: Callable[[PyTree, Array, Array], Array] | None = dataclasses.field(
-        metadata=_STATIC
-    )
 
 
 def check_same_text(teachers: Teachers, params: Params | None, config: Config) -> None:

@@ -131,8 +131,8 @@ def _aligned(rows: list[Sequence[str]]) -> list[str]:
 
 
 def _arithmetic(config: Config, mesh: Mesh, with_compile: bool) -> Iterator[str]:
-    num_shards = sharding.num_data_shards(mesh)
-    texts = flops.texts_per_image(config, num_shards)
+    num_data_shards = sharding.num_data_shards(mesh)
+    texts = flops.texts_per_image(config, num_data_shards)
     parts = flops.forward_flops(config, texts)
     step = flops.flops_per_image(config, texts) * config.batch_size
     yield (
@@ -145,7 +145,7 @@ def _arithmetic(config: Config, mesh: Mesh, with_compile: bool) -> Iterator[str]
     if not with_compile:
         yield "  XLA's own count: skipped"
         return
-    counted = flops.xla_flops_per_image(config, num_shards) * config.batch_size
+    counted = flops.xla_flops_per_image(config, num_data_shards) * config.batch_size
     yield f"  XLA's own count: {_scaled(counted)} per step, {counted / step:.3f} of the formula"
 
 
@@ -153,12 +153,15 @@ def _memory(
     config: Config, mesh: Mesh, state: TrainState, memory_gib: float, with_compile: bool
 ) -> Iterator[str]:
     placed = sharding.state_shardings(state, state.params, mesh)
-    num_shards = sharding.num_data_shards(mesh)
-    batch = step_shapes.batch_shapes(config, num_shards)
+    num_data_shards = sharding.num_data_shards(mesh)
+    batch = step_shapes.batch_shapes(config, num_data_shards)
     rows = [
         ("parameters", _tree_bytes(state.params, placed.params)),
         ("optimizer", _tree_bytes(state.opt_state, placed.opt_state)),
-        ("batch", sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) // num_shards),
+        (
+            "batch",
+            sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(batch)) // num_data_shards,
+        ),
     ]
     temporaries = _working_copies(config, state.params, placed.params, mesh)
     total = sum(size for _, size in rows + temporaries)

@@ -75,20 +75,20 @@ def _tower_flops(n: int, tower: VitConfig | TextTowerConfig) -> int:
     return tower.num_layers * (8 * n * d * d + 4 * n * d * f + 4 * n * n * d)
 
 
-def texts_per_image(config: Config, num_shards: int = 1) -> float:
+def texts_per_image(config: Config, num_data_shards: int = 1) -> float:
     """Texts that a step encodes over its images: rows of the query tables, or captions."""
     if config.task == "contrastive":
         return float(max(config.data.augment.mosaic_sizes) ** 2)  # each tile has its caption
-    return batch_spec.num_table_rows(config, num_shards) / config.batch_size
+    return batch_spec.num_table_rows(config, num_data_shards) / config.batch_size
 
 
-def xla_flops_per_image(config: Config, num_shards: int = 1) -> float:
+def xla_flops_per_image(config: Config, num_data_shards: int = 1) -> float:
     """What XLA counts for one image of a training step.
 
     Counted before XLA's own passes, because those hand matrix products to libraries of the backend
     whose work XLA does not count. Elementwise work and the optimiser are in this count.
     """
-    counted = countable(config, num_shards)
+    counted = countable(config, num_data_shards)
     return xla_flops(counted) / counted.batch_size
 
 
@@ -99,7 +99,7 @@ def xla_flops(config: Config) -> float:
     return float(cost["flops"])
 
 
-def countable(config: Config, num_shards: int = 1) -> Config:
+def countable(config: Config, num_data_shards: int = 1) -> Config:
     """The same step in a form whose every operation XLA counts, and counts once, on one device.
 
     Layers are unrolled, a step that clips per example gets a single microbatch, nothing is
@@ -111,7 +111,7 @@ def countable(config: Config, num_shards: int = 1) -> Config:
         size = min(size, config.optimizer.clip.microbatch)
     model = config.model
     layers = max(model.vit.num_layers, model.text.num_layers)
-    num_texts = max(1, round(size * texts_per_image(config, num_shards)))
+    num_texts = max(1, round(size * texts_per_image(config, num_data_shards)))
     return dataclasses.replace(
         config,
         batch_size=size,

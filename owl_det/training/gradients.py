@@ -20,13 +20,12 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from owl_det import sharding
 from owl_det.config import ClipConfig
-from owl_det.distillation.branches import PER_EXAMPLE
 from owl_det.errors import ConfigError
 from owl_det.training.objectives import (
     OBJECTIVES,
     Examples,
     StepContext,
-    encode_queries,
+    embed_query_table,
     example_losses,
     gather_queries,
 )
@@ -52,7 +51,7 @@ class Gradients(NamedTuple):
 
 def of_batch(params: Params, rows: Rows, context: StepContext, mesh: Mesh | None) -> Gradients:
     """The gradients as `config.optimizer.clip` says. `context.num_tables` is of the whole batch."""
-    is_per_example = context.config.optimizer.clip.scope in PER_EXAMPLE
+    is_per_example = context.config.optimizer.clip.is_per_example
     return (_per_example if is_per_example else _of_mean)(params, rows, context, mesh)
 
 
@@ -163,7 +162,7 @@ def _exact(params: Params, batch: Batch, context: StepContext) -> _PerExample:
 
     def gradients(params: Params, example: Examples, tokens: Array) -> Any:
         def loss_fn(params: Params) -> tuple[Array, Any]:
-            queries = encode_queries(params, tokens, context)
+            queries = embed_query_table(params, tokens, context)
             return _loss_of_one(params, example, queries, context)
 
         taken, (loss, parts) = jax.grad(loss_fn, has_aux=True)(params)
@@ -176,7 +175,9 @@ def _exact(params: Params, batch: Batch, context: StepContext) -> _PerExample:
 def _shared_text(params: Params, batch: Batch, context: StepContext) -> _PerExample:
     """With respect to the image side and the example's query embeddings."""
     text = {"text": params["text"]}
-    table, text_vjp = jax.vjp(lambda text: encode_queries(text, batch.query_table, context), text)
+    table, text_vjp = jax.vjp(
+        lambda text: embed_query_table(text, batch.query_table, context), text
+    )
 
     def gradients(params: Params, example: Examples, queries: Array) -> Any:
         def loss_fn(params: Params, inputs: dict[str, Array]) -> tuple[Array, Any]:

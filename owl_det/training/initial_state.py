@@ -15,7 +15,7 @@ from owl_det.training import optim, train_step
 from owl_det.types import TrainState
 
 if TYPE_CHECKING:
-    from owl_det.distillation.teachers import Teachers
+    from owl_det.distillation.branch import Teachers
 
 
 def initial_state(

@@ -40,7 +40,7 @@ from owl_det.types import Batch
 
 if TYPE_CHECKING:
     from data_pipelines.teacher_cache import CacheRequest
-    from owl_det.distillation.teachers import Teachers
+    from owl_det.distillation.branch import Teachers
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 

@@ -15,9 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32, Key, Shaped
 from owl_det.assigners.assigner import assign, prediction_targets
 from owl_det.assigners.pairs import Pairs, first_pairs
 from owl_det.config import Config
-from owl_det.distillation import branches, step_inputs
-from owl_det.distillation.branch import BranchInputs
-from owl_det.distillation.teachers import Teachers
+from owl_det.distillation.branch import BranchInputs, Teachers
 from owl_det.losses import contrastive
 from owl_det.losses.total import total_loss
 from owl_det.modeling.build import call, make_detector, model_params
@@ -70,7 +68,7 @@ def split_batch(batch: Batch, key: Key[Array, ""]) -> tuple[Examples, Key[Array,
 
 def batch_losses(params: Params, batch: Batch, examples: Examples, context: StepContext) -> Losses:
     """Detection: queries pass through the text tower, once each, and then images meet them."""
-    table = encode_queries(params, batch.query_table, context)
+    table = embed_query_table(params, batch.query_table, context)
     queries = gather_queries(table, batch.query_index, context.num_tables)
     return example_losses(params, examples, queries, context)
 
@@ -127,7 +125,7 @@ def _instances_for_branches(
     }
 
 
-def encode_queries(
+def embed_query_table(
     params: Params, tokens: Int32[Array, "u l"], context: StepContext
 ) -> Float[Array, "u e"]:
     """Text tower in training mode. Noise depends on the text, not on its place in the table."""
@@ -183,6 +181,8 @@ def _branch_losses(
     context: StepContext,
 ) -> Losses:
     assert examples.branch_inputs is not None and context.teachers is not None
+    from owl_det.distillation import step_inputs
+
     return step_inputs.branch_losses(
         params,
         examples.branch_inputs,
@@ -212,7 +212,7 @@ def contrastive_losses(
         images = tiles.reshape(tokens.shape[0], -1)
     else:
         images = call(detector.embed_image, held, batch.image, examples.key)
-    texts = encode_queries(params, tokens, context)
+    texts = embed_query_table(params, tokens, context)
     logits = call(detector.similarity, held, images, texts)
     is_same_text = (tokens[:, None] == tokens[None]).all(-1)
     is_counted = _is_captioned(batch)
@@ -232,6 +232,14 @@ def _held(params: Params, config: Config) -> Params:
     return optim.hold_frozen(model_params(params), config.optimizer)
 
 
+def _branches_couple_examples(config: Config) -> bool:
+    if not config.distill.active():
+        return False
+    from owl_det.distillation import branches
+
+    return branches.couple_examples(config.distill)
+
+
 class Objective(NamedTuple):
     """What one `config.task` learns."""
 
@@ -244,12 +252,12 @@ OBJECTIVES: dict[str, Objective] = {
     "detection": Objective(
         batch_losses,
         lambda batch: batch.is_example,
-        lambda config: branches.couple_examples(config.distill),
+        _branches_couple_examples,
     ),
     "distill": Objective(
         tower_losses,
         lambda batch: batch.is_example,
-        lambda config: branches.couple_examples(config.distill),
+        _branches_couple_examples,
     ),
     "contrastive": Objective(contrastive_losses, _is_captioned, lambda config: True),
 }

@@ -51,15 +51,15 @@ def check_data(config: Config, data: TrainInput, evaluated: Mapping[str, Source]
         )
 
 
-def check_before_reading(config: Config, num_shards: int) -> None:
+def check_before_reading(config: Config, num_data_shards: int) -> None:
     """Raises `ConfigError` for what only branches, devices and the parameters' names tell."""
     if config.distill.active():
         from owl_det.distillation import branches
 
         branches.check(config)
-    step_shapes.batch_shapes(config, num_shards)
-    if config.optimizer.clip.scope in gradients.PER_EXAMPLE:
-        gradients.microbatch_size(config.optimizer.clip, config.batch_size // num_shards)
+    step_shapes.batch_shapes(config, num_data_shards)
+    if config.optimizer.clip.is_per_example:
+        gradients.microbatch_size(config.optimizer.clip, config.batch_size // num_data_shards)
     params = jax.eval_shape(lambda: build.init_params(config, jax.random.key(0)))
     optim.groups(params, config.optimizer)
 

@@ -13,8 +13,7 @@ from jaxtyping import Array, Key, PyTree
 
 from owl_det import sharding
 from owl_det.config import Config
-from owl_det.distillation import branches, step_inputs
-from owl_det.distillation.teachers import Teachers
+from owl_det.distillation.branch import Teachers
 from owl_det.modeling.build import BRANCHES, init_params
 from owl_det.training import gradients, optim
 from owl_det.training.objectives import OBJECTIVES, context_of, split_batch
@@ -36,8 +35,11 @@ def init_state(config: Config, params: Params | None = None, teacher_dim: int = 
     if params is None:
         params = init_params(config, jax.random.key(config.seed))
     key, width = jax.random.key(config.seed), config.model.embedding_dim
-    added = branches.init(config.distill, key, width, teacher_dim)
-    params = {**params, BRANCHES: added} if added else params
+    if config.distill.active():
+        from owl_det.distillation import branches
+
+        added = branches.init(config.distill, key, width, teacher_dim)
+        params = {**params, BRANCHES: added} if added else params
     optimizer = optim.build(config.optimizer, config.schedule, config.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
@@ -49,11 +51,11 @@ def train_step(
     batch: Batch,
     *,
     config: Config,
-    num_shards: int,
+    num_data_shards: int,
     mesh: Mesh | None = None,
     teachers: Teachers | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One step. `num_shards` is the number of data shards that the batch's tables are cut for.
+    """One step. `num_data_shards` is the number of data shards that the batch's tables are cut for.
 
     `teachers` are the frozen models that the distillation branches of the config ask for.
     """
@@ -63,7 +65,7 @@ def train_step(
         batch,
         key,
         config=config,
-        num_shards=num_shards,
+        num_data_shards=num_data_shards,
         mesh=mesh,
         teachers=teachers,
     )
@@ -91,7 +93,7 @@ def loss_and_gradients(
     key: Key[Array, ""],
     *,
     config: Config,
-    num_shards: int,
+    num_data_shards: int,
     mesh: Mesh | None = None,
     teachers: Teachers | None = None,
 ) -> tuple[Params, Metrics]:
@@ -99,6 +101,8 @@ def loss_and_gradients(
     examples, text_key = split_batch(batch, key)
     read = None
     if teachers is not None:
+        from owl_det.distillation import step_inputs
+
         # Teachers look at the whole batch once, before any gradient is taken.
         inputs = step_inputs.of_batch(batch, teachers)
         if config.distill.shuffle_targets:
@@ -106,7 +110,7 @@ def loss_and_gradients(
         examples = examples._replace(branch_inputs=inputs)
         read = step_inputs.of_step(params, teachers, config)
     is_counted = OBJECTIVES[config.task].is_counted(batch)
-    context = context_of(config, batch, text_key, num_tables=num_shards, teachers=read)
+    context = context_of(config, batch, text_key, num_tables=num_data_shards, teachers=read)
     found = gradients.of_batch(params, gradients.Rows(batch, examples, is_counted), context, mesh)
     metrics = {
         name: jnp.where(is_counted, values, 0.0).sum() / context.count
@@ -123,12 +127,12 @@ def jit_train_step(
     What frozen models hold is an argument of the program, where `teachers` has placed it.
     """
     placement = sharding.state_shardings(state, state.params, mesh)
-    num_shards = sharding.num_data_shards(mesh)
+    num_data_shards = sharding.num_data_shards(mesh)
 
     def step(state: TrainState, batch: Batch, arrays: PyTree) -> tuple[TrainState, Metrics]:
         held = teachers and dataclasses.replace(teachers, arrays=arrays)
         return train_step(
-            state, batch, config=config, num_shards=num_shards, mesh=mesh, teachers=held
+            state, batch, config=config, num_data_shards=num_data_shards, mesh=mesh, teachers=held
         )
 
     compile_step = partial(

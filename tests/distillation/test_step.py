@@ -104,7 +104,7 @@ def test_predicted_boxes_are_cropped_inside_the_loss(scope: str, teacher_folder:
     assert teaching.embed_boxes is not None
     gradients, metrics = jax.eval_shape(
         lambda p, b: train_step.loss_and_gradients(
-            p, b, tiny_distillation.KEY, config=made, num_shards=1, teachers=teaching
+            p, b, tiny_distillation.KEY, config=made, num_data_shards=1, teachers=teaching
         ),
         params,
         tiny.batch(made),
@@ -331,7 +331,7 @@ def test_two_data_shards_take_the_gradients_of_one_device(
     def run(params: Any, batch: Any, teaching: Any, mesh: Any) -> Any:
         return jax.jit(
             lambda p, b, t: train_step.loss_and_gradients(
-                p, b, tiny_distillation.KEY, config=made, num_shards=2, mesh=mesh, teachers=t
+                p, b, tiny_distillation.KEY, config=made, num_data_shards=2, mesh=mesh, teachers=t
             )
         )(params, batch, teaching)
 
@@ -458,7 +458,7 @@ def test_no_gradient_of_a_detectors_loss_reaches_its_teachers(teacher_folder: st
     def of_teacher(arrays: Any) -> Any:
         held = dataclasses.replace(teaching, arrays=arrays)
         _, metrics = train_step.loss_and_gradients(
-            params, batch, tiny_distillation.KEY, config=made, num_shards=1, teachers=held
+            params, batch, tiny_distillation.KEY, config=made, num_data_shards=1, teachers=held
         )
         return metrics["loss"]
 
