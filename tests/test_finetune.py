@@ -24,7 +24,8 @@ from owl_det.errors import CheckpointError, ConfigError
 from owl_det.evaluation import comparison
 from owl_det.inference.predictor import Predictor
 from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS, OwlDetector
+from owl_det.modeling.owl import OwlDetector
+from owl_det.modeling.towers import TOWERS
 from owl_det.training import loop
 from owl_det.types import LoadedModel
 from tests import tiny

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines import image_ops
 from owl_det.inference import ranking
 from owl_det.modeling import build
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.types import TokenEmbeddings
 from tests import tiny
 

@@ -13,7 +13,7 @@ from owl_det.config import Config
 from owl_det.config.resolve import resolve
 from owl_det.distillation.cache_request import cache_request
 from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS
+from owl_det.modeling.towers import TOWERS
 from owl_det.types import Batch, LoadedModel, batch_of
 
 _PARAMS: dict[tuple[str, int], Any] = {}  # by task and model, and the seed

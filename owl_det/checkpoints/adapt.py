@@ -15,7 +15,7 @@ from owl_det.config import Config, ModelConfig
 from owl_det.config.roles import keys_of
 from owl_det.errors import CheckpointError
 from owl_det.modeling import build
-from owl_det.modeling.detector import TOWERS, without_contrastive
+from owl_det.modeling.towers import TOWERS, without_contrastive
 from owl_det.types import LoadedModel, Params
 
 

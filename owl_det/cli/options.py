@@ -104,7 +104,7 @@ def refuse_addresses(arguments: argparse.Namespace) -> None:
                 files.local(part)
 
 
-def share(flag: str) -> Callable[[str], float]:
+def fraction(flag: str) -> Callable[[str], float]:
     """The `type` of an option that takes a number in [0, 1]. Raises `DataError` for another."""
 
     def parse(text: str) -> float:
@@ -168,14 +168,14 @@ def add_image_size(parser: argparse.ArgumentParser) -> None:
 
 def add_filters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threshold", type=share("--threshold"), default=0.1, help="lowest score, in [0, 1]"
+        "--threshold", type=fraction("--threshold"), default=0.1, help="lowest score, in [0, 1]"
     )
     parser.add_argument(
         "--top_k", type=count("--top_k"), default=300, help="query-box pairs per image"
     )
     parser.add_argument(
         "--nms_iou",
-        type=share("--nms_iou"),
+        type=fraction("--nms_iou"),
         metavar="IOU",
         help="drop boxes that overlap a better one of their query more, such as 0.5; default: none",
     )

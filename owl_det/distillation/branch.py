@@ -120,6 +120,8 @@ class Branch(NamedTuple):
     # Of "instances": which of the objects are cropped (boxes, is_instance → indices), how large.
     instances: Callable[[Any, Array, Array], Int[Array, "b k"]] | None = None
     crop_scale: Callable[[Any], float] | None = None
+    # The entry that a cache of the teacher's vectors is made with, where it is another one.
+    cached: Callable[[Any], Any] | None = None
 
     def needed(self, entry: Any) -> tuple[str, ...]:
         """What the branch needs with this entry."""

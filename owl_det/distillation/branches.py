@@ -1,5 +1,6 @@
 """The distillation branches by name, and their weighted sum."""
 
+import dataclasses
 import importlib
 import zlib
 from typing import Any
@@ -63,6 +64,16 @@ def providing(distill: DistillConfig, field: str) -> tuple[Branch, Any] | None:
         if getattr(branch, field) is not None
     ]
     return found[0] if found else None
+
+
+def for_cache(distill: DistillConfig) -> DistillConfig:
+    """The entries that a cache of the teacher's vectors is made with (`Branch.cached`)."""
+    changed = {
+        name: branch.cached(getattr(distill, name))
+        for name, branch in BRANCHES.items()
+        if branch.cached is not None
+    }
+    return dataclasses.replace(distill, **changed)
 
 
 def name_texts(distill: DistillConfig) -> list[str]:

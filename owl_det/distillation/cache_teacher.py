@@ -106,12 +106,9 @@ class _Writer:
         self._arrays = teachers.place(
             self._image, self._dense, config, mesh, with_text="captions" in wanted
         )
-        # Every object, not the first ones alone.
-        every = dataclasses.replace(config.distill.hierkd_instance, max_crops=2**31)
-        distill = dataclasses.replace(config.distill, hierkd_instance=every)
         signals = partial(
             teachers.signals_of,
-            config=dataclasses.replace(config, distill=distill),
+            config=dataclasses.replace(config, distill=branches.for_cache(config.distill)),
             wanted=wanted,
             image=self._image,
             dense=self._dense,

@@ -3,6 +3,7 @@
 Source: Ma et al. 2022 (arXiv 2203.10593, sections 3.2 to 3.4).
 """
 
+import dataclasses
 import math
 from typing import Literal
 
@@ -190,6 +191,8 @@ INSTANCE_BRANCH = Branch(
         boxes, is_instance, entry.max_crops
     ),
     crop_scale=lambda entry: entry.crop_scale,
+    # A cache holds every object, whichever of them a training chooses.
+    cached=lambda entry: dataclasses.replace(entry, max_crops=2**31),
 )
 GLOBAL_BRANCH = Branch(
     loss=_global,

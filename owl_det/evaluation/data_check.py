@@ -99,11 +99,11 @@ def require_files(source: Source, max_images: int = 0) -> None:
 def _needs_boxes(config: Config) -> bool:
     if config.has_heads:
         return True
-    active = config.distill.active()
-    by_regions = {"clipself", "densevlm"} & active.keys()
-    return config.task == "distill" and bool(
-        by_regions and config.distill.regions.kind == "proposals"
-    )
+    if config.task != "distill" or config.distill.regions.kind != "proposals":
+        return False
+    from owl_det.distillation import branches
+
+    return bool(branches.needs(config.distill) & {"regions", "dense_regions"})
 
 
 def _require_boxes(sources: Mapping[str, Source]) -> None:

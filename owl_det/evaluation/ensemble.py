@@ -29,7 +29,7 @@ from owl_det.config import (
 from owl_det.config.roles import keys_of
 from owl_det.errors import CheckpointError, ConfigError, DataError
 from owl_det.modeling.build import detector_of
-from owl_det.modeling.detector import without_contrastive
+from owl_det.modeling.towers import without_contrastive
 from owl_det.types import LoadedModel
 
 BATCH_SIZE = 32  # of evaluation

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Key
 
 from owl_det.config import Config, ModelConfig, PreprocessConfig
-from owl_det.modeling.detector import TOWERS, OwlDetector
 from owl_det.modeling.family import Detector
+from owl_det.modeling.owl import OwlDetector
+from owl_det.modeling.towers import TOWERS
 from owl_det.types import Params
 
 _P = ParamSpec("_P")

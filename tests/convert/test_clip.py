@@ -12,7 +12,7 @@ from owl_det import cli
 from owl_det.checkpoints.load import load_detector, load_model, save_model
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel
 from tests.convert import arrays

@@ -16,7 +16,7 @@ from owl_det.checkpoints.load import load_model, save_model
 from owl_det.convert import formats, scenic
 from owl_det.evaluation import ensemble
 from owl_det.inference.predictor import Predictor
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.modeling.vit import ImageTower
 from owl_det.types import LoadedModel
 from tests import tiny

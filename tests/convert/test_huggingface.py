@@ -18,7 +18,7 @@ from owl_det.checkpoints.load import load_model
 from owl_det.config import PreprocessConfig
 from owl_det.convert import formats, huggingface, huggingface_parameters, rules
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.types import LoadedModel
 from tests import tiny
 

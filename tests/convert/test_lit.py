@@ -10,7 +10,7 @@ import pytest
 
 from owl_det.convert import lit
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from tests.convert import arrays
 
 Tensors = dict[str, np.ndarray]

@@ -14,7 +14,7 @@ from flax import serialization
 from owl_det.checkpoints.load import load_model
 from owl_det.convert import formats, scenic
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 
 WIDTH, TEXT_WIDTH, HEADS, TEXT_HEADS, LAYERS, SIDE, PATCH = 32, 16, 4, 2, 2, 4, 8
 TOKENS = np.array([[49406, 320, 2368, 49407, 0, 0], [49406, 1929, 49407, 0, 0, 0]], np.int32)

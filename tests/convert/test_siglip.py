@@ -9,7 +9,7 @@ import pytest
 
 from owl_det.convert import siglip
 from owl_det.errors import CheckpointError
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.types import LoadedModel
 from tests.convert import arrays
 

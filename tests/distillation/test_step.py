@@ -26,7 +26,7 @@ from owl_det.distillation.branch import BranchInputs
 from owl_det.errors import CheckpointError, ConfigError
 from owl_det.inference import ranking
 from owl_det.modeling import build
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.training import loop, objectives, train_step
 from owl_det.types import FeatureLevel, Features, Targets
 from tests import tiny, tiny_distillation

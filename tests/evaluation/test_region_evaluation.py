@@ -193,7 +193,7 @@ def test_every_kind_of_model_has_functions(model: LoadedModel) -> None:
 
 
 def test_dense_and_whole_are_those_of_the_detector(model: LoadedModel) -> None:
-    from owl_det.modeling.detector import OwlDetector
+    from owl_det.modeling.owl import OwlDetector
 
     detector = OwlDetector(model.config, model.preprocess)
     image = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3)), jnp.uint8)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from owl_det.config import SelectionConfig
-from owl_det.modeling.detector import OwlDetector
 from owl_det.modeling.heads import MASKED_LOGIT, box_bias
+from owl_det.modeling.owl import OwlDetector
 from owl_det.types import Predictions
 from tests import tiny
 

@@ -10,7 +10,7 @@ import pytest
 
 from owl_det.config import Config
 from owl_det.modeling import build
-from owl_det.modeling.detector import OwlDetector
+from owl_det.modeling.owl import OwlDetector
 from owl_det.modeling.transformer import Transformer
 from tests import tiny
 

@@ -1,4 +1,4 @@
-"""The detector: towers, merged class token, per-token heads.
+"""The OWL detector (OWL-ViT, OWLv2): towers, merged class token, per-token heads.
 
 Three steps that callers combine: `encode_text` (once per distinct query), `encode_image` and
 `predict` (which is cheap, so that new queries need no image tower).
@@ -24,27 +24,11 @@ from owl_det.modeling.token_drop import gather_tokens
 from owl_det.modeling.transformer import Norm
 from owl_det.modeling.vit import ImageTower
 from owl_det.scoring import unit_length
-from owl_det.types import Features, Params, Predictions, TokenEmbeddings
-
-# The parameters of a contrastive model; a checkpoint of kind "towers" has these alone.
-TOWERS = ("image", "text", "logit_scale", "logit_bias")
-# Those of them that only contrastive training uses; a detector may lack them.
-CONTRASTIVE = ("logit_scale", "logit_bias", "image/map_head", "image/visual_projection")
-
-
-def without_contrastive(params: Params) -> tuple[Params, list[str]]:
-    """The parameters without those of `CONTRASTIVE`, and the names of what was there."""
-    kept = {**params, "image": dict(params["image"])}
-    found = []
-    for name in CONTRASTIVE:
-        *parents, leaf = name.split("/")
-        if (kept[parents[0]] if parents else kept).pop(leaf, None) is not None:
-            found.append(name)
-    return kept, found
+from owl_det.types import Features, Predictions, TokenEmbeddings
 
 
 class OwlDetector(nn.Module):
-    """Encoder-only open-vocabulary detector (OWL-ViT, OWLv2).
+    """Encoder-only open-vocabulary detector; the default of the `family.Detector` families.
 
     A class token is merged into every patch token: norm(patch token · class token), as in the
     authors' CLIP models. Towers with attention pooling have none: there the pooling head is left
