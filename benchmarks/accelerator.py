@@ -10,7 +10,7 @@ gradients clipped per example. `--batch_sizes` are tried from the largest: the f
 memory is kept, and what did not fit is said. Without an accelerator it refuses at once, unless
 `--allow_cpu` is given. The exit code is 1 if a setting ran at none of the batch sizes.
 
-MFU = FLOPs of the step by the formula of `owl_det.flops` / seconds of the step / rate of matrix
+MFU = FLOPs of the step (`owl_det.training.flops`) / seconds of the step / rate of matrix
 products. Of the dropped step the formula counts what is left.
 """
 

@@ -14,7 +14,7 @@ the first `--threads` cores that this one may use, and their outputs are compare
 Seconds are of the clock and of the processors (`cpu`); where other work shares the cores only the
 latter compare. `running_bytes` is the most that the process held (resident; on a GPU: in arrays)
 while it ran, models included; `process_bytes` also while it loaded and compiled. What loading and
-compiling have freed goes back to the system before, for every peer (`owl_det.memory`, as in
+compiling have freed goes back to the system before, for every peer (`training.memory`, as in
 training).
 """
 

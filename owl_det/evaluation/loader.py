@@ -21,7 +21,7 @@ from owl_det.errors import DataError
 from owl_det.evaluation import data_check
 
 
-class ImageBatch(NamedTuple):
+class SourceBatch(NamedTuple):
     """One batch; the last may be filled up with black images beyond `indices`."""
 
     indices: range  # of the source, of all processes
@@ -60,7 +60,7 @@ class Loader:
         self.before_batch: Callable[[], None] = lambda: None  # what it raises ends the pass
         data_check.require_files(source, max_images)
 
-    def batches(self, label: str) -> Iterator[ImageBatch]:
+    def batches(self, label: str) -> Iterator[SourceBatch]:
         """Raises `DataError` after the last if more than 1 % of the images cannot be read."""
         self.num_unreadable = 0
         progress = console.progress(
@@ -87,7 +87,7 @@ class Loader:
                 "read, more than 1 %; mend or remove those that the log names"
             )
 
-    def records(self, batch: ImageBatch) -> list[Record | None]:
+    def records(self, batch: SourceBatch) -> list[Record | None]:
         """The labels of a batch's images, in order; None where the image cannot be read.
 
         Images that other processes decoded are read here; one that is gone since counts as
@@ -98,7 +98,7 @@ class Loader:
             for row, index in enumerate(batch.indices)
         ]
 
-    def _batch(self, start: int, pool: ThreadPoolExecutor) -> ImageBatch:
+    def _batch(self, start: int, pool: ThreadPoolExecutor) -> SourceBatch:
         local, side = self.batch_size // jax.process_count(), self.image_size
         first = start + jax.process_index() * local
         indices = range(start, min(start + self.batch_size, self.num_images))
@@ -117,7 +117,7 @@ class Loader:
             jax.make_array_from_process_local_data(placement, x) for x in (pixels, sizes)
         )
         everywhere = np.asarray(multihost_utils.process_allgather(is_readable, tiled=True))
-        return ImageBatch(indices, images, everywhere, sizes_on_mesh, records)
+        return SourceBatch(indices, images, everywhere, sizes_on_mesh, records)
 
     def _read(self, index: int) -> tuple[Record, Example] | None:
         try:
@@ -130,7 +130,7 @@ class Loader:
             return None
         return record, example
 
-    def _record(self, batch: ImageBatch, index: int) -> Record | None:
+    def _record(self, batch: SourceBatch, index: int) -> Record | None:
         if index in batch.own_records:
             return batch.own_records[index]
         try:
