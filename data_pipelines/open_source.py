@@ -103,15 +103,15 @@ def _tfds(entry: TfdsSource, root: Path) -> Source:
 
 
 def _image_text(entry: ImageTextSource, root: Path) -> Source:
-    from data_pipelines.readers import image_text_inputs
+    from data_pipelines.readers import image_text_files
     from data_pipelines.readers.image_text_reader import ImageTextReader
 
     where = root / entry.images
     if entry.captions:
-        shards = image_text_inputs.open_coco_captions(where, root / entry.captions)
+        shards = image_text_files.open_coco_captions(where, root / entry.captions)
     else:
         keys = "the key `images` or `path` of the source"
-        shards = image_text_inputs.open_files(where, keys)
+        shards = image_text_files.open_files(where, keys)
     return ImageTextReader(shards)
 
 

@@ -160,6 +160,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def kept_boxes(
+    entry: Mapping[str, Any], *, min_box_score: float, min_image_score: float
+) -> list[int]:
+    """Indices of a record's boxes that the two thresholds keep."""
+    scores = entry["scores"]
+    if not len(scores) or max(scores) < min_image_score:
+        return []
+    return [i for i, score in enumerate(scores) if score >= min_box_score]
+
+
 def image_suffix(image: bytes) -> str:
     """The suffix of an encoded file, by its first bytes."""
     starts = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"BM": ".bmp"}

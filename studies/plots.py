@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from owl_det.viz.colors import LINES, PLAIN
-from owl_det.viz.plots import save, tidy
+from owl_det.viz.figures import save, tidy
 
 Curve = Mapping[int, Sequence[float]]  # step → a value a seed
 LineStyle = Literal["-", "--"]

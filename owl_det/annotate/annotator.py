@@ -26,7 +26,6 @@ from data_pipelines import image_ops, label_ops, prompts
 from data_pipelines.image_ops import UnreadableImage
 from data_pipelines.pseudo_records import PseudoRecord
 from data_pipelines.readers.image_text_shards import Sample, Unreadable
-from owl_det.annotate import hard_negatives
 from owl_det.annotate.label_spaces import LabelSpace
 from owl_det.inference import best_queries, ranking
 from owl_det.inference.best_queries import BestQueries, Queries, SharedScores
@@ -198,6 +197,8 @@ class Annotator:
         query: Int[np.ndarray, " n"],
     ) -> PseudoRecord:
         """`scores` and `query` are those of each box's best query without the curated factor."""
+        from owl_det.annotate import hard_negatives
+
         names = self.space.curated.names
         best = query[(scores >= self.floor) & (query < len(names))]
         of_names = of_names[: len(names)]

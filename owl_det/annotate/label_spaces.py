@@ -15,10 +15,8 @@ from typing import Any, Literal
 
 from absl import logging
 
-from data_pipelines import name_lists, text_file
 from data_pipelines import names as name_lib
 from data_pipelines.phrases import MAX_NGRAMS, ngrams, noun_phrases
-from data_pipelines.readers.coco import plain_name
 from owl_det import files
 from owl_det.errors import DataError
 from owl_det.optional import installation, is_installed
@@ -91,6 +89,8 @@ def _warn_of_repeated(names: Sequence[str], where: str) -> None:
 
 
 def _file_names(path: Path) -> tuple[str, ...]:
+    from data_pipelines import name_lists, text_file
+
     try:
         if path.stat().st_size > MAX_VOCABULARY_BYTES:
             raise DataError(f"{path}: larger than {MAX_VOCABULARY_BYTES >> 30} GiB; no label list")
@@ -118,8 +118,15 @@ def _json_names(text: str, path: Path) -> tuple[str, ...]:
         if not isinstance(name, str) or not name_lib.plain(name):
             raise DataError(f"{where}: its name is empty or no text: {str(name)[:60]!r}")
         names.append(name)
-    is_lvis = is_coco and all("synset" in entry for entry in entries)
-    return tuple(plain_name(name) if is_lvis else name_lib.plain(name) for name in names)
+    return _plain(names, is_lvis=is_coco and all("synset" in entry for entry in entries))
+
+
+def _plain(names: Iterable[str], *, is_lvis: bool) -> tuple[str, ...]:
+    if not is_lvis:
+        return tuple(map(name_lib.plain, names))
+    from data_pipelines.readers.coco_file import plain_name
+
+    return tuple(map(plain_name, names))
 
 
 def _tfds_names(builder: str) -> tuple[str, ...]:
@@ -142,8 +149,7 @@ def _tfds_names(builder: str) -> tuple[str, ...]:
             f"tfds:{builder}: its classes are labels of whole images, or ids in place of names; "
             "give a text file of names"
         )
-    is_lvis = "neg_category_ids" in features
-    return tuple(plain_name(name) if is_lvis else name_lib.plain(name) for name in names)
+    return _plain(names, is_lvis="neg_category_ids" in features)
 
 
 # --- label spaces --------------------------------------------------------------------------------

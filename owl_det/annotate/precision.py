@@ -74,22 +74,14 @@ def measure(
     for entry in entries:
         if entry["key"] not in truths:
             raise DataError(f"record {entry['key']!r}: no image of the source has this key")
-        kept = kept_boxes(entry, min_box_score=min_box_score, min_image_score=min_image_score)
+        kept = pseudo_records.kept_boxes(
+            entry, min_box_score=min_box_score, min_image_score=min_image_score
+        )
         _count_image(entry, kept, truths[entry["key"]], groups, counts)
     names = [*dict.fromkeys(groups.values()), NO_NAME]
     for kind in _COUNTS:
         counts[ALL, kind] = sum(counts[name, kind] for name in names)
     return {name: _row(name, counts) for name in (*names, ALL)}
-
-
-def kept_boxes(
-    entry: Mapping[str, Any], *, min_box_score: float, min_image_score: float
-) -> list[int]:
-    """Indices of a record's boxes that the two thresholds keep."""
-    scores = entry["scores"]
-    if not len(scores) or max(scores) < min_image_score:
-        return []
-    return [i for i, score in enumerate(scores) if score >= min_box_score]
 
 
 def _count_image(

@@ -15,10 +15,9 @@ from owl_det import files
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import ENDS_EARLY, NO_CAPTION, NOTE
 from owl_det.annotate.label_spaces import CURATED_FACTOR, LabelSpace, escape_markdown
-from owl_det.annotate.precision import kept_boxes
-from owl_det.viz import plots
 from owl_det.viz.detections import draw_best
 from owl_det.viz.pictures import picture_grid, save_png
+from owl_det.viz.score_histogram import plot_score_histogram
 
 NUM_PICTURES = 15
 PICTURE_SIDE = 516  # pixels; larger images are shrunk, so that three fit into a row
@@ -32,7 +31,7 @@ def write(folder: Path, space: LabelSpace, counts: Mapping[str, int]) -> dict[st
     job = pseudo_records.read_json(folder / "job.json")
     content = measure(folder, job, counts)
     content["label_space"] = label_spaces.table(space, _rules(counts))
-    plots.plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
+    plot_score_histogram(folder / "scores.png", content["histogram"], job["min_box_score"])
     pictures = list(_pictures(folder, job))
     if pictures:
         save_png(folder / "pictures.png", picture_grid(pictures, columns=3))
@@ -95,7 +94,7 @@ def measure(folder: Path, job: Mapping[str, Any], counts: Mapping[str, int]) -> 
 
 
 def _kept(entry: Mapping[str, Any], job: Mapping[str, Any]) -> list[int]:
-    return kept_boxes(
+    return pseudo_records.kept_boxes(
         entry, min_box_score=job["min_box_score"], min_image_score=job["min_image_score"]
     )
 

@@ -20,8 +20,8 @@ from matplotlib.transforms import Bbox
 from owl_det import files
 from owl_det.errors import DataError
 from owl_det.viz.colors import GRID, LINES
+from owl_det.viz.figures import save, tidy
 
-MAX_PIXELS = 1600  # of a plot's width
 MAX_NAMES = 120  # of a confusion matrix: more cannot be read
 _MAX_LINES = 12  # of AP50 over the steps
 _MAX_LABEL = 32  # characters
@@ -168,28 +168,6 @@ def _scale_log(axes: Axes, values: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def plot_score_histogram(
-    path: str | os.PathLike[str], counts: Mapping[str, Sequence[int]], threshold: float
-) -> None:
-    """Numbers of boxes by score, one line for each entry; bins are equal parts of [0, 1]."""
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    for index, (name, values) in enumerate(counts.items()):
-        if not any(values):
-            continue
-        edges = np.linspace(0, 1, len(values) + 1)
-        label = f"{_words(name)} ({sum(values):,})"
-        axes.stairs(values, edges, label=label, color=LINES[index % len(LINES)], linewidth=1.5)
-    axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
-    axes.set(xlim=(0, 1), xlabel="score", ylabel="boxes")
-    axes.set_yscale("symlog", linthresh=1)
-    axes.yaxis.set_major_formatter("{x:,g}")
-    axes.set_ylim(0, 1.5 * max(1, *(max(values, default=0) for values in counts.values())))
-    tidy(axes)
-    axes.legend(fontsize=9)
-    save(figure, path)
 
 
 def plot_trade_off(
@@ -353,19 +331,3 @@ def _write_counts(
         # Long counts shrink to stay in their cell.
         size = font * min(1.0, 5 / len(text))
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=size)
-
-
-def tidy(axes: Axes) -> None:
-    """A faint grid below the data, and no frame above and to the right."""
-    axes.grid(color=GRID, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a PNG cut to its content, at most 1,600 pixels wide, once it is complete."""
-    FigureCanvasAgg(figure).draw()
-    box = figure.get_tightbbox()
-    dpi = min(120.0, (MAX_PIXELS - 30) / (box.width + 0.2))
-    with files.atomic(path) as partial:
-        figure.savefig(partial, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1)
