@@ -11,7 +11,6 @@ import string
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import ftfy
 import numpy as np
@@ -20,10 +19,8 @@ from instant_clip_tokenizer import (
 )
 from jaxtyping import Int32
 
-from owl_det import files
 from owl_det.config import TextTowerConfig
 from owl_det.errors import DataError
-from owl_det.optional import installation
 
 START, END, PAD = 49406, 49407, 0  # CLIP
 
@@ -130,8 +127,13 @@ def build(text: TextTowerConfig, file: str | Path = "") -> Tokenizer:
 
 
 def _clip_json(text: TextTowerConfig, file: Path) -> Tokenizer:
-    library = _read_json(text, file)
-    start, end = (_id_of(library, token, file) for token in ("<|startoftext|>", "<|endoftext|>"))
+    from data_pipelines import vocabulary_file
+
+    library = vocabulary_file.read_json(file, text.vocabulary_size)
+    start, end = (
+        vocabulary_file.id_of(library, token, file)
+        for token in ("<|startoftext|>", "<|endoftext|>")
+    )
     if end != max(library.get_vocab().values()):
         # The text tower finds the end of a text by its id.
         raise DataError(f"{file}: <|endoftext|> is not the last id; no CLIP vocabulary")
@@ -146,29 +148,23 @@ def _clip_json(text: TextTowerConfig, file: Path) -> Tokenizer:
 
 def _siglip2(text: TextTowerConfig, file: Path) -> Tokenizer:
     """Gemma's vocabulary over lower-cased text; punctuation stays."""
-    library = _read_json(text, file)
+    from data_pipelines import vocabulary_file
+
+    library = vocabulary_file.read_json(file, text.vocabulary_size)
     return Tokenizer(
         text.num_positions,
         lambda words: library.encode(words.lower(), add_special_tokens=False).ids,
         start=(),
-        end=_id_of(library, "<eos>", file),
-        pad=_id_of(library, "<pad>", file),
+        end=vocabulary_file.id_of(library, "<eos>", file),
+        pad=vocabulary_file.id_of(library, "<pad>", file),
     )
 
 
 def _siglip(text: TextTowerConfig, file: Path) -> Tokenizer:
     """Sentencepiece over canonical text; the end token is the padding too."""
-    try:
-        import sentencepiece  # pyright: ignore[reportMissingImports]  # extra siglip
-    except ModuleNotFoundError:
-        raise _missing("sentencepiece", file) from None
-    try:
-        pieces: Any = sentencepiece.SentencePieceProcessor(model_file=str(files.fetch(file)))
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{file}: no sentencepiece model ({error})") from None
-    _check_size(pieces.vocab_size(), text, file)
-    if pieces.eos_id() < 0:
-        raise DataError(f"{file}: the sentencepiece model has no end token")
+    from data_pipelines import vocabulary_file
+
+    pieces = vocabulary_file.read_sentencepiece(file, text.vocabulary_size)
     return Tokenizer(
         text.num_positions,
         lambda words: pieces.encode(canonicalise(words)),
@@ -176,38 +172,3 @@ def _siglip(text: TextTowerConfig, file: Path) -> Tokenizer:
         end=pieces.eos_id(),
         pad=pieces.eos_id(),
     )
-
-
-def _read_json(text: TextTowerConfig, file: Path) -> Any:
-    try:
-        import tokenizers  # pyright: ignore[reportMissingImports]  # extra siglip
-    except ModuleNotFoundError:
-        raise _missing("tokenizers", file) from None
-    try:
-        library: Any = tokenizers.Tokenizer.from_file(str(files.fetch(file)))
-    except Exception as error:  # the library raises plain Exception for damaged files
-        raise DataError(f"{file}: no tokeniser file ({error})") from None
-    _check_size(library.get_vocab_size(), text, file)
-    library.no_padding()
-    library.no_truncation()
-    library.encode_special_tokens = True  # special tokens in a text are spelt out
-    return library
-
-
-def _id_of(library: Any, token: str, file: Path) -> int:
-    found = library.token_to_id(token)
-    if found is None:
-        raise DataError(f"{file}: the vocabulary has no {token}")
-    return found
-
-
-def _check_size(size: int, text: TextTowerConfig, file: Path) -> None:
-    if size > text.vocabulary_size:
-        raise DataError(
-            f"{file}: {size} entries, but config.model.text.vocabulary_size is "
-            f"{text.vocabulary_size}"
-        )
-
-
-def _missing(package: str, file: Path) -> DataError:
-    return DataError(f"{file}: reading it needs {package}: {installation('siglip')}")

@@ -149,7 +149,6 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     import jax
     from absl import logging
 
-    from owl_det.checkpoints.inherited_model import take_model
     from owl_det.optional import is_installed, leave_accelerators_to_jax
     from owl_det.training import loop
 
@@ -158,21 +157,29 @@ def _train(config: "Config", workdir: str, stop: StopSignal) -> int:
     if is_installed("tensorflow"):
         leave_accelerators_to_jax()
     logging.set_verbosity(logging.INFO if jax.process_index() == 0 else logging.WARNING)
-    return loop.run(take_model(config, workdir), workdir, stop)
+    return loop.run(_with_model(config, workdir), workdir, stop)
+
+
+def _with_model(config: "Config", workdir: str) -> "Config":
+    """`take_model`, imported only where the config asks for it."""
+    if not config.checkpoint.model_from_init:
+        return config
+    from owl_det.checkpoints.inherited_model import take_model
+
+    return take_model(config, workdir)
 
 
 def _dry_run(config: "Config", workdir: str, arguments: argparse.Namespace) -> None:
     """Prints what the run would be; with `--dry_run_devices` for CPU devices that are not there."""
     import jax
 
-    from owl_det.checkpoints.inherited_model import take_model
     from owl_det.training import dry_run
 
     if arguments.dry_run_devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", arguments.dry_run_devices)
     dry_run.run(
-        take_model(config, workdir),
+        _with_model(config, workdir),
         memory_gib=arguments.dry_run_memory_gib,
         with_compile=arguments.dry_run_compile,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipelines import image_ops
-from owl_det.inference import ranking
+from owl_det.inference import query_token, ranking
 from owl_det.modeling import build
 from owl_det.modeling.owl import OwlDetector
 from owl_det.types import TokenEmbeddings
@@ -196,7 +196,7 @@ def test_query_token_is_the_authors_choice() -> None:
     queries = boxes[:, 0] + RNG.normal(0, 0.01, (b, 4)).astype(np.float32)
     queries[0] = (0.9, 0.9, 0.02, 0.02)  # touches no box
     has_box = np.arange(b) != 5
-    choose = partial(ranking.choose_query_token, geometry="pad")
+    choose = partial(query_token.choose_query_token, geometry="pad")
     chosen = np.asarray(jax.jit(choose)(embedded, queries, has_box, np.full((b, 2), 100)))
     for image in range(b):
         wanted = _token_by_hand(_corners(boxes[image]), raw[image], _corners(queries[image]))
@@ -279,7 +279,7 @@ def test_tokens_in_the_padding_are_kept_and_chosen_last() -> None:
     tokens = _tokens(PLACES, LOGITS)
     kept = ranking.keep_tokens(tokens, 4, WIDE, "pad")
     assert np.asarray(kept.objectness_logits)[0].tolist() == [2.0, 1.0, 0.0, 5.0]
-    choose = partial(ranking.choose_query_token, geometry="pad")
+    choose = partial(query_token.choose_query_token, geometry="pad")
     nowhere, has_box = jnp.zeros((1, 4)), jnp.array([False])
     assert int(choose(tokens, nowhere, has_box, WIDE)[0]) == 2
     assert int(choose(tokens, nowhere, has_box, jnp.array([[100, 100]]))[0]) == 0

@@ -21,9 +21,8 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from owl_det import files
-from owl_det.checkpoints import arrays, run_file, same_run, step_folders, tokenizer_file
+from owl_det.checkpoints import arrays, run_file, step_folders, tokenizer_file
 from owl_det.checkpoints.damage import DamagedError
-from owl_det.checkpoints.load import load_model
 from owl_det.config import Config
 from owl_det.errors import CheckpointError
 from owl_det.modeling import build
@@ -124,6 +123,8 @@ class Checkpoints:
             raise CheckpointError(f"{error}; {remedy}") from error
 
     def _restore(self, folder: Path, template: TrainState, current: dict[str, Any]) -> TrainState:
+        from owl_det.checkpoints import same_run
+
         saved = run_file.read(folder)
         same_run.check_same_model(saved, current, folder)
         model = build.model_params(template.params)
@@ -151,6 +152,8 @@ class Checkpoints:
 
     def _explain(self, section: str) -> str:
         """Which keys of a section are not what config.json says; empty = it does not tell."""
+        from owl_det.checkpoints import same_run
+
         try:
             before = json.loads(files.read_text(self._workdir / "config.json"))[section]
         except (OSError, ValueError, KeyError, TypeError):
@@ -191,6 +194,8 @@ def _whole_before(folder: Path) -> int | None:
 
 
 def _is_whole(folder: Path) -> bool:
+    from owl_det.checkpoints.load import load_model
+
     try:
         load_model(folder)
         if (folder / "optimizer").is_dir():

@@ -2,7 +2,7 @@
 
 `configs/*.py` edit a locked `ml_collections.ConfigDict` made from `Config()`; `config.resolve`
 checks the result and turns it into these frozen dataclasses, and everything below `main.py` reads
-only those. Each section checks its own keys beside them; rules between sections are in `resolve`.
+only those. Each section checks its own keys beside them; `between_sections` has the other rules.
 Zero means "off" or "no limit" where a key says so, so that every key has one type on the command
 line.
 """

@@ -1,7 +1,7 @@
 """From what a config file says to a checked `Config`: unknown keys, types, ranges, contradictions.
 
 A typo fails here, before any data is read; every message names the key to change. What a section
-asks of its own keys stands beside them, as its `check`; here are the rules between sections.
+asks of its own keys stands beside them, as its `check`; `between_sections` holds the other rules.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from owl_det import files
-from owl_det.config import Config, ImageTextSource, ModelConfig, PreprocessConfig, SourceConfig
+from owl_det.config import Config, ModelConfig, PreprocessConfig, SourceConfig
 from owl_det.config.checks import Checked, require
 from owl_det.errors import ConfigError, UserError
 
@@ -30,8 +30,11 @@ def resolve(tree: Mapping[str, Any]) -> Config:
     Missing keys take their defaults. Raises `ConfigError`, naming the key, on an unknown key, a
     wrong type, a value out of range, or values that contradict each other.
     """
+    # Imported here: what a checkpoint holds is a section or two, with no rules between them.
+    from owl_det.config.between_sections import check_between_sections
+
     config = section(Config, tree, "config")
-    _check_between_sections(config)
+    check_between_sections(config)
     return config
 
 
@@ -188,100 +191,6 @@ def _check_section(section: Any, where: str) -> None:
                 _check_section(entry, ".".join(filter(None, (where, field.name, name))))
     if isinstance(section, Checked):
         section.check(where)
-
-
-def _check_between_sections(config: Config) -> None:
-    """Rules that concern several sections; each message names the key to change."""
-    require(
-        config.model.image.kind == "vit",
-        "config.model.image.kind: a resnet is a teacher (config.distill.teacher); train a vit",
-    )
-    require(
-        config.model.has_objectness_head or config.selection.instance_top_k == 0,
-        "config.selection.instance_top_k: needs config.model.has_objectness_head",
-    )
-    for name, entry in config.data.train.items():
-        require(
-            not config.has_heads or not isinstance(entry, ImageTextSource),
-            f"config.data.train.{name}: image-text pairs have no boxes, and nobody knows which "
-            "names are absent; owl-det annotate makes pseudo_boxes of them",
-        )
-    if config.task == "contrastive":
-        _check_contrastive(config)
-    if config.task == "distill":
-        _check_tower_distillation(config)
-    if config.distill.active():
-        _check_distillation(config)
-
-
-def _check_contrastive(config: Config) -> None:
-    """What contrastive pretraining asks of the other keys."""
-    require(
-        config.model.contrastive != "none",
-        "config.model.contrastive: contrastive training needs softmax or sigmoid",
-    )
-    require(
-        config.data.with_captions, "config.data.with_captions: contrastive training needs captions"
-    )
-    require(
-        config.data.augment.mosaic_sizes == (1,) or config.model.vit.pooling == "mean",
-        "config.data.augment.mosaic_sizes: only towers that pool by the mean can take the tiles of "
-        f"a mosaic apart; {config.model.vit.pooling} pools whole images, (1,)",
-    )
-    require(
-        config.optimizer.clip.scope in ("none", "global"),
-        "config.optimizer.clip.scope: the contrastive loss couples the examples of a batch: none "
-        f"or global, not {config.optimizer.clip.scope}",
-    )
-    require(
-        config.selection.token_drop_rate == 0 or config.model.vit.pooling == "mean",
-        "config.selection.token_drop_rate: in contrastive training only for towers that pool by "
-        "the mean; set it to 0",
-    )
-    require(
-        config.selection.instance_top_k == 0,
-        "config.selection.instance_top_k: contrastive training has no boxes; set it to 0",
-    )
-
-
-def _check_tower_distillation(config: Config) -> None:
-    """Towers have neither heads nor matching."""
-    require(
-        config.model.contrastive != "none",
-        "config.model.contrastive: distillation of towers needs softmax or sigmoid",
-    )
-    require(
-        bool(config.distill.active()),
-        "config.distill: task distill needs a branch whose weight is not 0",
-    )
-    require(
-        config.optimizer.clip.scope in ("none", "global"),
-        "config.optimizer.clip.scope: distillation of towers clips none or global, not "
-        f"{config.optimizer.clip.scope}",
-    )
-    require(
-        config.selection.instance_top_k == 0,
-        "config.selection.instance_top_k: towers have no objectness; set it to 0",
-    )
-
-
-def _check_distillation(config: Config) -> None:
-    """What any distillation asks of the other sections; a branch's own `check` asks the rest."""
-    distill, augment = config.distill, config.data.augment
-    require(
-        config.task != "contrastive",
-        "config.distill: contrastive training has no branches; set config.task to distill",
-    )
-    require(
-        not distill.shuffle_targets or config.batch_size > 1,
-        "config.distill.shuffle_targets: a batch of one image has no other; raise batch_size",
-    )
-    require(
-        not distill.cache
-        or (augment.crop_probability == 0 and not augment.flip and augment.photometric == 0),
-        "config.data.augment: config.distill.cache knows whole images as they are; set "
-        "crop_probability and photometric to 0 and flip to False",
-    )
 
 
 def check_attention(model: ModelConfig, platform: str) -> None:

@@ -17,7 +17,6 @@ from owl_det.errors import DataError
 from owl_det.inference import (
     detections,
     image_inputs,
-    query_boxes,
     ranges,
     ranking,
     suppression,
@@ -27,13 +26,13 @@ from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings, check
 from owl_det.inference.export_folder import is_export
 from owl_det.inference.image_encoder import ImageBatch, ImageEncoder
 from owl_det.inference.image_inputs import ImageLike, Images
-from owl_det.inference.query_boxes import Box
 from owl_det.inference.query_encoder import QUERY_BUCKET, EncodedQueries, QueryEncoder
 from owl_det.types import LoadedModel
 
 __all__ = ["Detections", "ImageLike", "Predictor", "Proposals"]
 
 Queries: TypeAlias = str | Sequence[str] | QueryEmbeddings
+Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
 SCORES_AT_ONCE = 2**24  # of a search: 64 MiB
 
@@ -68,7 +67,6 @@ class Predictor:
         geometry, dtype = model.preprocess.geometry, jnp.dtype(model.config.dtype)
         rank = partial(ranking.rank, dtype=dtype, geometry=geometry)
         self._rank = jax.jit(rank, static_argnames="top_k")
-        self._choose = jax.jit(ranking.choose_query_token, static_argnames="geometry")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Predictor":
@@ -91,6 +89,12 @@ class Predictor:
         from owl_det.checkpoints import identity
 
         return identity.model_hash(self.model)
+
+    @cached_property
+    def _choose(self) -> Callable[..., jax.Array]:
+        from owl_det.inference.query_token import choose_query_token
+
+        return jax.jit(choose_query_token, static_argnames="geometry")
 
     @cached_property
     def _former_checkpoint(self) -> str:
@@ -199,11 +203,13 @@ class Predictor:
         `boxes` are in pixels of their images; where there is none, the query is the image's most
         prominent object, the token of highest objectness. Images that share a name are one query,
         the mean of their embeddings; without `names` each is its own. How the token of a box is
-        found: `ranking.choose_query_token`.
+        found: `query_token.choose_query_token`.
 
         Raises `DataError` where images, boxes and names do not go together, a box is none in
         pixels of its image, or an image has no box and the model no objectness head.
         """
+        from owl_det.inference import query_boxes
+
         _check(batch_size=batch_size)
         side, pictures = self._images.side(image_size), list(_each_image(images))
         each_box = query_boxes.each(boxes, len(pictures))
@@ -233,6 +239,8 @@ class Predictor:
         self, batch: ImageBatch, boxes: Sequence[Any], images: Sequence[ImageLike]
     ) -> list[Float32[np.ndarray, " e"]]:
         """The class embedding of the token that stands for each image's box."""
+        from owl_det.inference import query_boxes
+
         geometry = self._images.geometry
         padded, has_box = query_boxes.of_batch(boxes, images, batch, geometry)
         sizes, tokens = batch.all_sizes(), self._images.embed(batch)

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence, Set
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -13,8 +13,6 @@ from data_pipelines.image_ops import Geometry
 from owl_det.errors import DataError
 from owl_det.inference.image_encoder import ImageBatch
 from owl_det.inference.image_inputs import ImageLike
-
-Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
 _EXPECTED = "give four numbers x0, y0, x1, y1 in pixels"
 

@@ -16,7 +16,6 @@ from owl_det.assigners.assigner import assign, prediction_targets
 from owl_det.assigners.pairs import Pairs, first_pairs
 from owl_det.config import Config
 from owl_det.distillation.branch import BranchInputs, Teachers
-from owl_det.losses import contrastive
 from owl_det.losses.total import total_loss
 from owl_det.modeling.build import call, make_detector, model_params
 from owl_det.modeling.random_streams import RandomStream, stream_keys
@@ -202,6 +201,8 @@ def contrastive_losses(
     params: Params, batch: Batch, examples: Examples, context: StepContext
 ) -> Losses:
     """Each image, or tile, against the captions of the whole global batch, and the reverse."""
+    from owl_det.losses import contrastive
+
     assert batch.caption_tokens is not None
     config, detector = context.config, make_detector(context.config)
     held = optim.hold_frozen(params, config.optimizer)
