@@ -112,7 +112,9 @@ def _entry(root: Path, name: str, argv: tuple[str, ...], out: Path) -> dict[str,
 def main(argv: list[str] | None = None) -> int:
     parser: argparse.ArgumentParser = command.parser(__doc__)
     parser.add_argument("checkpoint", metavar="DIR", help="a detector's checkpoint or workdir")
-    parser.add_argument("--root", default=".", help="checkout that is measured (default: this one)")
+    parser.add_argument(
+        "--root", default=".", help="checkout that is measured (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     root, checkpoint = Path(arguments.root).resolve(), Path(arguments.checkpoint).resolve()
     return command.exit_code(

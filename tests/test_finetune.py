@@ -379,7 +379,7 @@ def test_tokens_of_a_detector_without_class_token_are_the_towers() -> None:
     features, tokens = jax.jit(
         lambda p: (
             detector.apply({"params": p}, image, method="encode_image").tokens,
-            detector.apply({"params": p}, image, method=lambda m, x: m.image(x)[1]),
+            detector.apply({"params": p}, image, method=lambda m, x: m.image(x)[1].tokens),
         )
     )(siglip.params)
     np.testing.assert_array_equal(features, tokens)

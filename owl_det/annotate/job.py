@@ -7,8 +7,6 @@ never done again, so a job that was killed goes on where it stopped when the sam
 again.
 """
 
-import dataclasses
-import hashlib
 import threading
 import time
 from collections import Counter
@@ -24,14 +22,12 @@ from data_pipelines import phrases, pseudo_records
 from data_pipelines.pseudo_records import ShardWriter
 from data_pipelines.readers import image_text_inputs
 from data_pipelines.readers.image_text_shards import ImageTextShards, Sample, Unreadable
-from owl_det import files
 from owl_det.annotate import label_spaces
 from owl_det.annotate.annotator import Annotator
 from owl_det.checkpoints import identity
 from owl_det.checkpoints.load import load_detector
 from owl_det.config import digest
 from owl_det.errors import DataError
-from owl_det.types import LoadedModel
 
 # What a job.json means that was written before there were these keys.
 _BEFORE = {"hard_negatives": 0, "uses_noun_phrases": False}
@@ -95,9 +91,7 @@ class Job:
         if not file.exists() and pseudo_records.write_new_json(file, ours):
             return
         theirs = {"model": ours["model"], **_BEFORE, **pseudo_records.read_json(file)}
-        recorded, params = theirs.get("checkpoint"), self.annotator.model.params
-        if recorded != ours["checkpoint"] and recorded == identity.former_parameter_hash(params):
-            ours["checkpoint"] = recorded
+        self._accept_former_ids(ours, theirs)
         # The same input may have been named otherwise; its version is that of its content.
         different = [key for key in ours if key != "input" and theirs.get(key) != ours[key]]
         if different:
@@ -106,6 +100,16 @@ class Job:
                 f"{file}: the records there were made with another {key} "
                 f"({_short(theirs.get(key))} there, {_short(ours[key])} now); use a new --output"
             )
+
+    def _accept_former_ids(self, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+        """Ids that version 0.1 gave the same model take the place of ours."""
+        model = self.annotator.model
+        if theirs["model"] == identity.former_settings_hash(model):
+            ours["model"] = theirs["model"]
+        recorded = theirs.get("checkpoint")
+        if recorded not in (None, ours["checkpoint"]):
+            if recorded == identity.former_parameter_hash(model.params):
+                ours["checkpoint"] = recorded
 
     def describe(self) -> dict[str, Any]:
         settings, space = self.settings, self.space
@@ -130,7 +134,7 @@ class Job:
             "hard_negatives": settings.hard_negatives,
             "checkpoint_step": self.annotator.model.step,
             "checkpoint": identity.parameter_hash(self.annotator.model.params),
-            "model": _digest_model(self.annotator.model),
+            "model": identity.settings_hash(self.annotator.model),
         }
 
     def is_complete(self, shard: int) -> bool:
@@ -253,13 +257,6 @@ def _check(settings: Settings) -> None:
     ):
         if value < 0:
             raise DataError(f"--{flag}: {value}, but must not be negative")
-
-
-def _digest_model(model: LoadedModel) -> str:
-    """A hash of the architecture, the preprocessing and the tokeniser."""
-    tokenizer = files.read_bytes(model.tokenizer) if model.tokenizer else b""
-    parts = [dataclasses.asdict(model.config), dataclasses.asdict(model.preprocess)]
-    return digest([*parts, hashlib.sha256(tokenizer).hexdigest()])
 
 
 def _short(value: Any) -> str:

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from owl_det import path_rules
-from owl_det.config import ModelConfig, ResNetConfig
+from owl_det import files, path_rules
+from owl_det.config import ModelConfig, ResNetConfig, digest
 from owl_det.config.roles import keys_of
 from owl_det.types import LoadedModel
 
@@ -39,6 +39,12 @@ def model_hash(model: LoadedModel) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
+def settings_hash(model: LoadedModel) -> str:
+    """Twelve hex digits that change with architecture, preprocessing and the tokeniser's file."""
+    settings = [_without_defaults(x) for x in (model.config, model.preprocess)]
+    return digest([*settings, _tokenizer_hash(model)])
+
+
 def former_parameter_hash(params: PyTree) -> str:
     """The hash of parameters that `owl-det annotate` of version 0.1 wrote into job.json."""
     content = hashlib.sha256()
@@ -49,9 +55,21 @@ def former_parameter_hash(params: PyTree) -> str:
     return content.hexdigest()[:16]
 
 
+def former_settings_hash(model: LoadedModel) -> str:
+    """The hash of a model's settings that `owl-det annotate` of version 0.1 wrote into job.json."""
+    return digest([*_former_settings(model), _tokenizer_hash(model)])
+
+
+def _tokenizer_hash(model: LoadedModel) -> str:
+    content = files.read_bytes(model.tokenizer) if model.tokenizer else b""
+    return hashlib.sha256(content).hexdigest()
+
+
 def former_model_hash(model: LoadedModel) -> str:
     """The hash of a model that embeddings and exports of version 0.1 carry."""
-    content = hashlib.sha256(json.dumps(_former_settings(model), sort_keys=True).encode())
+    config, preprocess = _former_settings(model)
+    kept = {key: value for key, value in config.items() if key not in _SPEED}
+    content = hashlib.sha256(json.dumps([kept, preprocess], sort_keys=True).encode())
     for path, leaf in jax.tree_util.tree_leaves_with_path(model.params):
         values = np.ascontiguousarray(leaf)
         name = jax.tree_util.keystr(path)
@@ -83,8 +101,7 @@ def _is_section(value: Any) -> bool:
 def _former_settings(model: LoadedModel) -> list[dict[str, Any]]:
     """Architecture and preprocessing as version 0.1 wrote them: no family, and no kind of tower."""
     settings = dataclasses.asdict(model.config)
-    for key in (*_SPEED, "family"):
-        del settings[key]
+    del settings["family"]
     # An embedding or export is of a detector, which never has a ResNet; its defaults stood there.
     settings["resnet"] = dataclasses.asdict(ResNetConfig())
     for tower in ("image", "resnet"):
