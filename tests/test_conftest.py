@@ -69,6 +69,7 @@ def test_functions_that_name_arrays_are_those_checked() -> None:
     assert [line.split("(")[0] for line in checked] == ["def named", "def area"]
 
 
+@pytest.mark.slow
 def test_every_test_runs_in_exactly_one_of_three_runs(repository_root: Path) -> None:
     """Default, slow (CI) and nightly; a test that is in none would never be run."""
     code = (
