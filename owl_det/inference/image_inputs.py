@@ -5,12 +5,12 @@ there and what to give.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from data_pipelines import image_ops
@@ -22,6 +22,7 @@ from owl_det.errors import DataError
 # first, of any library whose arrays NumPy can read.
 ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Images: TypeAlias = ImageLike | Iterable[ImageLike]  # one, many, or an array [b, h, w, 3]
+Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
 _EXPECTED = "give a path, bytes, a Pillow image or an array [h, w, 3], or a list of such"
 _CHANNELS = (1, 3, 4)

@@ -25,14 +25,13 @@ from owl_det.inference.detections import Detections, Proposals
 from owl_det.inference.embeddings import ImageEmbeddings, QueryEmbeddings, check_checkpoint
 from owl_det.inference.export_folder import is_export
 from owl_det.inference.image_encoder import ImageBatch, ImageEncoder
-from owl_det.inference.image_inputs import ImageLike, Images
+from owl_det.inference.image_inputs import Box, ImageLike, Images
 from owl_det.inference.query_encoder import QUERY_BUCKET, EncodedQueries, QueryEncoder
 from owl_det.types import LoadedModel
 
 __all__ = ["Detections", "ImageLike", "Predictor", "Proposals"]
 
 Queries: TypeAlias = str | Sequence[str] | QueryEmbeddings
-Box: TypeAlias = Sequence[float] | Float32[np.ndarray, " 4"]  # x0, y0, x1, y1 in pixels
 
 SCORES_AT_ONCE = 2**24  # of a search: 64 MiB
 
