@@ -38,6 +38,8 @@ SOURCE = {"train": {"a": {"kind": "shapes_world"}}}
         ({"data": {"train": {"a": {"kind": "webset"}}}}, "config.data.train.a.kind"),
         ({"data": {"augment": {"mosaic_sizes": [1, 2]}}}, "mosaic_probabilities"),
         ({"model": {"image": {"num_heads": 7}}}, "config.model.image.num_heads"),
+        ({"model": {"image": "vit"}}, "config.model.image: expected a group of keys, got str"),
+        ({"model": {"image": {"kind": "resnet", "pre": 1}}}, "no such key; known of kind resnet:"),
         ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate: expected a finite"),
         ({"num_steps": 0}, "config.num_steps"),
         ({"optimizer": {"clip": {"microbatch": 0}}}, "clip.microbatch: must be positive"),

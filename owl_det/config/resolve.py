@@ -144,14 +144,14 @@ def _name(key: Any, path: str) -> str:
     return key
 
 
-def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
+def _build_dataclass(schema: Any, value: Any, path: str, known: str = "known") -> Any:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{path}: expected a group of keys, got {_describe(value)}")
     hints = typing.get_type_hints(schema)
     for key in value:
         if not isinstance(key, str) or key not in hints:
             near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"; did you mean {path}.{near[0]}?" if near else f"; known: {', '.join(hints)}"
+            hint = f"; did you mean {path}.{near[0]}?" if near else f"; {known}: {', '.join(hints)}"
             raise ConfigError(f"{path}.{key}: no such key{hint}")
     usual = {
         field.name: getattr(field.default_factory, "kind", None)
@@ -167,10 +167,12 @@ def _build_dataclass(schema: Any, value: Any, path: str) -> Any:
 
 def _build_by_kind(schemas: tuple[Any, ...], value: Any, path: str) -> Any:
     by_kind = {schema.kind: schema for schema in schemas}
-    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{path}: expected a group of keys, got {_describe(value)}")
+    kind = value.get("kind")
     if not isinstance(kind, str) or kind not in by_kind:
         raise ConfigError(f"{path}.kind: {kind!r} is not one of {', '.join(by_kind)}")
-    return _build_dataclass(by_kind[kind], value, path)
+    return _build_dataclass(by_kind[kind], value, path, f"known of kind {kind}")
 
 
 def _describe(value: Any) -> str:
