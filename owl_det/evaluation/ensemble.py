@@ -88,7 +88,10 @@ def save(
     if Path(out).exists():
         raise CheckpointError(f"{out}: exists already; name a new folder with --out")
     first, second = (load_model(path) for path in (self_trained, fine_tuned))
-    if first.kind != second.kind or first.is_resnet:
+    for path, model in ((self_trained, first), (fine_tuned, second)):
+        if model.is_resnet:
+            raise CheckpointError(f"{path}: a ResNet is a teacher, no part of an ensemble")
+    if first.kind != second.kind:
         raise CheckpointError(
             f"{self_trained} is of kind {first.kind}, {fine_tuned} of kind {second.kind}: give two "
             "detectors or two pairs of towers"

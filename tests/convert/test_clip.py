@@ -12,6 +12,7 @@ from owl_det import cli
 from owl_det.checkpoints.load import load_detector, load_model, save_model
 from owl_det.convert import clip
 from owl_det.errors import CheckpointError
+from owl_det.evaluation import ensemble
 from owl_det.modeling.owl import OwlDetector
 from owl_det.modeling.resnet import ClipResNet
 from owl_det.types import LoadedModel
@@ -342,3 +343,12 @@ def test_a_resnet_is_no_start_for_a_detector(
     save_model(tmp_path / "rn", resnet[1])
     with pytest.raises(CheckpointError, match="no detection heads"):
         load_detector(tmp_path / "rn")
+
+
+def test_a_resnet_is_no_part_of_an_ensemble(
+    resnet: tuple[Any, LoadedModel], towers: LoadedModel, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "rn", resnet[1])
+    save_model(tmp_path / "towers", towers)
+    with pytest.raises(CheckpointError, match="rn: a ResNet is a teacher, no part"):
+        ensemble.save(tmp_path / "towers", tmp_path / "rn", 0.5, tmp_path / "mixed")
