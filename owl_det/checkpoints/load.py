@@ -40,9 +40,13 @@ def _load(path: str | os.PathLike[str], needs_heads: bool) -> LoadedModel:
     try:
         described = run_file.describe(folder)
         if needs_heads and described.kind != "detector":
+            remedy = (
+                "a ResNet teaches (config.distill.teacher) and never becomes one"
+                if described.is_resnet
+                else "towers become a detector by training with config.checkpoint.init_from"
+            )
             raise CheckpointError(
-                f"{folder}: a checkpoint of kind {described.kind!r} has no detection heads; towers "
-                "become a detector by training with config.checkpoint.init_from"
+                f"{folder}: a checkpoint of kind {described.kind!r} has no detection heads; {remedy}"
             )
         return _with_params(folder, described)
     except DamagedError as error:

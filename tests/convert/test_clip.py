@@ -334,6 +334,8 @@ def test_resnet_travels_as_a_checkpoint(resnet: tuple[Any, LoadedModel], tmp_pat
     save_model(tmp_path / "rn", model)
     loaded = load_model(tmp_path / "rn")
     assert loaded.is_resnet and loaded.config == model.config
+    with pytest.raises(CheckpointError, match="no detection heads; a ResNet teaches"):
+        load_detector(tmp_path / "rn")
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
 
 
