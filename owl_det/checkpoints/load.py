@@ -46,7 +46,8 @@ def _load(path: str | os.PathLike[str], needs_heads: bool) -> LoadedModel:
                 else "towers become a detector by training with config.checkpoint.init_from"
             )
             raise CheckpointError(
-                f"{folder}: a checkpoint of kind {described.kind!r} has no detection heads; {remedy}"
+                f"{folder}: a checkpoint of kind {described.kind!r} has no detection heads; "
+                + remedy
             )
         return _with_params(folder, described)
     except DamagedError as error:
