@@ -28,10 +28,10 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("data_pipelines",),
     ("presets",),
     ("modeling", "sharding"),
+    ("checkpoints",),
+    ("inference",),  # so that neither knows a loss, an assigner or a step
     ("losses",),
     ("assigners",),
-    ("checkpoints",),
-    ("inference",),
     ("distillation",),
     ("viz",),
     ("evaluation",),
