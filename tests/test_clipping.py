@@ -67,7 +67,13 @@ def test_cutting_into_microbatches_changes_nothing(params: Any, batch: Batch, sc
         np.testing.assert_allclose(again[name], value, rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("scope", ["shared_text", pytest.param("exact", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "scope",
+    [
+        pytest.param("shared_text", marks=pytest.mark.slow),
+        pytest.param("exact", marks=pytest.mark.nightly),
+    ],
+)
 def test_fillers_and_copies(params: Any, batch: Batch, scope: str) -> None:
     """Fillers count nowhere; an example that stands twice weighs twice, and is clipped as alone."""
     config = _config(scope)

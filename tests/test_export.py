@@ -75,6 +75,7 @@ def _edit(folder: Path, **changes: Any) -> None:
     file.write_text(json.dumps(metadata | changes))
 
 
+@pytest.mark.slow
 def test_an_export_runs_without_flax_and_gives_the_boxes_of_the_checkpoint(
     saved: Path, exported: Path, tmp_path: Path, repository_root: Path
 ) -> None:

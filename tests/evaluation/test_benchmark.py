@@ -140,6 +140,7 @@ def test_pictures_are_those_of_a_training(tiny_checkpoint, dataset, tmp_path, ca
         assert picture.height > 4 * 386, "seven images, two a row"
 
 
+@pytest.mark.slow
 def test_an_export_is_measured_like_its_checkpoint(tiny_checkpoint, dataset, tmp_path, capsys):
     export(tiny_checkpoint, tmp_path / "export")
     flags = ["--dataset", "coco", "--annotations", str(dataset / "instances.json")]

@@ -183,6 +183,7 @@ def _transformer(**changes: Any) -> Transformer:
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere scores are left to XLA")
+@pytest.mark.slow
 def test_remat_of_long_attention() -> None:
     """Every kind gives the same gradients; "dots" alone does not mix the values twice."""
     x = jax.random.normal(jax.random.key(1), (1, CHUNK + 2, 16))
