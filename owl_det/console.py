@@ -141,9 +141,15 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     std_logging.getLogger("jax._src.xla_bridge").setLevel(std_logging.WARNING)  # "no libtpu.so"
+    std_logging.getLogger("asyncio").addFilter(_is_told_here_alone)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # Python's warnings are for those who write the code
     logging.get_absl_logger().addFilter(_is_of_interest)
+
+
+def _is_told_here_alone(record: std_logging.LogRecord) -> bool:
+    """False for tasks that failed beside another: Orbax raises the first failed write of many."""
+    return not record.getMessage().startswith("Task exception was never retrieved")
 
 
 @contextmanager

@@ -200,3 +200,18 @@ def test_our_warnings_are_plain_and_orbax_is_quiet(tmp_path: Path) -> None:
     with _python(code) as process:
         _, shown = process.communicate()
     assert shown == "tool: warning: 3 of 4 boxes\n"
+
+
+def test_writes_that_fail_beside_another_print_nothing() -> None:
+    """On a full disk many tasks of a checkpoint fail; one error is raised, and told."""
+    code = (
+        "import asyncio, gc\nfrom owl_det import console\nconsole.quiet_libraries()\n"
+        "async def fails():\n    raise ValueError('no space left')\n"
+        "async def writes():\n"
+        "    tasks = [asyncio.ensure_future(fails()) for _ in range(3)]\n"
+        "    await asyncio.sleep(0)\n    del tasks\n    gc.collect()\n"
+        "asyncio.run(writes())\nprint('done')"
+    )
+    with _python(code) as process:
+        printed, shown = process.communicate()
+    assert (printed, shown) == ("done\n", "")
