@@ -38,10 +38,11 @@ def test_every_kind_of_the_config_has_its_assigner() -> None:
 
 def test_hungarian_is_the_cheapest_pairing_by_scipy() -> None:
     predictions, targets = _case()
-    found = np.asarray(assigner.assign(predictions, targets, LossConfig()).instance)
-    cost = np.asarray(cost_matrix(predictions, targets, LossConfig()))[:, :2]
+    assign, cost = (jax.jit(f, static_argnums=2) for f in (assigner.assign, cost_matrix))
+    found = np.asarray(assign(predictions, targets, LossConfig()).instance)
+    costs = np.asarray(cost(predictions, targets, LossConfig()))[:, :2]
     wanted = np.full(K, BACKGROUND)
-    rows, columns = linear_sum_assignment(cost)
+    rows, columns = linear_sum_assignment(costs)
     wanted[rows] = columns
     np.testing.assert_array_equal(found, wanted)
 

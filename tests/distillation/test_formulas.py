@@ -14,6 +14,15 @@ from owl_det.types import Targets
 
 B, R, E, C, N, M, Q = 3, 5, 8, 7, 16, 4, 6
 
+# Compiled as a whole: operation by operation they take many times as long.
+_region_loss, _image_loss = jax.jit(clipself.region_loss), jax.jit(gridclip.image_loss)
+_alignment_loss = jax.jit(densevlm.alignment_loss, static_argnames=("threshold", "contrast"))
+_grid_loss = jax.jit(gridclip.grid_loss, static_argnames=("alpha", "gamma"))
+_instance_loss = jax.jit(hierkd.instance_loss, static_argnums=3)
+_pool_cells = jax.jit(hierkd.pool_cells, static_argnums=(3, 4))
+_caption_scores = jax.jit(hierkd.caption_scores)
+_global_loss = jax.jit(hierkd.global_loss, static_argnums=4)
+
 
 def _normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
@@ -46,7 +55,7 @@ def _reaches(loss: Callable[..., Any], *arrays: np.ndarray) -> list[bool]:
 
 def test_clipself_equals_its_equation() -> None:
     student, teacher = _normal(0, B, R, E), _normal(1, B, R, E)
-    found = clipself.region_loss(*map(jnp.asarray, (student, teacher, IS_REGION)))
+    found = _region_loss(*map(jnp.asarray, (student, teacher, IS_REGION)))
     cosine = (_unit(student) * _unit(teacher)).sum(-1)
     wanted = [np.mean(1 - cosine[i][IS_REGION[i]]) if IS_REGION[i].any() else 0 for i in range(B)]
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
@@ -54,10 +63,10 @@ def test_clipself_equals_its_equation() -> None:
 
 def test_clipself_is_zero_when_student_equals_teacher() -> None:
     teacher = jnp.asarray(_normal(1, B, R, E))
-    loss = clipself.region_loss(3.0 * teacher, teacher, jnp.asarray(IS_REGION))
+    loss = _region_loss(3.0 * teacher, teacher, jnp.asarray(IS_REGION))
     np.testing.assert_allclose(loss, 0, atol=1e-6)
     assert _reaches(
-        lambda s: clipself.region_loss(s, teacher, jnp.asarray(IS_REGION)), _normal(2, B, R, E)
+        lambda s: _region_loss(s, teacher, jnp.asarray(IS_REGION)), _normal(2, B, R, E)
     ) == [True]
 
 
@@ -69,7 +78,7 @@ IS_THING = np.array([1, 1, 1, 1, 0, 0, 0], bool)
 def _densevlm(
     student: Any, teacher: Any, threshold: float = 0.3, contrast: Any = "decoupled"
 ) -> Any:
-    return densevlm.alignment_loss(
+    return _alignment_loss(
         jnp.asarray(student),
         jnp.asarray(teacher),
         jnp.asarray(IS_THING),
@@ -177,7 +186,7 @@ def test_gridclip_grid_equals_a_loop_over_tokens_and_queries() -> None:
         _centres(),
         _targets(),
     )
-    found = gridclip.grid_loss(
+    found = _grid_loss(
         *map(jnp.asarray, (tokens, queries, centres)),
         targets,
         jnp.log(10.0),
@@ -207,11 +216,11 @@ def test_gridclip_grid_equals_a_loop_over_tokens_and_queries() -> None:
 
 def test_gridclip_image_equals_its_equation_and_is_zero_for_equals() -> None:
     adapted, teacher = _normal(9, B, R, E), _normal(10, B, R, E)
-    found = gridclip.image_loss(*map(jnp.asarray, (adapted, teacher, IS_REGION)))
+    found = _image_loss(*map(jnp.asarray, (adapted, teacher, IS_REGION)))
     distance = np.abs(_unit(adapted) - _unit(teacher)).mean(-1)
     wanted = [np.mean(distance[i][IS_REGION[i]]) if IS_REGION[i].any() else 0 for i in range(B)]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    same = gridclip.image_loss(*map(jnp.asarray, (2 * teacher, teacher, IS_REGION)))
+    same = _image_loss(*map(jnp.asarray, (2 * teacher, teacher, IS_REGION)))
     np.testing.assert_allclose(same, 0, atol=1e-6)
 
 
@@ -233,15 +242,15 @@ def test_gridclip_adapter_is_three_layers_whose_output_has_both_signs() -> None:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_hierkd_instances_equal_their_equation(norm: Any) -> None:
     student, teacher = _normal(12, B, R, E), _normal(13, B, R, E)
-    found = hierkd.instance_loss(*map(jnp.asarray, (student, teacher, IS_REGION)), norm)
+    found = _instance_loss(*map(jnp.asarray, (student, teacher, IS_REGION)), norm)
     order = 1 if norm == "l1" else 2
     distance = np.linalg.norm(_unit(student) - _unit(teacher), ord=order, axis=-1)
     wanted = [np.mean(distance[i][IS_REGION[i]]) if IS_REGION[i].any() else 0 for i in range(B)]
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
     mask = jnp.asarray(IS_REGION)
-    same = hierkd.instance_loss(2 * jnp.asarray(teacher), jnp.asarray(teacher), mask, norm)
+    same = _instance_loss(2 * jnp.asarray(teacher), jnp.asarray(teacher), mask, norm)
     np.testing.assert_allclose(same, 0, atol=1e-5)
-    at_minimum = jax.grad(lambda s: hierkd.instance_loss(s, s + 0.0, mask, norm).sum())(
+    at_minimum = jax.grad(lambda s: _instance_loss(s, s + 0.0, mask, norm).sum())(
         jnp.asarray(teacher)
     )
     assert np.isfinite(at_minimum).all()
@@ -252,7 +261,7 @@ def test_hierkd_cells_equal_a_loop(pooling: Any) -> None:
     tokens, centres = _normal(14, B, N, E), _centres()
     kept = np.array([0, 2, 5, 7, 8, 13, 15])  # as after token dropping
     area = np.array([[0.5, 0.5, 1, 1], [0.4, 0.5, 0.8, 1], [0.25, 0.25, 0.5, 0.5]], np.float32)
-    found, has_any = hierkd.pool_cells(
+    found, has_any = _pool_cells(
         *map(jnp.asarray, (tokens[:, kept], centres[:, kept], area)), 3, pooling
     )
     for i in range(B):
@@ -287,18 +296,18 @@ def test_hierkd_scores_and_contrast_equal_their_equations() -> None:
     captions, cells = _unit(_normal(15, B, E)), _unit(_normal(16, B, 9, E))
     is_cell = np.ones((B, 9), bool)
     is_cell[1, 3:] = False
-    scores = hierkd.caption_scores(
+    scores = _caption_scores(
         *(jnp.asarray(x, jnp.float32) for x in (captions, cells)), jnp.asarray(is_cell)
     )
     wanted = _scores_by_hand(captions, cells, is_cell)
     np.testing.assert_allclose(scores, wanted, rtol=1e-4, atol=1e-5)
     same, is_counted = jnp.eye(B, dtype=bool), jnp.ones(B, bool)
-    found = hierkd.global_loss(scores, same, is_counted, jnp.log(10.0), "contrastive")
+    found = _global_loss(scores, same, is_counted, jnp.log(10.0), "contrastive")
     for i in range(B):
         over_captions = -np.log(_softmax(10 * wanted[:, i])[i])
         over_images = -np.log(_softmax(10 * wanted[i])[i])
         np.testing.assert_allclose(found[i], over_captions + over_images, rtol=1e-4)
-    positive = hierkd.global_loss(scores, same, is_counted, jnp.log(10.0), "positive")
+    positive = _global_loss(scores, same, is_counted, jnp.log(10.0), "positive")
     np.testing.assert_allclose(positive, 1 - np.diagonal(wanted), rtol=1e-4)
 
 
@@ -307,14 +316,14 @@ def test_hierkd_contrast_leaves_out_pairs_without_a_caption() -> None:
     is_counted = jnp.array([True, True, False])
 
     def loss(captions: Any, cells: Any) -> Any:
-        scores = hierkd.caption_scores(captions, cells, jnp.ones((B, 9), bool))
-        return hierkd.global_loss(
+        scores = _caption_scores(captions, cells, jnp.ones((B, 9), bool))
+        return _global_loss(
             scores, jnp.eye(B, dtype=bool), is_counted, jnp.log(10.0), "contrastive"
         )
 
     arrays = [jnp.asarray(x, jnp.float32) for x in (captions, cells)]
-    two = hierkd.global_loss(
-        hierkd.caption_scores(arrays[0][:2], arrays[1][:2], jnp.ones((2, 9), bool)),
+    two = _global_loss(
+        _caption_scores(arrays[0][:2], arrays[1][:2], jnp.ones((2, 9), bool)),
         jnp.eye(2, dtype=bool),
         jnp.ones(2, bool),
         jnp.log(10.0),
