@@ -78,8 +78,8 @@ def describe(folder: Path) -> LoadedModel:
     run = read(folder)
     kind, model = run.get("kind", "detector"), run["model"]  # the oldest files have no kind
     if kind == "resnet" and isinstance(model, dict):  # so version 0.1 calls towers with a ResNet
-        kind, tower = "towers", {"kind": "resnet", **model.get("resnet", {})}
-        model = {**model, "image": tower}
+        kind, tower = "towers", model.get("resnet", {})
+        model = {**model, "image": {"kind": "resnet", **tower} if type(tower) is dict else tower}
     if kind not in _KINDS:
         raise CheckpointError(f"{folder}/run: kind {kind!r} is not detector, towers or resnet")
     try:

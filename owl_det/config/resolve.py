@@ -70,11 +70,14 @@ def resolve_model(
     )
 
 
-def without_former_keys(model: Mapping[str, Any]) -> dict[str, Any]:
+def without_former_keys(model: Any) -> Any:
     """The settings of a model in a written file, without the keys that version 0.1 had beside.
 
-    It described a ResNet next to the image tower, of which only a teacher made use.
+    It described a ResNet next to the image tower, of which only a teacher made use. What is not a
+    group of keys stays as it is: the schema refuses it.
     """
+    if not isinstance(model, Mapping):
+        return model
     return {key: value for key, value in model.items() if key != "resnet"}
 
 
