@@ -101,6 +101,7 @@ def test_a_large_limit_is_the_plain_mean(params: Any, batch: Batch) -> None:
     np.testing.assert_allclose(metrics["loss"], wanted["loss"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_no_number_is_not_hidden(params: Any, batch: Batch) -> None:
     broken = {**params, "merge_norm": jax.tree.map(lambda p: p * jnp.nan, params["merge_norm"])}
     gradients, metrics = _take(_config("shared_text"), broken, batch)

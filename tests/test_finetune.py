@@ -240,6 +240,7 @@ def test_a_text_tower_that_pools_at_the_last_position_is_not_cut(tmp_path: Path)
         adapt(siglip, cut)
 
 
+@pytest.mark.slow
 def test_a_detector_with_attention_pooling_learns(tmp_path: Path) -> None:
     """No class token, no merging; every parameter of the detector gets a gradient."""
     siglip = _towers(**SIGLIP)

@@ -24,6 +24,7 @@ def test_it_is_stored_without_outputs(path: Path) -> None:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 def test_it_runs(
     path: Path,
     repository_root: Path,

@@ -119,6 +119,7 @@ def test_vectors_of_another_width_are_refused(teacher_folder: str) -> None:
         teachers.check_same_text(wider, {}, made)
 
 
+@pytest.mark.slow
 def test_a_mean_pooled_teacher_sees_no_padding(tmp_path: Path) -> None:
     """Tokens of a crop's padding are no part of the mean: a loop over the others."""
     loaded = load_model(

@@ -80,7 +80,7 @@ def _gradient(detector: OwlDetector, params: Any) -> Any:
     [
         pytest.param({"scan_unroll": 2}, marks=pytest.mark.nightly),
         {"remat": "full"},
-        {"remat": "dots", "scan_unroll": 5},
+        pytest.param({"remat": "dots", "scan_unroll": 5}, marks=pytest.mark.slow),
     ],
 )
 def test_compilation_switches_change_nothing(params: Any, switches: dict[str, Any]) -> None:
