@@ -158,7 +158,8 @@ class TokenEmbeddings:
 class Assignment:
     """Which instance each prediction stands for, as an assigner of `config.loss` decides."""
 
-    instance: Int[Array, "*b k"]  # index; `BACKGROUND` for none, `IGNORED` = no loss looks at it
+    # Index; `BACKGROUND` for none. `IGNORED`: neither class nor box loss looks at the prediction.
+    instance: Int[Array, "*b k"]
 
 
 @jax.tree_util.register_dataclass
@@ -169,7 +170,7 @@ class PredictionTargets:
     labels: Bool[Array, "*b k q"]  # multi-hot over the real queries; none set = background
     boxes: Float[Array, "*b k 4"]  # cxcywh; of no meaning where `weight` is 0
     weight: Float[Array, "*b k"]  # of the box losses: 1 where the prediction has an instance
-    is_counted: Bool[Array, "*b k"]  # False = no loss looks at it
+    is_counted: Bool[Array, "*b k"]  # False = neither class nor box loss looks at it
 
 
 @jax.tree_util.register_dataclass

@@ -50,10 +50,16 @@ _LONGEST = ("test_train.py", "test_step.py", "test_export.py", "test_clipping.py
 
 # What every supported interpreter runs: seconds each, of all that differs between interpreters.
 _FAST = (
-    *("annotate/test_label_spaces.py", "cli", "data_pipelines", "evaluation/test_coco.py"),
+    *(
+        "assigners",
+        "annotate/test_label_spaces.py",
+        "cli",
+        "data_pipelines",
+        "evaluation/test_coco.py",
+    ),
     *("losses", "modeling/test_detector.py", "studies/test_report.py", "test_boxes.py"),
     *("test_checkpoint.py", "test_config.py", "test_console.py", "test_files.py"),
-    *("test_imports.py", "test_matching.py", "test_optim.py", "test_predictor.py"),
+    *("test_imports.py", "test_optim.py", "test_predictor.py"),
     *("test_train_step.py", "test_viz.py"),
 )
 

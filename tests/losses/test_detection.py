@@ -196,7 +196,7 @@ def test_share_of_matched_tokens_in_the_top() -> None:
     assert detection.matched_share_in_top_k(logits, is_positive, 2) == 0.5
 
 
-def test_ignored_predictions_count_in_no_loss() -> None:
+def test_ignored_predictions_count_in_no_class_or_box_loss() -> None:
     """An assigner may leave a prediction out: it is neither its instance nor background."""
     predictions, targets = _case()
     instance = jnp.asarray([0, IGNORED, BACKGROUND] + [IGNORED] * (K - 3))
