@@ -60,9 +60,8 @@ class TextTowerConfig:
     num_heads: int = architecture(8)
     mlp_width: int = architecture(2048)
     is_causal: bool = architecture(True, is_compared=True)
-    pooling: Literal["end_token", "last"] = architecture(
-        "end_token", is_compared=True
-    )  # last: at the last position, even padding
+    # Last: at the last position, even padding.
+    pooling: Literal["end_token", "last"] = architecture("end_token", is_compared=True)
     projection_bias: bool = architecture(False)
     droplayer_rate: float = training(0.1)
     dropout_rate: float = training(0.0)
@@ -115,31 +114,26 @@ class ModelConfig:
         "gelu_tanh", is_compared=True, part="head"
     )
     norm_epsilon: float = architecture(1e-5, is_compared=True)
-    merge_norm_epsilon: float = architecture(
-        1e-6, is_compared=True, part="head"
-    )  # of the norm after the class token is merged in
+    # Of the norm after the class token is merged in.
+    merge_norm_epsilon: float = architecture(1e-6, is_compared=True, part="head")
     box_bias: Literal["both", "location", "none"] = architecture(
         "both", is_compared=True, part="head"
     )
-    has_objectness_head: bool = architecture(
-        True, part="head"
-    )  # OWL-ViT has none: objectness is 0 for every token
-    class_prior: float = training(
-        0.01
-    )  # initial score of every query, sets the bias of the logit shift
+    # OWL-ViT has none: objectness is 0 for every token.
+    has_objectness_head: bool = architecture(True, part="head")
+    # Initial score of every query, sets the bias of the logit shift.
+    class_prior: float = training(0.01)
     class_initial_scale: float = training(1.0)  # of the cosine, sets the bias of the logit scale
-    dtype: Literal["float32", "bfloat16"] = execution(
-        "float32"
-    )  # of matrix work; parameters stay float32
+    # Of matrix work; parameters stay float32.
+    dtype: Literal["float32", "bfloat16"] = execution("float32")
     # xla: on a CPU a part of the scores at a time; plain: all of them at once; portable: as xla,
     # but chosen where the program runs (exports); cudnn: fused, on NVIDIA GPUs.
     attention: Literal["xla", "cudnn", "plain", "portable"] = execution("xla")
     # What the backward pass computes again per layer: nothing; all of it; all but products with
     # weights (and, where attention goes by chunks, its result): little time for much memory.
     remat: Literal["none", "full", "dots"] = execution("none")
-    scan_unroll: int = execution(
-        1
-    )  # layers unrolled per scan step; more compiles longer, runs faster
+    # Layers unrolled per scan step; more compiles longer, runs faster.
+    scan_unroll: int = execution(1)
 
     @property
     def vit(self) -> VitConfig:
